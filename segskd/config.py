@@ -1,0 +1,167 @@
+"""Recipe: everything that a run depends on. A YAML file and a validated object, one to one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
+
+from segskd.errors import UserError
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "32", "bf16", "fp16"]
+SubsetRule = Literal["random", "balanced"]
+StoreKind = Literal["auto", "memory", "disk", "recompute"]
+MAX_SIDE = 16384
+
+
+def parse_size(value: object) -> Size:
+    """(height, width) from "192x256" or a pair. Raises ValueError for anything else."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+)[xX×](\d+)", value.strip())
+        if not match:
+            raise ValueError(f"'{value}' is no size: write HEIGHTxWIDTH, such as 192x256")
+        value = (int(match[1]), int(match[2]))
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise ValueError(f"{value!r} is no size: write HEIGHTxWIDTH, such as 192x256")
+    height, width = (int(side) for side in value)
+    if not (32 <= height <= MAX_SIDE and 32 <= width <= MAX_SIDE):
+        raise ValueError(f"size {height}x{width} must lie between 32x32 and {MAX_SIDE}x{MAX_SIDE}")
+    return height, width
+
+
+SizeField = Annotated[Size, BeforeValidator(parse_size), PlainSerializer(lambda size: f"{size[0]}x{size[1]}")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DataPart(_Part):
+    """What the run sees."""
+
+    card: str = Field(description="name of a card in datasets/, or the path of one")
+    folder: str | None = Field(default=None, description="where datasets lie; SEGSKD_DATA, else datasets/")
+    size: SizeField = Field(default=(192, 256), description="height and width that images are resized to")
+    views: int | None = Field(default=None, ge=1, le=1000, description="augmentations an image; 4, or what fits")
+
+
+class SubsetPart(_Part):
+    """Which training images."""
+
+    fraction: float | None = Field(default=None, description="share of the training images, (0, 1]")
+    count: int | None = Field(default=None, ge=0, description="number of training images, instead of a fraction")
+    rule: SubsetRule = Field(default="random", description="how they are chosen")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> SubsetPart:
+        if self.fraction is not None and self.count is not None:
+            raise ValueError("give a fraction or a count, not both")
+        return self
+
+
+class OptimisationPart(_Part):
+    """Adam and OneCycle, new in each phase (SKD paper, section 4)."""
+
+    epochs: int | None = Field(default=None, ge=1, description="epochs a stage; chosen by the number of images")
+    batch: int = Field(default=8, ge=1, description="images a step")
+    lr: float = Field(default=5e-3, gt=0, description="peak learning rate of OneCycle")
+    weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty")
+
+
+class StorePart(_Part):
+    """Where the feature store keeps its taps."""
+
+    kind: StoreKind = Field(default="auto", description="memory, disk, or recompute in every step")
+    budget_gib: float | None = Field(default=None, ge=0, description="memory for taps; half of what is free")
+
+
+class Recipe(_Part):
+    """A run's whole cause. With every default filled in it is the run's recipe.yaml."""
+
+    kind: Literal["distill", "teach"] = "distill"
+    data: DataPart
+    subset: SubsetPart = SubsetPart()
+    teacher: str | None = Field(default=None, description="folder, run or hub id of the teacher")
+    student: str = Field(default="unet:resnet10", description="ARCH:ENCODER of the network to train")
+    weights: str | None = Field(default=None, description="pretrained weights of the encoder, such as imagenet")
+    method: str = Field(default="stagewise", description="which list of phases")
+    optimisation: OptimisationPart = OptimisationPart()
+    select: Literal["last", "best"] = Field(default="last", description="which epoch's weights a phase keeps")
+    select_on: Literal["holdout", "val"] = Field(default="holdout", description="what 'best' is measured on")
+    store: StorePart = StorePart()
+    checkpoint_seconds: float = Field(default=30.0, ge=0, description="least time between saves inside a phase")
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    device: Device = "auto"
+    precision: Precision = "auto"
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; all cores")
+
+    @model_validator(mode="after")
+    def _teacher_where_needed(self) -> Recipe:
+        if self.kind == "distill" and not self.teacher and self.method != "supervised":
+            raise ValueError(f"method {self.method} needs a teacher: name a folder, a run or a hub id with --teacher")
+        if self.kind == "teach" and self.teacher:
+            raise ValueError("a teacher is trained without a teacher")
+        return self
+
+
+def make_recipe(content: object) -> Recipe:
+    """A recipe from plain data. Raises UserError that names the field."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"recipe: {first_problem(error)}") from error
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """A recipe from its YAML file. Raises UserError."""
+    return make_recipe(read_yaml(Path(path).expanduser()))
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML; `load_recipe` gives the same object back."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, part by part; None changes nothing."""
+    result = dict(base)
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            result[key] = merged(dict(result.get(key) or {}), value)
+        elif value is not None:
+            result[key] = value
+    return result
+
+
+def read_yaml(path: Path) -> object:
+    """A YAML file's content. Raises UserError when it is not there or is not YAML."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"can't read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """One line from pydantic's report: where, what, and how many more there are."""
+    problems = error.errors()
+    where = ".".join(str(part) for part in problems[0]["loc"])
+    message = re.sub(r"^(Value|Assertion) error, ", "", problems[0]["msg"])
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{where + ': ' if where else ''}{message}{more}"

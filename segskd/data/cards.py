@@ -1,0 +1,196 @@
+"""Cards: one YAML file a dataset, saying where images and masks lie and what the mask values mean."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from segskd.config import first_problem, read_yaml
+from segskd.errors import UserError
+
+CARDS_FOLDER = Path(__file__).resolve().parents[2] / "datasets"
+UNKNOWN = -1
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Channel = Annotated[int, Field(ge=0, le=255)]
+Colour = tuple[Channel, Channel, Channel]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClassEntry(_Strict):
+    """One class: its name and its colour, RGB 0-255; its index is its place in the card's list."""
+
+    name: str
+    color: Colour
+
+
+class Split(_Strict):
+    """Where one split's files lie.
+
+    `images` and `masks` are paths below the card's folder with one `{name}`, which stands for the part
+    that an image and its mask have in common and may contain slashes; a `*` stands for anything within
+    one folder or file name. `names` is a text file whose first column lists the names that belong to the
+    split. `share` keeps the part [from, to) of all names, in an order drawn by hash, for datasets that come
+    without splits.
+    """
+
+    images: str
+    masks: str
+    names: str | None = None
+    share: tuple[float, float] | None = None
+    count: int | None = Field(default=None, ge=1, description="images the split has when it is complete")
+
+    @model_validator(mode="after")
+    def _one_placeholder(self) -> Split:
+        for pattern in (self.images, self.masks):
+            if pattern.count("{name}") != 1:
+                raise ValueError(f"'{pattern}' must contain {{name}} once")
+            if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+                raise ValueError(f"'{pattern}' must lie below the dataset's folder")
+        if self.share is not None and not 0 <= self.share[0] < self.share[1] <= 1:
+            raise ValueError(f"share {list(self.share)} must rise from at least 0 to at most 1")
+        return self
+
+
+class Archive(_Strict):
+    """One file to download: unpacked below the card's folder after its checksum was compared.
+
+    `member` keeps only what lies below that path inside the archive and drops the path itself; `into` is
+    the folder below the card's folder that receives it.
+    """
+
+    url: str
+    md5: str | None = Field(default=None, pattern="^[0-9a-f]{32}$")
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    member: str = ""
+    into: str = ""
+
+    @model_validator(mode="after")
+    def _checksum(self) -> Archive:
+        if not (self.md5 or self.sha256):
+            raise ValueError(f"{self.url} needs an md5 or a sha256")
+        return self
+
+
+class Card(_Strict):
+    """A dataset: its classes, what its mask values mean, and where its files lie.
+
+    A decoded mask holds 0 … C-1 for the C classes in order and `ignore_index` for pixels that count
+    nowhere. Files hold those values themselves unless `values` maps the file's values to them, or
+    `mask_format` is `color` and the file holds the classes' colours.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    title: str
+    folder: str
+    classes: tuple[ClassEntry, ...] = Field(min_length=2, max_length=254)
+    splits: dict[Literal["train", "val", "test"], Split]
+    ignore_index: int = Field(default=255, ge=0, le=255)
+    ignore_colors: tuple[Colour, ...] = ()
+    mask_format: Literal["index", "color"] = "index"
+    values: dict[int, int] | None = None
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    licence: str = ""
+    homepage: str = ""
+    generator: Literal["scenes"] | None = None
+    archives: tuple[Archive, ...] = ()
+    fetch_help: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Card:
+        if "train" not in self.splits:
+            raise ValueError("a card needs a train split")
+        if self.ignore_index < len(self.classes):
+            raise ValueError(f"ignore_index {self.ignore_index} is the index of a class")
+        allowed = {*range(len(self.classes)), self.ignore_index}
+        wrong = sorted(set((self.values or {}).values()) - allowed)
+        if wrong:
+            raise ValueError(f"values map to {wrong}, which are neither classes nor ignore_index")
+        names = [entry.name for entry in self.classes]
+        if len(set(names)) != len(names):
+            raise ValueError("two classes have the same name")
+        colors = [entry.color for entry in self.classes] + list(self.ignore_colors)
+        if self.mask_format == "color" and len(set(colors)) != len(colors):
+            raise ValueError("two classes have the same colour, so colour masks can't be told apart")
+        return self
+
+    @property
+    def class_names(self) -> list[str]:
+        return [entry.name for entry in self.classes]
+
+    @property
+    def palette(self) -> list[Colour]:
+        """RGB of each class, in order."""
+        return [entry.color for entry in self.classes]
+
+    @cached_property
+    def value_table(self) -> npt.NDArray[np.int16]:
+        """Class index for each file value 0-255; entry 256 stands for everything else. (257,)"""
+        table = np.full(257, UNKNOWN, dtype=np.int16)
+        identity = {value: value for value in (*range(len(self.classes)), self.ignore_index)}
+        for value, index in (self.values or identity).items():
+            if 0 <= value <= 255:
+                table[value] = index
+        return table
+
+    @cached_property
+    def colour_table(self) -> npt.NDArray[np.int16]:
+        """Class index for each packed RGB colour. (2^24,)"""
+        table = np.full(1 << 24, UNKNOWN, dtype=np.int16)
+        table[packed_rgb(np.array(self.ignore_colors, dtype=np.intp).reshape(-1, 3))] = self.ignore_index
+        table[packed_rgb(np.array(self.palette))] = range(len(self.classes))
+        return table
+
+    def root(self, data: Path) -> Path:
+        """The dataset's own folder below the folder where datasets lie."""
+        return data / self.folder
+
+    def split(self, name: str) -> Split:
+        if name not in self.splits:
+            raise UserError(f"card '{self.name}' has no split '{name}'; it has {', '.join(self.splits)}")
+        return self.splits[name]
+
+
+def packed_rgb(rgb: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
+    """RGB (..., 3) as one number below 2^24 each."""
+    wide = rgb.astype(np.intp)
+    return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
+
+
+def data_folder(given: str | Path | None) -> Path:
+    """Where datasets lie: what was given, else SEGSKD_DATA, else datasets/ beside the cards."""
+    return Path(given or os.environ.get("SEGSKD_DATA") or CARDS_FOLDER).expanduser().resolve()
+
+
+def card_paths() -> Iterator[Path]:
+    """The cards that come with the project, by name."""
+    return iter(sorted(CARDS_FOLDER.glob("*.yaml")))
+
+
+def load_card(name_or_path: str | Path) -> Card:
+    """A card by its name in datasets/ or by the path of a YAML file.
+
+    Raises UserError when there is none, or when it says something that can't be.
+    """
+    given = str(name_or_path)
+    is_path = given.endswith((".yaml", ".yml")) or os.sep in given
+    path = Path(given).expanduser() if is_path else CARDS_FOLDER / f"{given}.yaml"
+    if not path.is_file():
+        known = ", ".join(p.stem for p in card_paths())
+        raise UserError(f"no card '{given}': name one of {known}, or the path of a card (a YAML file)")
+    try:
+        return Card.model_validate(read_yaml(path))
+    except ValidationError as error:
+        raise UserError(f"card {path}: {first_problem(error)}") from error

@@ -1,0 +1,200 @@
+"""Reads a card's images and masks: files become `uint8` arrays, every mask value checked on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from segskd.data.cards import UNKNOWN, Card, Split, packed_rgb
+from segskd.errors import UserError
+
+Uint8 = npt.NDArray[np.uint8]
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+
+
+class Pair(NamedTuple):
+    """An image and its mask; `name` is what their paths have in common."""
+
+    name: str
+    image: Path
+    mask: Path
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a split's folders hold: complete pairs, and files whose partner is missing. Sorted by name."""
+
+    pairs: list[Pair]
+    images_without_mask: list[Path]
+    masks_without_image: list[Path]
+    listed_but_missing: list[str]
+
+
+def list_split(card: Card, data: Path, split_name: str) -> Listing:
+    """Every image and mask of a split, in the same order on every machine.
+
+    Raises UserError when the dataset's folder is not there or holds no image of this split.
+    """
+    split = card.split(split_name)
+    root = card.root(data)
+    if not root.is_dir():
+        raise UserError(
+            f"no folder {root} for dataset '{card.name}': run 'python -m segskd data fetch {card.name}', "
+            "or say where datasets lie with --data"
+        )
+    images = _matching(root, split.images)
+    masks = _matching(root, split.masks)
+    listed = _listed_names(root, split)
+    if listed is not None:
+        images = {name: path for name, path in images.items() if name in listed}
+        masks = {name: path for name, path in masks.items() if name in listed}
+    if not images:
+        raise UserError(f"split '{split_name}' of '{card.name}' has no images: nothing matches {root / split.images}")
+    both = _share(sorted(images.keys() & masks.keys()), split)
+    return Listing(
+        pairs=[Pair(name, images[name], masks[name]) for name in both],
+        images_without_mask=[images[name] for name in sorted(images.keys() - masks.keys())],
+        masks_without_image=[masks[name] for name in sorted(masks.keys() - images.keys())],
+        listed_but_missing=sorted((listed or set()) - images.keys()),
+    )
+
+
+def list_pairs(card: Card, data: Path, split_name: str) -> list[Pair]:
+    """The pairs of a split, sorted by name; files without a partner are left to `data check`.
+
+    Raises UserError when there is no pair at all.
+    """
+    listing = list_split(card, data, split_name)
+    if not listing.pairs:
+        raise UserError(
+            f"no image of split '{split_name}' of '{card.name}' has a mask: "
+            f"'python -m segskd data check {card.name}' lists the files"
+        )
+    return listing.pairs
+
+
+def has_split(card: Card, data: Path, split_name: str) -> bool:
+    """Whether the card names the split and its images are on this disk."""
+    if split_name not in card.splits:
+        return False
+    return bool(_matching(card.root(data), card.split(split_name).images))
+
+
+def hash_order(names: Sequence[str], seed: object) -> list[str]:
+    """`names` in an order drawn from `seed` that is the same on every machine and in every Python."""
+
+    def key(name: str) -> bytes:
+        return hashlib.sha256(f"{seed}/{name}".encode()).digest()
+
+    return sorted(names, key=key)
+
+
+def read_image(path: Path) -> Uint8:
+    """An image as RGB uint8 (H, W, 3). Raises UserError when the file can't be read."""
+    decoded = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if decoded is None:
+        raise UserError(f"can't read image {path}: replace or remove it ('data check' finds all such files)")
+    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+
+
+def read_mask(path: Path, card: Card) -> Uint8:
+    """A mask as uint8 (H, W): 0 … C-1 and the card's ignore index.
+
+    Raises UserError when the file can't be read or holds a value that the card doesn't know.
+    """
+    decoded = decode_mask(path, card)
+    if (decoded == UNKNOWN).any():
+        values = describe_unknown(path, card, decoded)
+        raise UserError(
+            f"mask {path} has {values}, which card '{card.name}' doesn't know: add them to the card or mend the mask"
+        )
+    return decoded.astype(np.uint8)
+
+
+def decode_mask(path: Path, card: Card) -> npt.NDArray[np.int16]:
+    """A mask as int16 (H, W), UNKNOWN where the card has no meaning for the file's value."""
+    raw = _read_raw(path, card)
+    if card.mask_format == "color":
+        return card.colour_table[packed_rgb(raw)]
+    clipped = np.where((raw < 0) | (raw > 255), 256, raw).astype(np.intp)
+    return card.value_table[clipped]
+
+
+def describe_unknown(path: Path, card: Card, decoded: npt.NDArray[np.int16]) -> str:
+    """The file's own values at the pixels that decoded to UNKNOWN, for a message."""
+    raw = _read_raw(path, card)[decoded == UNKNOWN]
+    kinds = np.unique(raw.reshape(len(raw), -1), axis=0)
+    shown = ", ".join("#" + bytes(v.tolist()).hex() if len(v) == 3 else str(v[0]) for v in kinds[:5])
+    more = f" and {len(kinds) - 5} more" if len(kinds) > 5 else ""
+    return f"value{'s' if len(kinds) > 1 else ''} {shown}{more}"
+
+
+def _read_raw(path: Path, card: Card) -> npt.NDArray[Any]:
+    """The file's values: (H, W) for index masks, RGB (H, W, 3) for colour masks."""
+    decoded = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if decoded is None:
+        raise UserError(f"can't read mask {path}: replace or remove it ('data check' finds all such files)")
+    if card.mask_format == "color":
+        if decoded.ndim != 3:
+            raise UserError(f"mask {path} has one channel, but card '{card.name}' says mask_format: color")
+        return cv2.cvtColor(decoded[..., :3], cv2.COLOR_BGR2RGB)
+    if decoded.ndim == 3:
+        return _palette_indices(path, card)
+    return decoded
+
+
+def _palette_indices(path: Path, card: Card) -> npt.NDArray[Any]:
+    """Indices of a palette PNG, which OpenCV would give as colours."""
+    with Image.open(path) as image:
+        if image.mode == "P":
+            return np.asarray(image)
+        channels = np.asarray(image.convert("RGB"))
+    if (channels == channels[..., :1]).all():
+        return channels[..., 0]
+    raise UserError(f"mask {path} holds colours, but card '{card.name}' says mask_format: index")
+
+
+def _matching(root: Path, pattern: str) -> dict[str, Path]:
+    """Files below `root` that fit the pattern, by the part that stands for {name}."""
+    before, after = pattern.split("{name}")
+    regex = re.compile(_regex(before) + "(?P<name>.+?)" + _regex(after) + r"\Z")
+    fixed = Path(before.split("*")[0] + "x").parent
+    found: dict[str, Path] = {}
+    for path in sorted((root / fixed).rglob("*")):
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            continue
+        match = regex.match(path.relative_to(root).as_posix())
+        if match:
+            found.setdefault(match["name"], path)
+    return found
+
+
+def _regex(part: str) -> str:
+    return "[^/]*".join(re.escape(piece) for piece in part.split("*"))
+
+
+def _listed_names(root: Path, split: Split) -> set[str] | None:
+    if split.names is None:
+        return None
+    path = root / split.names
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"can't read the split's list of names {path}: {error.strerror}") from error
+    return {line.split()[0] for line in lines if line.strip() and not line.startswith("#")}
+
+
+def _share(names: list[str], split: Split) -> list[str]:
+    if split.share is None:
+        return names
+    first, last = (round(part * len(names)) for part in split.share)
+    return sorted(hash_order(names, "share")[first:last])

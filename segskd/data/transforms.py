@@ -1,0 +1,111 @@
+"""Views: deterministic augmentations of an image and its mask, ready for the network."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from segskd.config import Size
+from segskd.data.cards import Card
+from segskd.data.dataset import Uint8
+
+SIZE_MULTIPLE = 32
+RESIZE_FILTER = "INTER_AREA when shrinking, INTER_LINEAR when enlarging; masks INTER_NEAREST_EXACT"
+CROP_SCALE = (0.4, 1.0)
+
+
+def padded_size(size: Size) -> Size:
+    """(height, width) rounded up to what every network takes."""
+    height, width = (-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in size)
+    return height, width
+
+
+def unpad(logits: Tensor, size: Size) -> Tensor:
+    """Cuts (N, C, H, W) back to the (height, width) it had before padding."""
+    return logits[..., : size[0], : size[1]]
+
+
+class ViewMaker:
+    """Makes view v of an image: 0 is plain, 1 mirrored, later ones random crops with colour changes.
+
+    Views are resized to `size`, normalised with the card's mean and std, and padded at the bottom and
+    right to a multiple of 32: the image with the mean colour, the mask with the ignore index.
+    """
+
+    def __init__(self, card: Card, size: Size, seed: int = 0) -> None:
+        self.size = size
+        self.padded = padded_size(size)
+        self.seed = seed
+        finish = _finish(card)
+        self._chains = [
+            A.Compose([_resize(size), *finish]),
+            A.Compose([_resize(size), A.HorizontalFlip(p=1.0), *finish]),
+            A.Compose([*_random_changes(size), *finish]),
+        ]
+
+    def __call__(self, image: Uint8, mask: Uint8, name: str, view: int) -> tuple[Tensor, Tensor]:
+        """float32 (3, h, w) and int64 (h, w), at the padded size.
+
+        The same name, view and seed always give the same tensors, on every machine with the same versions.
+        """
+        chain = self._chains[min(view, 2)]
+        chain.set_random_seed(_view_seed(self.seed, name, view))
+        made = chain(image=image, mask=mask)
+        pixels = torch.from_numpy(np.ascontiguousarray(made["image"].transpose(2, 0, 1)))
+        return pixels, torch.from_numpy(made["mask"].astype(np.int64))
+
+    def image_only(self, image: Uint8) -> Tensor:
+        """View 0 of an image that has no mask: float32 (3, h, w)."""
+        blank = np.zeros(image.shape[:2], dtype=np.uint8)
+        return self(image, blank, "", 0)[0]
+
+
+def _resize(size: Size) -> A.Resize:
+    return A.Resize(
+        *size,
+        interpolation=cv2.INTER_LINEAR,
+        mask_interpolation=cv2.INTER_NEAREST_EXACT,
+        area_for_downscale="image",
+    )
+
+
+def _random_changes(size: Size) -> Sequence[A.BasicTransform]:
+    ratio = size[1] / size[0]
+    return [
+        A.RandomResizedCrop(
+            size,
+            scale=CROP_SCALE,
+            ratio=(ratio * 0.9, ratio / 0.9),
+            interpolation=cv2.INTER_LINEAR,
+            mask_interpolation=cv2.INTER_NEAREST_EXACT,
+            area_for_downscale="image",
+        ),
+        A.HorizontalFlip(p=0.5),
+        A.ColorJitter(brightness=(0.7, 1.3), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.02, 0.02), p=0.8),
+    ]
+
+
+def _finish(card: Card) -> list[A.BasicTransform]:
+    return [
+        A.Normalize(mean=card.mean, std=card.std),
+        A.PadIfNeeded(
+            min_height=None,
+            min_width=None,
+            pad_height_divisor=SIZE_MULTIPLE,
+            pad_width_divisor=SIZE_MULTIPLE,
+            position="top_left",
+            border_mode=cv2.BORDER_CONSTANT,
+            fill=0,
+            fill_mask=card.ignore_index,
+        ),
+    ]
+
+
+def _view_seed(seed: int, name: str, view: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{view}/{name}".encode()).digest()[:4], "big")

@@ -1,0 +1,142 @@
+"""Decides before training where the feature store fits, how many views it holds, and whether a step fits at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import psutil
+import torch
+
+from segskd.config import Size, StorePart
+from segskd.distill.methods import Phase
+from segskd.distill.needs import MASK_KEY, Key, Keys, span
+from segskd.distill.store import Kind
+from segskd.errors import UserError
+from segskd.models.stages import IMAGE, StagedNetwork, cut, ghost, set_trained, tap_shapes
+
+GIB = 2**30
+DEFAULT_VIEWS = 4
+ADAM_COPIES = 4
+Shapes = Mapping[str, tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class Holding:
+    """One store to be: its samples a view, and the keys that it holds phase by phase."""
+
+    images: int
+    phases: Sequence[Keys]
+    viewed: bool
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that the store may take."""
+
+    memory: int
+    disk: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was decided, and the bytes that the store takes at its largest."""
+
+    kind: Kind
+    views: int
+    bytes: int
+
+
+class Sizes:
+    """Bytes of one sample's tensors."""
+
+    def __init__(self, student: StagedNetwork, teacher: StagedNetwork | None, size: Size, dtype: torch.dtype) -> None:
+        self._shapes: dict[str, Shapes] = {"student": tap_shapes(student, size)}
+        self._shapes["data"] = {IMAGE: self._shapes["student"][IMAGE]}
+        if teacher is not None:
+            self._shapes["teacher"] = tap_shapes(teacher, size)
+        self._mask = prod(size)
+        self._itemsize = dtype.itemsize
+
+    def of(self, key: Key) -> int:
+        if key == MASK_KEY:
+            return self._mask
+        return prod(self._shapes[key.owner][key.name]) * self._itemsize
+
+    def most(self, holding: Holding, views: int) -> int:
+        """The most bytes held at once: when a store advances, old and new tensors lie side by side."""
+        empty: Keys = frozenset()
+        steps = zip([empty, *holding.phases], holding.phases, strict=False)
+        a_sample = max(sum(self.of(key) for key in before | after) for before, after in steps)
+        return a_sample * holding.images * (views if holding.viewed else 1)
+
+
+def room(part: StorePart, folder: Path) -> Room:
+    """The stated budget, else half of the free memory; and half of the free disk."""
+    memory = psutil.virtual_memory().available / 2 if part.budget_gib is None else part.budget_gib * GIB
+    place = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    return Room(int(memory), shutil.disk_usage(place).free // 2)
+
+
+def choose_views(sizes: Sizes, holdings: Sequence[Holding], available: Room) -> int:
+    """DEFAULT_VIEWS where memory or disk takes them, else 1."""
+    needed = sum(sizes.most(holding, DEFAULT_VIEWS) for holding in holdings)
+    return DEFAULT_VIEWS if needed <= max(available.memory, available.disk) else 1
+
+
+def choose_store(sizes: Sizes, holdings: Sequence[Holding], views: int, part: StorePart, available: Room) -> Choice:
+    """Memory, else memory-mapped disk, else recomputing; or what the recipe asks for."""
+    needed = sum(sizes.most(holding, views) for holding in holdings)
+    if part.kind != "auto":
+        kind: Kind = part.kind
+    elif needed <= available.memory:
+        kind = "memory"
+    else:
+        kind = "disk" if needed <= available.disk else "recompute"
+    return Choice(kind, views, needed)
+
+
+def check_step_fits(
+    student: StagedNetwork, phases: Sequence[Phase], size: Size, batch: int, reserved: int, device: torch.device
+) -> None:
+    """Raises UserError when the largest training step needs more memory than is free beside `reserved` bytes."""
+    needed = reserved + max(step_bytes(student, phase, size, batch) for phase in phases)
+    if needed > (free := _free_bytes(device)):
+        raise UserError(
+            f"--size {size[0]}x{size[1]} with --batch {batch} needs about {needed / GIB:.1f} GiB of memory and "
+            f"{free / GIB:.1f} GiB are free: make --size, --batch or --store-budget smaller"
+        )
+
+
+def step_bytes(student: StagedNetwork, phase: Phase, size: Size, batch: int) -> int:
+    """Bytes that a training step keeps for its backward pass, counted on tensors without storage, in fp32.
+
+    Weights, gradients and Adam's two moments of the trained stages are counted in.
+    """
+    shadow = cut(ghost(student.model))
+    set_trained(shadow, phase.trained)
+    part = span(phase, student)
+    shapes = tap_shapes(student, size)
+    with torch.device("meta"):
+        taps = {name: torch.empty(batch, *shape) for name, shape in shapes.items()}
+    seen: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        seen[tensor.untyped_storage()._cdata] = tensor.numel() * tensor.element_size()
+        keep.append(tensor)
+        return tensor
+
+    keep: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        shadow.run(taps, size, part.first, part.last)
+    weights = sum(p.numel() * p.element_size() for n in phase.trained for p in shadow.stages[n].parameters())
+    return sum(seen.values()) + ADAM_COPIES * weights
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

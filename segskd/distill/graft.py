@@ -1,0 +1,82 @@
+"""Grafts: the student's stages so far and the teacher's remaining ones give a mask, and a score, after every phase."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segskd.data.dataset import Uint8, read_image, read_mask
+from segskd.data.transforms import ViewMaker, unpad
+from segskd.distill.job import Job
+from segskd.distill.methods import Phase
+from segskd.distill.needs import span
+from segskd.distill.store import Batch, FeatureStore
+from segskd.evaluate.metrics import ConfusionMatrix, Score, drop_surplus
+from segskd.evaluate.pictures import colourised, contact_sheet, resized, write_index_png, write_png
+from segskd.models.stages import HEAD, freeze
+from segskd.runs import Run
+
+PREVIEWS = 4
+
+
+class Grafter:
+    """Scores grafts on the validation split and draws the pinned images."""
+
+    def __init__(self, job: Job, run: Run) -> None:
+        self._job = job
+        self._run = run
+        self._networks = job.networks()
+        self._pinned = _evenly(len(job.subset.val), PREVIEWS)
+
+    def score(self, phase: Phase, store: FeatureStore, draw: bool = True) -> Score:
+        """The graft's score on the store's samples, which must hold what `graft_needs` names."""
+        freeze([self._job.student.model])
+        matrix = ConfusionMatrix(self._job.card, self._networks.device)
+        drawn: list[tuple[int, Uint8]] = []
+        for batch in store.batches():
+            classes = drop_surplus(unpad(self.logits(phase, batch), self._job.recipe.data.size), self._job.card).argmax(
+                1
+            )
+            wanted = [i for i in self._pinned if matrix.images <= i < matrix.images + len(classes)] if draw else []
+            drawn += [(i, classes[i - matrix.images].cpu().numpy().astype(np.uint8)) for i in wanted]
+            matrix.update(classes, unpad(batch.mask, self._job.recipe.data.size).long())
+        if draw:
+            self._draw(phase, drawn)
+        return matrix.score()
+
+    @torch.inference_mode()
+    def logits(self, phase: Phase, batch: Batch) -> Tensor:
+        """(N, classes, h, w) at the padded size."""
+        student, teacher = self._job.student, self._job.teacher
+        part = span(phase, student)
+        size = self._networks.size
+        with self._networks.autocast():
+            known = batch.taps("student")
+            last = len(student.names) - 1 if teacher is None else max(student.index(n) for n in phase.trained)
+            known |= student.run(known, size, part.first, last)
+            if HEAD in known or teacher is None:
+                return known[HEAD].float()
+            adapted = {name: self._job.adapters.adapt(name, tap) for name, tap in known.items()}
+            return teacher.run(adapted, size, last + 1)[HEAD].float()
+
+    def _draw(self, phase: Phase, drawn: list[tuple[int, Uint8]]) -> None:
+        card, size = self._job.card, self._job.recipe.data.size
+        view = ViewMaker(card, size)
+        rows = []
+        for number, classes in drawn:
+            pair = self._job.subset.val[number]
+            image = read_image(pair.image)
+            truth = unpad(view(image, read_mask(pair.mask, card), pair.name, 0)[1], size).numpy().astype(np.uint8)
+            rows.append([resized(image, size), colourised(truth, card), colourised(classes, card)])
+            name = Path(pair.name).name
+            self._run.write(f"previews/{phase.name}/{name}.png", write_index_png(classes, card))
+        sheet = contact_sheet(rows, ["image", "truth", f"graft after {phase.name}"])
+        self._run.write(f"previews/{phase.name}.png", write_png(sheet))
+
+
+def _evenly(total: int, wanted: int) -> list[int]:
+    """Up to `wanted` places spread over `total`."""
+    return sorted({round(i * (total - 1) / max(wanted - 1, 1)) for i in range(min(wanted, total))})

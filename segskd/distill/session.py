@@ -1,0 +1,197 @@
+"""A run from its recipe to its result: started, resumed, finished. What the command line and scripts call."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segskd.config import Recipe
+from segskd.data.transforms import RESIZE_FILTER
+from segskd.distill.job import Job, prepare
+from segskd.distill.trainer import Trainer
+from segskd.errors import Stopped, UserError
+from segskd.evaluate.cost import cost, latencies
+from segskd.evaluate.metrics import Score
+from segskd.evaluate.predict import Predictor, evaluate
+from segskd.models.build import describe
+from segskd.models.stages import StagedNetwork
+from segskd.runs import Event, Run
+
+Listener = Callable[[Event], None]
+HELD_OUT = "# held out for choosing"
+PACKAGES = ("segskd", "torch", "torchvision", "segmentation-models-pytorch", "albumentations", "opencv-python-headless")
+
+
+def start(recipe: Recipe, folder: Path, listeners: Sequence[Listener] = (), until: str | None = None) -> dict[str, Any]:
+    """Begins a run in `folder` and works on it to its end, or to the end of stage `until`.
+
+    Returns the run's result, or {"run", "after"} when it paused at `until`. Raises UserError before anything
+    is written when the recipe can't be carried out, Stopped when it was asked to stop.
+    """
+    job = prepare(recipe, folder)
+    _check_until(job, until)
+    run = Run.create(folder, job.recipe)
+    run.listeners += listeners
+    run.write("subset.txt", _subset_text(job).encode())
+    return _work(job, run, until)
+
+
+def resume(run: Run, listeners: Sequence[Listener] = (), until: str | None = None) -> dict[str, Any]:
+    """Goes on with a run where it stopped; a finished run's result comes back at once. See `start`."""
+    result = run.read_json("result.json")
+    if result is not None:
+        return dict(result)
+    job = prepare(run.recipe, run.path, _chosen_names(run))
+    _check_until(job, until)
+    run.listeners += listeners
+    return _work(job, run, until)
+
+
+def _work(job: Job, run: Run, until: str | None) -> dict[str, Any]:
+    with run.working(), _errors_told(run):
+        _tell_start(job, run)
+        teacher = _teacher_score(job, run)
+        trainer = Trainer(job, run)
+        if not trainer.train(until):
+            return {"run": str(run.path), "after": until}
+        return _finish(job, run, trainer, teacher)
+
+
+def _finish(job: Job, run: Run, trainer: Trainer, teacher: Score | None) -> dict[str, Any]:
+    student = _score(job, run, job.student, "student")
+    result = _result(job, run, trainer, student, teacher)
+    run.write_json("result.json", result)
+    run.event("done", miou=student.miou, seconds=result["seconds"])
+    return result
+
+
+def _result(job: Job, run: Run, trainer: Trainer, student: Score, teacher: Score | None) -> dict[str, Any]:
+    phases = trainer.progress.phases
+    networks = [network for network in (job.student, job.teacher) if network]
+    device = torch.device(job.recipe.device)
+    times = latencies([network.model for network in networks], job.size, device)
+    costs = [cost(net.model, job.size, time) for net, time in zip(networks, times, strict=True)]
+    return {
+        "run": str(run.path),
+        "dataset": job.card.name,
+        "split": "val",
+        "size": list(job.recipe.data.size),
+        "resize": RESIZE_FILTER,
+        "method": job.recipe.method if job.recipe.kind == "distill" else "teach",
+        "images": len(job.subset.train),
+        "views": job.recipe.data.views,
+        "chosen_on": _chosen_on(job.recipe),
+        "miou": student.miou,
+        "teacher_miou": teacher.miou if teacher else None,
+        "percent_of_teacher": 100 * student.miou / teacher.miou if teacher else None,
+        "student": {"network": describe(job.student.model), **student.as_dict(), **costs[0]},
+        "teacher": {"network": describe(job.teacher.model), **teacher.as_dict(), **costs[1]}
+        if teacher and job.teacher
+        else None,
+        "seconds": round(sum(phase["seconds"] for phase in phases), 3),
+        "phases": phases,
+        "store": {"kind": job.store.kind, "bytes": job.store.bytes},
+        "device": _device_name(job.recipe),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    }
+
+
+def _teacher_score(job: Job, run: Run) -> Score | None:
+    """The teacher's score on the validation split: measured once a run, kept in teacher.json."""
+    if job.teacher is None:
+        return None
+    kept = run.read_json("teacher.json")
+    if kept is not None:
+        return Score.from_dict(kept)
+    score = _score(job, run, job.teacher, "teacher")
+    run.write_json("teacher.json", score.as_dict())
+    return score
+
+
+def _score(job: Job, run: Run, network: StagedNetwork, who: str) -> Score:
+    """In fp32 on the validation split, as `evaluate` does it."""
+
+    def report(done: int, total: int) -> None:
+        run.tell("evaluating", model=who, done=done, total=total)
+
+    predictor = Predictor(network.model, job.card, job.recipe.data.size, job.recipe.device)
+    score = evaluate(predictor, job.subset.val, report=report)
+    run.event("evaluation", model=who, split="val", **score.as_dict())
+    return score
+
+
+def _chosen_on(recipe: Recipe) -> str:
+    """What the kept epochs were chosen on: nothing, a fifth of the subset, or the reported split itself."""
+    if recipe.select == "last":
+        return "nothing: the last epoch of each phase"
+    return "a fifth of the subset" if recipe.select_on == "holdout" else "val, the split that is reported"
+
+
+def _tell_start(job: Job, run: Run) -> None:
+    asked, images = job.recipe.optimisation.batch, len(job.subset.train)
+    if images < asked:
+        run.event("warning", message=f"{images} images are fewer than a batch of {asked}: the batch is {images}")
+    place = {"memory": "in memory", "disk": "on disk, memory-mapped"}.get(job.store.kind)
+    if place:
+        message = f"feature store: {place}, {job.store.bytes / 2**30:.2f} GiB, {job.recipe.data.views} views"
+        run.event("store", kind_of_store=job.store.kind, message=message)
+    else:
+        message = f"feature store: {job.store.bytes / 2**30:.2f} GiB fit neither memory nor disk; taps are recomputed"
+        run.event("warning", message=message + " in every step, which is slower (see --store-budget)")
+
+
+@contextmanager
+def _errors_told(run: Run) -> Iterator[None]:
+    """Writes what ended the run into its events; memory that runs out becomes a UserError."""
+    try:
+        yield
+    except Stopped:
+        raise
+    except Exception as error:
+        mended = _out_of_memory(error) or error
+        with suppress(UserError, OSError):
+            run.event("error", message=str(mended), error=type(mended).__name__)
+        if mended is error:
+            raise
+        raise mended from error
+
+
+def _out_of_memory(error: Exception) -> UserError | None:
+    text = str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
+        return UserError("memory ran out: take a smaller --batch, --size or --store-budget in a new run")
+    return None
+
+
+def _check_until(job: Job, until: str | None) -> None:
+    names = [phase.name for phase in job.phases]
+    if until is not None and until not in names:
+        raise UserError(f"--until {until}: this run has no such phase; it has {', '.join(names)}")
+
+
+def _subset_text(job: Job) -> str:
+    lines = [pair.name for pair in job.subset.train]
+    if job.subset.holdout:
+        lines += [HELD_OUT, *(pair.name for pair in job.subset.holdout)]
+    return "\n".join(lines) + "\n"
+
+
+def _chosen_names(run: Run) -> tuple[list[str], list[str]]:
+    path = run.path / "subset.txt"
+    try:
+        train, _, held = path.read_text(encoding="utf-8").partition(HELD_OUT)
+    except OSError as error:
+        raise UserError(f"can't read {path}: {error.strerror}; start the run anew under another name") from error
+    return train.split("\n")[:-1], [name for name in held.split("\n") if name]
+
+
+def _device_name(recipe: Recipe) -> str:
+    if recipe.device == "cuda":
+        return f"{torch.cuda.get_device_name()} ({recipe.precision})"
+    return f"{platform.machine()} {recipe.device}, {recipe.threads} threads ({recipe.precision})"

@@ -1,0 +1,178 @@
+"""The feature store: taps of frozen stages, kept for every sample so that no frozen stage runs twice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from segskd.config import Size
+from segskd.data.samples import Samples
+from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key, Keys, tap_key
+from segskd.models.stages import StagedNetwork
+from segskd.runs import writing
+
+CHUNK = 8
+Kind = Literal["memory", "disk", "recompute"]
+Values = Mapping[Key, Tensor]
+
+
+class Batch:
+    """Tensors of some samples by key. No collection, so that Fabric hands it on as it is."""
+
+    def __init__(self, tensors: Values) -> None:
+        self.tensors = dict(tensors)
+
+    def taps(self, owner: Literal["student", "teacher"]) -> dict[str, Tensor]:
+        """One network's taps by stage name, with the image as "image"."""
+        return {key.name: value for key, value in self.tensors.items() if key.owner == owner or key == IMAGE_KEY}
+
+    @property
+    def mask(self) -> Tensor:
+        return self.tensors[MASK_KEY]
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The two networks as a store uses them: in eval mode, without gradients, in the run's precision."""
+
+    student: StagedNetwork
+    teacher: StagedNetwork | None
+    size: Size
+    device: torch.device
+    dtype: torch.dtype
+    autocast: Callable[[], AbstractContextManager[object]]
+
+    def compute(self, known: Values, wanted: Keys) -> dict[Key, Tensor]:
+        """The wanted tensors, running only those stages that lie between them and what is known."""
+        values = dict(known)
+        with torch.no_grad(), self.autocast():
+            for key in sorted(wanted):
+                self._reach(key, values)
+        return {key: values[key] for key in wanted}
+
+    def _reach(self, key: Key, values: dict[Key, Tensor]) -> Tensor:
+        if key in values:
+            return values[key]
+        network = self.student if key.owner == "student" else self.teacher
+        assert network is not None
+        assert key.owner != "data"
+        names = network.sources(network.index(key.name))
+        sources = {name: self._reach(tap_key(key.owner, name), values) for name in names}
+        values[key] = network.stages[key.name](sources[names[0]], sources, self.size)
+        return values[key]
+
+
+class FeatureStore:
+    """What one set of samples holds from phase to phase."""
+
+    def __init__(self, samples: Samples, networks: Networks, kind: Kind, folder: Path) -> None:
+        self.samples = samples
+        self.kind = kind
+        self._networks = networks
+        self._folder = folder
+        self._wanted: Keys = frozenset()
+        self._kept: dict[Key, Tensor] = {}
+
+    def advance(self, wanted: Keys, progress: Callable[[int, int], None] | None = None) -> None:
+        """Holds `wanted` from now on: what is missing is computed once for every sample, the rest is let go.
+
+        The student's stages before the wanted taps must have their final weights.
+        """
+        self._wanted = wanted
+        if self.kind == "recompute":
+            return
+        missing = wanted - self._kept.keys()
+        if missing:
+            self._fill(frozenset(missing), progress)
+        for key in self._kept.keys() - wanted:
+            del self._kept[key]
+            self._file(key).unlink(missing_ok=True)
+
+    def batch(self, numbers: Tensor) -> Batch:
+        """What is held of the samples with these numbers, int64 (N,), on the networks' device."""
+        if self.kind == "recompute":
+            known = self._load(numbers.tolist())
+            return Batch(self._networks.compute(known, self._wanted))
+        return Batch({key: self._handed_out(kept.index_select(0, numbers)) for key, kept in self._kept.items()})
+
+    def batches(self) -> Iterator[Batch]:
+        """All samples in order."""
+        for start in range(0, len(self.samples), CHUNK):
+            yield self.batch(torch.arange(start, min(start + CHUNK, len(self.samples))))
+
+    @property
+    def bytes(self) -> int:
+        """What the held tensors occupy."""
+        return sum(kept.numel() * kept.element_size() for kept in self._kept.values())
+
+    def close(self) -> None:
+        """Lets everything go."""
+        self.advance(frozenset())
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _fill(self, missing: Keys, progress: Callable[[int, int], None] | None) -> None:
+        """Computes `missing` chunk by chunk: always the same chunks, so that a resumed run gets the same bits."""
+        total = len(self.samples)
+        fresh: dict[Key, Tensor] = {}
+        for start in range(0, total, CHUNK):
+            stop = min(start + CHUNK, total)
+            known = {key: self._handed_out(kept[start:stop]) for key, kept in self._kept.items()}
+            if IMAGE_KEY not in known and self._reads_files(missing):
+                known |= self._load(range(start, stop))
+            for key, value in self._networks.compute(known, missing).items():
+                rows = _channels_behind(value)
+                if key not in fresh:
+                    fresh[key] = self._allocate(key, (total, *rows.shape[1:]), rows.dtype)
+                fresh[key][start:stop] = rows
+            if progress:
+                progress(stop, total)
+        self._kept |= fresh
+
+    def _reads_files(self, missing: Keys) -> bool:
+        return not self._kept or any(key.owner == "data" for key in missing)
+
+    def _load(self, numbers: Sequence[int]) -> dict[Key, Tensor]:
+        images, masks = self.samples.load(numbers)
+        device = self._networks.device
+        pixels = images.to(device, self._networks.dtype).to(memory_format=torch.channels_last)
+        return {IMAGE_KEY: pixels, MASK_KEY: masks.to(device)}
+
+    def _handed_out(self, rows: Tensor) -> Tensor:
+        """Rows as they are kept, on the device, (N, c, h, w) in channels-last memory without a copy."""
+        moved = rows.to(self._networks.device, non_blocking=True)
+        return moved.permute(0, 3, 1, 2) if moved.dim() == 4 else moved
+
+    def _allocate(self, key: Key, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if self.kind == "memory":
+            return torch.empty(shape, dtype=dtype)
+        file = self._file(key)
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _reserve(file, prod(shape) * dtype.itemsize)
+        return torch.from_file(str(file), shared=True, size=prod(shape), dtype=dtype).view(shape)
+
+    def _file(self, key: Key) -> Path:
+        return self._folder / f"{key.owner}-{key.name}.bin"
+
+
+def _channels_behind(value: Tensor) -> Tensor:
+    """(N, c, h, w) as (N, h, w, c), the order in which channels-last memory lies."""
+    return value.permute(0, 2, 3, 1) if value.dim() == 4 else value
+
+
+def _reserve(file: Path, size: int) -> None:
+    """A file of `size` bytes with its blocks taken: a full disk shows now, not as a bus error in the middle."""
+    with open(file, "wb") as handle:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle.fileno(), 0, size)
+        else:
+            handle.truncate(size)

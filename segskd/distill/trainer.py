@@ -1,0 +1,323 @@
+"""The one training loop: walks the phases of any method, resumable at every step."""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from segskd.distill.graft import Grafter
+from segskd.distill.job import Job
+from segskd.distill.methods import Phase
+from segskd.distill.phase import PhaseModule, epoch_batches, steps_an_epoch
+from segskd.distill.store import FeatureStore
+from segskd.errors import Stopped, UserError
+from segskd.models.build import digest, save
+from segskd.models.stages import freeze
+from segskd.runs import Run
+
+FABRIC_PRECISION: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+STEP_EVENT_SECONDS = 0.5
+VALIDATIONS = 10
+FORMAT = 1
+
+
+@dataclass
+class Progress:
+    """Where a run stands; plain values, kept in state.pt."""
+
+    phase: int = 0
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    loss: float = math.nan
+    best: float | None = None
+    best_epoch: int | None = None
+    phases: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains a job's student into its run directory."""
+
+    def __init__(self, job: Job, run: Run) -> None:
+        self.job = job
+        self.run = run
+        self.progress = Progress()
+        recipe = job.recipe
+        torch.set_num_threads(recipe.threads or torch.get_num_threads())
+        self.fabric = Fabric(accelerator=recipe.device, devices=1, precision=FABRIC_PRECISION[recipe.precision])
+        self.grafter = Grafter(job, run)
+        self._stores = _Stores(job, run)
+        self._teacher_digest = digest(job.teacher.model) if job.teacher else ""
+        self._inside: dict[str, Any] = {}
+        self._best_weights: dict[str, Tensor] = {}
+        self._saved_at = time.monotonic()
+        self._told_at = 0.0
+        self._asked = False
+
+    def train(self, until: str | None = None) -> bool:
+        """Trains what is left, up to the phase named `until`. True when every phase is done.
+
+        Raises Stopped when asked to stop, after saving; UserError for what the user can mend.
+        """
+        self._restore()
+        with self._signals():
+            while self.progress.phase < len(self.job.phases):
+                phase = self.job.phases[self.progress.phase]
+                self._train_phase(phase)
+                if phase.name == until and self.progress.phase < len(self.job.phases):
+                    self.run.event("paused", after=phase.name)
+                    return False
+        self._stores.close()
+        return True
+
+    # -- one phase ----------------------------------------------------------------------------------
+
+    def _train_phase(self, phase: Phase) -> None:
+        started = time.monotonic() - self.progress.seconds
+        self._tell_phase_start(phase)
+        self._stores.advance(self.progress.phase, self._tell_store)
+        module = PhaseModule(phase, self.job.student, self.job.adapters, self.job.card, self.job.size)
+        module.start_training()
+        loop = _Loop(self, phase, module)
+        loop.restore(self._inside)
+        for epoch in range(self.progress.epoch, phase.epochs):
+            self._train_epoch(loop, epoch, started)
+        self._finish_phase(phase, loop, started)
+
+    def _train_epoch(self, loop: _Loop, epoch: int, started: float) -> None:
+        progress, phase = self.progress, loop.phase
+        for step, numbers in enumerate(self._batches(phase, epoch)):
+            if step < progress.step:
+                continue
+            progress.loss_sum += loop.step(self._stores.train, numbers)
+            progress.step = step + 1
+            progress.seconds = time.monotonic() - started
+            self._tell_step(loop, epoch)
+            self._save_if_due(loop)
+        loss = progress.loss_sum / loop.steps
+        figures = self._validate(loop, epoch)
+        self.run.event("epoch", phase=phase.name, epoch=epoch + 1, epochs=phase.epochs, loss=loss, **figures)
+        progress.epoch, progress.step, progress.loss_sum, progress.loss = epoch + 1, 0, 0.0, loss
+
+    def _batches(self, phase: Phase, epoch: int) -> Iterator[Tensor]:
+        job = self.job
+        images, views = len(job.subset.train), self._stores.train.samples.views
+        return epoch_batches(job.recipe.seed, phase.name, epoch, images, views, job.batch)
+
+    def _validate(self, loop: _Loop, epoch: int) -> dict[str, float]:
+        """Figures of an epoch: what `select best` goes by, and now and then the mIoU of a network trained whole."""
+        phase = loop.phase
+        figures: dict[str, float] = {}
+        if self.job.recipe.select == "best":
+            value = self._choice_value(loop)
+            figures["choice"] = value
+            if self.progress.best is None or value < self.progress.best:
+                self.progress.best, self.progress.best_epoch = value, epoch + 1
+                self._best_weights = loop.weights()
+        every = max(1, phase.epochs // VALIDATIONS)
+        if phase.labels and len(phase.trained) > 1 and (epoch + 1) % every == 0:
+            figures["val_miou"] = self.grafter.score(phase, self._stores.val, draw=True).miou
+        loop.module.start_training()
+        return figures
+
+    def _choice_value(self, loop: _Loop) -> float:
+        """Lower is better: the loss on taps of the images for choosing, or their mIoU negated where labels count."""
+        store = self._stores.holdout if self.job.recipe.select_on == "holdout" else self._stores.val
+        if loop.phase.labels:
+            return -self.grafter.score(loop.phase, store, draw=False).miou
+        freeze([self.job.student.model])
+        with torch.no_grad():
+            losses = [float(loop.wrapped(batch)["loss"]) * len(_any(batch.tensors)) for batch in store.batches()]
+        return sum(losses) / len(store.samples)
+
+    def _finish_phase(self, phase: Phase, loop: _Loop, started: float) -> None:
+        if self._best_weights:
+            loop.load_weights(self._best_weights)
+        freeze([self.job.student.model])
+        save(self.job.student.model, self.run.model_folder)
+        score = self.grafter.score(phase, self._stores.val)
+        seconds = time.monotonic() - started
+        figures = {"phase": phase.name, "loss": self.progress.loss, "seconds": round(seconds, 3)}
+        self.run.event("graft", phase=phase.name, miou=score.miou, pixel_accuracy=score.pixel_accuracy)
+        self.run.event("phase_end", **figures, graft_miou=score.miou, store_bytes=self._stores.bytes)
+        done = [*self.progress.phases, {**figures, "graft_miou": score.miou, "best_epoch": self.progress.best_epoch}]
+        self.progress = Progress(phase=self.progress.phase + 1, phases=done)
+        self._inside, self._best_weights = {}, {}
+        self.save()
+
+    # -- state --------------------------------------------------------------------------------------
+
+    def save(self, loop: _Loop | None = None) -> None:
+        """Everything to go on from, in one file, whole or not at all."""
+        self.run.save_state(
+            {
+                "format": FORMAT,
+                "progress": asdict(self.progress),
+                "student": self.job.student.model.state_dict(),
+                "adapters": self.job.adapters.state_dict(),
+                "inside": loop.state() if loop else {},
+                "best_weights": self._best_weights,
+                "rng": torch.get_rng_state(),
+                "teacher_digest": self._teacher_digest,
+            }
+        )
+        self._saved_at = time.monotonic()
+
+    def _restore(self) -> None:
+        state = self.run.load_state()
+        if state is None:
+            return
+        if state["format"] != FORMAT:
+            raise UserError(f"{self.run.path / 'state.pt'} was written by another version: start the run anew")
+        if state["teacher_digest"] != self._teacher_digest:
+            raise UserError(f"the teacher {self.job.recipe.teacher} has changed since the run began: put it back")
+        self.job.student.model.load_state_dict(state["student"])
+        self.job.adapters.load_state_dict(state["adapters"])
+        torch.set_rng_state(state["rng"])
+        self.progress = Progress(**state["progress"])
+        self._inside, self._best_weights = state["inside"], state["best_weights"]
+        self.run.event("resumed", phase=self.progress.phase, epoch=self.progress.epoch, step=self.progress.step)
+
+    def _save_if_due(self, loop: _Loop) -> None:
+        stop = self._asked or self.run.stop_requested()
+        if stop or time.monotonic() - self._saved_at >= self.job.recipe.checkpoint_seconds:
+            self.save(loop)
+        if stop:
+            where = f"{loop.phase.name}, epoch {self.progress.epoch + 1}"
+            self.run.event("stopped", phase=loop.phase.name, epoch=self.progress.epoch + 1)
+            raise Stopped(f"stopped in {where}; 'python -m segskd resume {self.run.name}' goes on")
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM ask for a stop at the next step."""
+
+        def ask(_signal: int, _frame: FrameType | None) -> None:
+            self._asked = True
+
+        try:
+            before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # only the main thread may listen to signals
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # -- telling ------------------------------------------------------------------------------------
+
+    def _tell_phase_start(self, phase: Phase) -> None:
+        self.run.event(
+            "phase_start",
+            phase=phase.name,
+            number=self.progress.phase + 1,
+            phases=len(self.job.phases),
+            epochs=phase.epochs,
+            steps=steps_an_epoch(len(self.job.subset.train), self.job.batch) * phase.epochs,
+        )
+
+    def _tell_store(self, done: int, total: int) -> None:
+        self.run.tell("store", done=done, total=total)
+        if self._asked or self.run.stop_requested():
+            self.run.event("stopped", phase=self.job.phases[self.progress.phase].name, epoch=self.progress.epoch + 1)
+            raise Stopped(f"stopped; 'python -m segskd resume {self.run.name}' goes on")
+
+    def _tell_step(self, loop: _Loop, epoch: int) -> None:
+        now = time.monotonic()
+        due = now - self._told_at >= STEP_EVENT_SECONDS
+        tell = self.run.event if due else self.run.tell
+        self._told_at = now if due else self._told_at
+        step = epoch * loop.steps + self.progress.step
+        tell("step", phase=loop.phase.name, epoch=epoch + 1, step=step, loss=loop.loss, lr=loop.rate)
+
+
+class _Loop:
+    """One phase's module, optimiser and schedule."""
+
+    def __init__(self, trainer: Trainer, phase: Phase, module: PhaseModule) -> None:
+        self.phase = phase
+        self.module = module
+        self.steps = steps_an_epoch(len(trainer.job.subset.train), trainer.job.batch)
+        self.loss = math.nan
+        part = trainer.job.recipe.optimisation
+        self._fabric = trainer.fabric
+        self._optimiser = torch.optim.Adam(module.trained_parameters(), lr=part.lr, weight_decay=part.weight_decay)
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimiser, max_lr=part.lr, total_steps=phase.epochs * self.steps
+        )
+        wrapped, optimiser = trainer.fabric.setup(module, self._optimiser)
+        self.wrapped: nn.Module = wrapped
+        self._stepper: Any = optimiser
+
+    @property
+    def rate(self) -> float:
+        return float(self._optimiser.param_groups[0]["lr"])
+
+    def step(self, store: FeatureStore, numbers: Tensor) -> float:
+        """One step of the optimiser; its loss. Raises UserError when that is no number."""
+        loss = self.wrapped(store.batch(numbers))["loss"]
+        self.loss = float(loss.detach())
+        if not math.isfinite(self.loss):
+            raise UserError(f"the loss of {self.phase.name} became {self.loss}: use a smaller --lr, or --precision 32")
+        self._fabric.backward(loss)
+        self._stepper.step()
+        self._stepper.zero_grad()
+        self._schedule.step()
+        return self.loss
+
+    def weights(self) -> dict[str, Tensor]:
+        return copy.deepcopy(self.module.state_dict())
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        self.module.load_state_dict(weights)
+
+    def state(self) -> dict[str, Any]:
+        return {"optimiser": self._optimiser.state_dict(), "schedule": self._schedule.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if state:
+            self._optimiser.load_state_dict(state["optimiser"])
+            self._schedule.load_state_dict(state["schedule"])
+
+
+class _Stores:
+    """The feature stores of the training, held-out and validation images."""
+
+    def __init__(self, job: Job, run: Run) -> None:
+        folder = run.path / "store"
+        views = job.recipe.data.views or 1
+        self._holdings = job.holdings
+        self.train = job.feature_store(job.subset.train, views, folder / "train")
+        self.holdout = job.feature_store(job.subset.holdout, 1, folder / "holdout")
+        self.val = job.feature_store(job.subset.val, 1, folder / "val")
+        self._folder: Path = folder
+
+    @property
+    def bytes(self) -> int:
+        return sum(store.bytes for store in (self.train, self.holdout, self.val))
+
+    def advance(self, phase: int, progress: Any) -> None:
+        self.train.advance(self._holdings.train[phase], progress)
+        self.holdout.advance(self._holdings.holdout[phase], progress)
+        self.val.advance(self._holdings.val[phase], progress)
+
+    def close(self) -> None:
+        for store in (self.train, self.holdout, self.val):
+            store.close()
+
+
+def _any(tensors: dict[Any, Tensor]) -> Tensor:
+    return next(iter(tensors.values()))

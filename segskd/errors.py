@@ -1,0 +1,13 @@
+"""The one exception for what a user can cause and a user can mend; everything else is a bug."""
+
+
+class UserError(Exception):
+    """Bad input, or a machine that can't take the job.
+
+    The message is one line that says what is wrong, where, and how to mend it. The command line prints
+    it without a traceback and exits with status 2.
+    """
+
+
+class Stopped(Exception):
+    """A run was asked to stop and has saved its state; exit status 130."""

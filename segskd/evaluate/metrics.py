@@ -1,0 +1,109 @@
+"""Metrics from one confusion matrix over a whole split.
+
+mIoU is a ratio of sums: counts are added over all images first and divided once, so large and small
+images, and images without some class, weigh as their pixels do (unlike a mean of per-image values).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from segskd.data.cards import Card
+from segskd.errors import UserError
+
+
+@dataclass(frozen=True)
+class Score:
+    """Figures of one network on one split; shares between 0 and 1."""
+
+    miou: float
+    pixel_accuracy: float
+    per_class: dict[str, float | None]
+    absent: list[str]
+    images: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "miou": self.miou,
+            "pixel_accuracy": self.pixel_accuracy,
+            "per_class": self.per_class,
+            "absent_classes": self.absent,
+            "images": self.images,
+        }
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Score:
+        """What `as_dict` gave."""
+        content = dict(content)
+        return cls(absent=content.pop("absent_classes"), **content)
+
+
+class ConfusionMatrix:
+    """Counts of (true class, predicted class) pixels, the ignore index left out."""
+
+    def __init__(self, card: Card, device: torch.device | str = "cpu") -> None:
+        self.card = card
+        self.images = 0
+        self._metric = MulticlassConfusionMatrix(
+            num_classes=len(card.classes), ignore_index=card.ignore_index, validate_args=False
+        ).to(device)
+
+    def update(self, classes: Tensor, mask: Tensor) -> None:
+        """Adds predicted classes and truth, both integer (N, H, W)."""
+        self._metric.update(classes, mask)
+        self.images += len(mask)
+
+    @property
+    def counts(self) -> Tensor:
+        """(C, C) int64; rows are the truth."""
+        counts: Tensor = self._metric.confmat
+        return counts.cpu().long()
+
+    def score(self) -> Score:
+        """The figures so far."""
+        return score(self.counts, self.card, self.images)
+
+
+def score(counts: Tensor, card: Card, images: int) -> Score:
+    """IoU = TP / (TP + FP + FN) per class; classes absent from truth and prediction are left out of the mean.
+
+    Raises UserError when no pixel counts at all.
+    """
+    right = counts.diagonal().double()
+    union = counts.sum(0) + counts.sum(1) - counts.diagonal()
+    present = union > 0
+    if not present.any():
+        raise UserError(f"every pixel is ignored (value {card.ignore_index}): there is nothing to evaluate on")
+    iou = right / union
+    return Score(
+        miou=float(iou[present].mean()),
+        pixel_accuracy=float(right.sum() / counts.sum()),
+        per_class={n: float(v) if p else None for n, v, p in zip(card.class_names, iou, present, strict=True)},
+        absent=[name for name, p in zip(card.class_names, present, strict=True) if not p],
+        images=images,
+    )
+
+
+def check_outputs(outputs: int, card: Card, who: str) -> None:
+    """Raises UserError unless a network with that many outputs fits the card's classes.
+
+    One output a class that counts; one more is allowed at the ignore index when that follows the classes.
+    """
+    classes = len(card.classes)
+    if outputs == classes or (outputs == classes + 1 and card.ignore_index == classes):
+        return
+    raise UserError(
+        f"{who} has {outputs} outputs, but '{card.name}' has {classes} classes: "
+        "take a network trained on these classes, or mend the card"
+    )
+
+
+def drop_surplus(logits: Tensor, card: Card) -> Tensor:
+    """(N, C or C+1, H, W) to (N, C, H, W): an output at the ignore index is not an answer."""
+    return logits[:, : len(card.classes)]

@@ -1,0 +1,84 @@
+"""Runs a network over images: masks at the size of evaluation, at the image's own, and scores of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segskd.config import Size
+from segskd.data.cards import Card
+from segskd.data.dataset import Pair, Uint8, read_image, read_mask
+from segskd.data.transforms import ViewMaker, unpad
+from segskd.evaluate.metrics import ConfusionMatrix, Score, check_outputs, drop_surplus
+from segskd.models.build import describe, output_classes
+
+Report = Callable[[int, int], None]
+
+
+class Predictor:
+    """A network with the pre-processing that it was trained with, in fp32 and eval mode."""
+
+    def __init__(self, model: nn.Module, card: Card, size: Size, device: torch.device | str = "cpu") -> None:
+        check_outputs(output_classes(model), card, describe(model))
+        self.device = torch.device(device)
+        self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
+        self.card = card
+        self.size = size
+        self.view = ViewMaker(card, size)
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        """(N, 3, h, w) at the padded size to (N, C, height, width) at `size`, without a surplus output."""
+        out = self.model(images.to(self.device, memory_format=torch.channels_last))
+        return drop_surplus(unpad(out, self.size), self.card).float()
+
+    def mask(self, image: Uint8) -> Uint8:
+        """Classes of an image (H, W, 3) at its own size: logits are scaled up bilinearly, then argmax. (H, W)"""
+        logits = self.logits(self.view.image_only(image)[None])
+        return scaled_classes(logits, image.shape[:2])[0].cpu().numpy().astype(np.uint8)
+
+
+def scaled_classes(logits: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Argmax of (N, C, h, w) logits resized bilinearly to `size`: (N, H, W)."""
+    height, width = size
+    return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False).argmax(1)
+
+
+def predict_pairs(
+    predictor: Predictor, pairs: Sequence[Pair], batch: int = 8
+) -> Iterator[tuple[Sequence[Pair], Tensor, Tensor]]:
+    """Batches of (pairs, logits (N, C, h, w), masks int64 (N, h, w)) at the predictor's size."""
+    card = predictor.card
+    for start in range(0, len(pairs), batch):
+        part = pairs[start : start + batch]
+        views = [predictor.view(read_image(p.image), read_mask(p.mask, card), p.name, 0) for p in part]
+        logits = predictor.logits(torch.stack([image for image, _ in views]))
+        masks = unpad(torch.stack([mask for _, mask in views]), predictor.size)
+        yield part, logits, masks.to(predictor.device)
+
+
+def evaluate(predictor: Predictor, pairs: Sequence[Pair], native: bool = False, report: Report | None = None) -> Score:
+    """Scores a network on pairs.
+
+    Against masks resized to the predictor's size by nearest neighbour; `native` scales the logits up to
+    each mask's own size instead.
+    """
+    matrix = ConfusionMatrix(predictor.card, predictor.device)
+    for part, logits, masks in predict_pairs(predictor, pairs):
+        if native:
+            _add_native(matrix, part, logits)
+        else:
+            matrix.update(logits.argmax(1), masks)
+        if report:
+            report(matrix.images, len(pairs))
+    return matrix.score()
+
+
+def _add_native(matrix: ConfusionMatrix, pairs: Sequence[Pair], logits: Tensor) -> None:
+    for pair, own in zip(pairs, logits, strict=True):
+        mask = torch.from_numpy(read_mask(pair.mask, matrix.card).astype(np.int64))
+        matrix.update(scaled_classes(own[None], tuple(mask.shape)), mask[None].to(logits.device))

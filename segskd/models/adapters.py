@@ -1,0 +1,56 @@
+"""Adapters: 1x1 convolutions from the student's taps to the teacher's, where their shapes differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segskd.config import Size
+from segskd.models.stages import StagedNetwork, tap_shapes
+
+
+class Adapter(nn.Module):
+    """(N, c_student, h, w) to (N, c_teacher, h', w'). Used in training and grafting, never exported."""
+
+    def __init__(self, channels: int, teacher_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(channels, teacher_shape[0], kernel_size=1)
+        self.size = teacher_shape[1:]
+
+    def forward(self, tap: Tensor) -> Tensor:
+        """The tap in the teacher's shape."""
+        projected: Tensor = self.project(tap)
+        if projected.shape[-2:] == self.size:
+            return projected
+        return F.interpolate(projected, size=self.size, mode="bilinear", align_corners=False)
+
+
+class Adapters(nn.ModuleDict):
+    """The adapters of a pair of networks by stage name; a stage whose taps agree has none."""
+
+    def adapt(self, name: str, tap: Tensor) -> Tensor:
+        """The student's tap of stage `name` in the shape of the teacher's."""
+        key = _key(name)
+        return self[key](tap) if key in self else tap
+
+    def of(self, names: Iterable[str]) -> list[nn.Module]:
+        """The adapters of those stages that have one."""
+        return [self[_key(name)] for name in names if _key(name) in self]
+
+
+def probe_adapters(student: StagedNetwork, teacher: StagedNetwork, names: Iterable[str], size: Size) -> Adapters:
+    """Adapters for those of the named stages whose taps differ in channels or size, by a run without storage."""
+    of_student, of_teacher = tap_shapes(student, size), tap_shapes(teacher, size)
+    return Adapters(
+        {
+            _key(name): Adapter(of_student[name][0], of_teacher[name])
+            for name in names
+            if of_student[name] != of_teacher[name]
+        }
+    )
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "_")

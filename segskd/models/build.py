@@ -1,0 +1,141 @@
+"""Networks: created by name, loaded from disk or hub, saved in segmentation_models_pytorch's format."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, cast
+
+import segmentation_models_pytorch as smp
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from segskd.errors import UserError
+
+# Names of the SKD paper's students for timm's ResNet-18 with other numbers of BasicBlocks a layer.
+STUDENT_LAYERS: dict[str, list[int]] = {
+    "resnet10": [1, 1, 1, 1],
+    "resnet14": [1, 1, 2, 2],
+    "resnet20": [2, 2, 3, 2],
+    "resnet26": [3, 3, 3, 3],
+}
+ARCHITECTURES = {"unet": smp.Unet}
+HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def parse_spec(spec: str) -> tuple[str, str]:
+    """("unet", "resnet10") from "unet:resnet10". Raises UserError for anything else."""
+    arch, colon, encoder = spec.partition(":")
+    if not colon or arch not in ARCHITECTURES or not encoder:
+        raise UserError(f"'{spec}' is no network: write ARCH:ENCODER, such as unet:resnet10")
+    return arch, encoder
+
+
+def create(arch: str, encoder: str, classes: int, weights: str | None = None) -> nn.Module:
+    """A new network with `classes` outputs, (N, 3, H, W) to (N, classes, H, W).
+
+    `weights` names pretrained weights for the encoder, such as "imagenet"; they come from a hub.
+    Raises UserError when there is no such network, or no such weights within reach.
+    """
+    arguments: dict[str, Any] = {"encoder_name": encoder, "classes": classes, "encoder_weights": weights}
+    if encoder in STUDENT_LAYERS:
+        if weights:
+            raise UserError(f"there are no pretrained weights for {encoder}: leave --weights out")
+        arguments |= {"encoder_name": "tu-resnet18", "layers": STUDENT_LAYERS[encoder]}
+    try:
+        return cast(nn.Module, ARCHITECTURES[arch](**arguments))
+    except OSError as error:
+        raise UserError(f"can't get the weights '{weights}' for {encoder}: {_one_line(error)}") from error
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise UserError(f"can't build {arch}:{encoder}: {_one_line(error)}") from error
+
+
+def load(place: str | Path) -> nn.Module:
+    """A network in fp32 and eval mode, from a folder with config.json and weights, a run, or a hub id.
+
+    Weights are safetensors, or a pickle of tensors alone (`weights_only=True`).
+    Raises UserError when there is nothing, or nothing that is a model.
+    """
+    folder = model_folder(place)
+    source = str(folder or place)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            model = smp.from_pretrained(source, encoder_weights=None)
+    except (OSError, KeyError, AttributeError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{source} can't be loaded as a model: {_one_line(error)}") from error
+    return cast(nn.Module, model.float().eval())
+
+
+def model_folder(place: str | Path) -> Path | None:
+    """The folder that holds the model: `place` itself, or its student/ when it is a run.
+
+    None when `place` is no path but may be a hub id. Raises UserError otherwise.
+    """
+    path = Path(place).expanduser()
+    for folder in (path / "student", path):
+        if (folder / "config.json").is_file():
+            if not any((folder / name).is_file() for name in WEIGHTS_FILES):
+                raise UserError(f"{folder} has a config.json but no weights ({' or '.join(WEIGHTS_FILES)})")
+            return folder
+    if path.exists():
+        raise UserError(
+            f"{path} is no model: a folder with config.json and model.safetensors is needed, "
+            "as segmentation_models_pytorch's save_pretrained writes it"
+        )
+    if HUB_ID.match(str(place)) and not str(place).startswith("."):
+        return None
+    raise UserError(f"no model at {path}: name a folder, a run or a hub id")
+
+
+def save(model: nn.Module, folder: Path) -> None:
+    """Writes config.json and model.safetensors, readable with smp.from_pretrained.
+
+    The files come in whole: they are written beside, synced and renamed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
+        cast(Any, model).save_pretrained(beside)
+        for name in ("model.safetensors", "config.json"):
+            with open(Path(beside) / name, "rb") as written:
+                os.fsync(written.fileno())
+            shutil.move(Path(beside) / name, folder / name)
+
+
+def output_classes(model: nn.Module) -> int:
+    """The number of outputs a pixel."""
+    head = cast(Any, model).segmentation_head[0]
+    return int(head.out_channels)
+
+
+def describe(model: nn.Module) -> str:
+    """A short name such as unet:resnet34."""
+    config: dict[str, Any] = cast(Any, model).config
+    encoder = config.get("encoder_name", "resnet34")
+    for name, layers in STUDENT_LAYERS.items():
+        if encoder == "tu-resnet18" and config.get("layers") == layers:
+            encoder = name
+    return f"{type(model).__name__.lower()}:{encoder}"
+
+
+def digest(model: nn.Module) -> str:
+    """sha256 of the weights' names and values."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        sha.update(name.encode())
+        sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _one_line(error: BaseException) -> str:
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    line = json.dumps(" ".join(str(text).split()), ensure_ascii=False)[1:-1]
+    return line if len(line) <= 300 else line[:300] + " …"

@@ -1,0 +1,249 @@
+"""A run's directory: its recipe, events, state and liveness. Readers need nothing but the directory."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import filelock
+import torch
+
+from segskd.config import Recipe, dump_recipe, load_recipe
+from segskd.errors import UserError
+
+RUNS_FOLDER = Path(__file__).resolve().parents[1] / "checkpoints"
+RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
+Event = dict[str, Any]
+Status = Literal["running", "finished", "paused", "interrupted", "failed", "new"]
+MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+
+
+class Run:
+    """One directory below checkpoints/ (or anywhere). See docs/architecture.md for its files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.listeners: list[Callable[[Event], None]] = []
+        self._lock = filelock.FileLock(path / ".lock")
+
+    @classmethod
+    def create(cls, path: Path, recipe: Recipe) -> Run:
+        """A new directory with its recipe. Raises UserError when it is taken or can't be written."""
+        run = cls(path)
+        if (path / "recipe.yaml").exists():
+            raise UserError(f"run {path} exists: 'python -m segskd resume {path.name}' goes on, or give another name")
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            run.write_recipe(recipe)
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """An existing run. Raises UserError when there is none."""
+        if not (path / "recipe.yaml").is_file():
+            raise UserError(f"no run at {path}: 'python -m segskd runs' lists them")
+        return cls(path)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def recipe(self) -> Recipe:
+        return load_recipe(self.path / "recipe.yaml")
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the trained network goes: the run itself for a teacher, student/ otherwise."""
+        return self.path if self.recipe.kind == "teach" else self.path / "student"
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        self.write("recipe.yaml", dump_recipe(recipe).encode())
+
+    # -- liveness -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Holds the run's lock while a worker works on it. Raises UserError when another one does."""
+        try:
+            with writing(self.path):
+                self._lock.acquire(blocking=False)
+        except filelock.Timeout as error:
+            raise UserError(f"run {self.name} is being worked on by another process: stop that one first") from error
+        try:
+            with suppress(FileNotFoundError):
+                self._stop_file.unlink()
+            yield
+        finally:
+            self._lock.release()
+
+    def is_alive(self) -> bool:
+        """Whether a worker holds the run's lock."""
+        if not (self.path / ".lock").exists():
+            return False
+        probe = filelock.FileLock(self.path / ".lock")
+        try:
+            with probe.acquire(blocking=False):
+                return False
+        except (filelock.Timeout, OSError):
+            return True
+
+    def status(self) -> Status:
+        """What the run is doing; "interrupted" when its worker died or was stopped."""
+        if self.is_alive():
+            return "running"
+        last = next((e["kind"] for e in reversed(self.events()) if e["kind"] in _CLOSING), None)
+        if last is None:
+            return "interrupted" if (self.path / "state.pt").exists() else "new"
+        return _CLOSING[last]
+
+    @property
+    def _stop_file(self) -> Path:
+        return self.path / "stop"
+
+    def request_stop(self) -> None:
+        """Asks the worker to stop at its next step."""
+        with writing(self._stop_file):
+            self._stop_file.touch()
+
+    def stop_requested(self) -> bool:
+        return self._stop_file.exists()
+
+    # -- events -------------------------------------------------------------------------------------
+
+    def event(self, kind: str, /, **figures: Any) -> None:
+        """Adds one line to events.jsonl and tells the listeners."""
+        event = _event(kind, figures)
+        with writing(self.path / "events.jsonl"), open(self.path / "events.jsonl", "ab+") as file:
+            if not _ends_with_newline(file):
+                file.write(b"\n")
+            file.write(json.dumps(event).encode() + b"\n")
+        self._tell(event)
+
+    def tell(self, kind: str, /, **figures: Any) -> None:
+        """Tells the listeners alone: what is of interest only while it happens."""
+        self._tell(_event(kind, figures))
+
+    def _tell(self, event: Event) -> None:
+        for listener in self.listeners:
+            listener(event)
+
+    def events(self) -> list[Event]:
+        """All complete events; a line cut short by a killed worker is left out."""
+        try:
+            lines = (self.path / "events.jsonl").read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        events = []
+        for line in lines:
+            with suppress(ValueError):
+                events.append(json.loads(line))
+        return [event for event in events if isinstance(event, dict) and "kind" in event]
+
+    # -- files --------------------------------------------------------------------------------------
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a file whole: beside, synced, renamed. Raises UserError when the disk won't take it."""
+        target = self.path / name
+        beside = target.with_name(f".{target.name}.part")
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with open(beside, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(beside, target)
+            except OSError:
+                beside.unlink(missing_ok=True)
+                raise
+
+    def write_json(self, name: str, content: object) -> None:
+        self.write(name, json.dumps(content, indent=2).encode() + b"\n")
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file of the run, None when it is not there."""
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UserError(f"{self.path / name} is damaged: delete it and resume the run") from error
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Writes state.pt: tensors and plain values only."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        self.write("state.pt", buffer.getvalue())
+
+    def load_state(self) -> dict[str, Any] | None:
+        """What `save_state` wrote last, None when the run has not got that far."""
+        path = self.path / "state.pt"
+        if not path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            return state
+        except (RuntimeError, EOFError, ValueError, OSError) as error:
+            raise UserError(f"{path} is damaged: start the run anew under another name") from error
+
+
+_CLOSING: dict[str, Status] = {
+    "done": "finished",
+    "paused": "paused",
+    "stopped": "interrupted",
+    "error": "failed",
+    "phase_start": "interrupted",
+    "resumed": "interrupted",
+}
+
+
+def find_run(name_or_path: str, runs: Path = RUNS_FOLDER) -> Run:
+    """A run by its name below `runs`, or by a path. Raises UserError when there is none."""
+    if RUN_NAME.match(name_or_path) and (runs / name_or_path / "recipe.yaml").is_file():
+        return Run(runs / name_or_path)
+    return Run.open(Path(name_or_path).expanduser())
+
+
+def list_runs(runs: Path = RUNS_FOLDER) -> list[Run]:
+    """All runs below `runs`, the newest first."""
+    recipes = sorted(runs.glob("*/recipe.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [Run(path.parent) for path in recipes]
+
+
+def free_name(wish: str, runs: Path = RUNS_FOLDER) -> str:
+    """`wish`, or `wish-2`, `wish-3` … when it is taken."""
+    wish = re.sub(r"[^A-Za-z0-9_.-]+", "-", wish).strip("-.")
+    names = (wish if i == 1 else f"{wish}-{i}" for i in range(1, 10_000))
+    return next(name for name in names if not (runs / name).exists())
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Turns what a disk or its permissions refuse into a UserError that says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        mend = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
+        raise UserError(f"can't write {place}: {error.strerror}; {mend}, then resume the run") from error
+
+
+def _event(kind: str, figures: dict[str, Any]) -> Event:
+    return {"time": round(time.time(), 3), "kind": kind, **figures}
+
+
+def _ends_with_newline(file: Any) -> bool:
+    if file.seek(0, os.SEEK_END) == 0:
+        return True
+    file.seek(-1, os.SEEK_END)
+    return bool(file.read(1) == b"\n")
