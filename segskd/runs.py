@@ -117,6 +117,26 @@ class Run:
     def stop_requested(self) -> bool:
         return self._stop_file.exists()
 
+    def summary(self) -> dict[str, Any]:
+        """What a list of runs shows; figures are None until the run is finished."""
+        try:
+            recipe = self.recipe
+        except UserError:
+            return dict.fromkeys(("dataset", "student", "method", "miou", "percent_of_teacher"), None) | {
+                "run": self.name,
+                "state": "damaged",
+            }
+        result = self.read_json("result.json") or {}
+        return {
+            "run": self.name,
+            "state": self.status(),
+            "dataset": result.get("dataset", recipe.data.card),
+            "student": recipe.student,
+            "method": "teach" if recipe.kind == "teach" else recipe.method,
+            "miou": result.get("miou"),
+            "percent_of_teacher": result.get("percent_of_teacher"),
+        }
+
     # -- events -------------------------------------------------------------------------------------
 
     def event(self, kind: str, /, **figures: Any) -> None:

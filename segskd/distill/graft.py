@@ -15,7 +15,7 @@ from segskd.distill.methods import Phase
 from segskd.distill.needs import span
 from segskd.distill.store import Batch, FeatureStore
 from segskd.evaluate.metrics import ConfusionMatrix, Score, drop_surplus
-from segskd.evaluate.pictures import colourised, contact_sheet, resized, write_index_png, write_png
+from segskd.evaluate.pictures import class_legend, colourised, contact_sheet, resized, write_index_png, write_png
 from segskd.models.stages import HEAD, freeze
 from segskd.runs import Run
 
@@ -73,7 +73,7 @@ class Grafter:
             rows.append([resized(image, size), colourised(truth, card), colourised(classes, card)])
             name = Path(pair.name).name
             self._run.write(f"previews/{phase.name}/{name}.png", write_index_png(classes, card))
-        sheet = contact_sheet(rows, ["image", "truth", f"graft after {phase.name}"])
+        sheet = contact_sheet(rows, ["image", "truth", f"graft after {phase.name}"], class_legend(card))
         self._run.write(f"previews/{phase.name}.png", write_png(sheet))
 
 

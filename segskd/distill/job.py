@@ -19,6 +19,7 @@ from segskd.data.transforms import ViewMaker, padded_size
 from segskd.distill.budget import Choice, Holding, Room, Sizes, check_step_fits, choose_store, choose_views, room
 from segskd.distill.methods import Phase, default_epochs, plan, stagewise
 from segskd.distill.needs import Keys, Planner, graft_needs, phase_needs
+from segskd.distill.phase import steps_an_epoch
 from segskd.distill.store import FeatureStore, Networks
 from segskd.errors import UserError
 from segskd.evaluate.metrics import check_outputs
@@ -77,6 +78,10 @@ class Job:
     @property
     def batch(self) -> int:
         return min(self.recipe.optimisation.batch, len(self.subset.train))
+
+    def steps(self, phase: Phase) -> int:
+        """Steps of the optimiser in a phase."""
+        return steps_an_epoch(len(self.subset.train), self.batch) * phase.epochs
 
     def networks(self) -> Networks:
         """The two networks as stores use them."""

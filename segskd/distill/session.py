@@ -134,6 +134,8 @@ def _chosen_on(recipe: Recipe) -> str:
 
 
 def _tell_start(job: Job, run: Run) -> None:
+    phases = [{"phase": p.name, "epochs": p.epochs, "steps": job.steps(p)} for p in job.phases]
+    run.event("start", phases=phases, images=len(job.subset.train), batch=job.batch)
     asked, images = job.recipe.optimisation.batch, len(job.subset.train)
     if images < asked:
         run.event("warning", message=f"{images} images are fewer than a batch of {asked}: the batch is {images}")

@@ -189,7 +189,11 @@ class Trainer:
         torch.set_rng_state(state["rng"])
         self.progress = Progress(**state["progress"])
         self._inside, self._best_weights = state["inside"], state["best_weights"]
-        self.run.event("resumed", phase=self.progress.phase, epoch=self.progress.epoch, step=self.progress.step)
+        self.run.event("resumed", phase=self._phase_name(), epoch=self.progress.epoch, step=self.progress.step)
+
+    def _phase_name(self) -> str:
+        names = [phase.name for phase in self.job.phases]
+        return names[min(self.progress.phase, len(names) - 1)]
 
     def _save_if_due(self, loop: _Loop) -> None:
         stop = self._asked or self.run.stop_requested()
@@ -226,13 +230,14 @@ class Trainer:
             number=self.progress.phase + 1,
             phases=len(self.job.phases),
             epochs=phase.epochs,
-            steps=steps_an_epoch(len(self.job.subset.train), self.job.batch) * phase.epochs,
+            steps=self.job.steps(phase),
+            steps_before=sum(self.job.steps(done) for done in self.job.phases[: self.progress.phase]),
         )
 
     def _tell_store(self, done: int, total: int) -> None:
-        self.run.tell("store", done=done, total=total)
+        self.run.tell("filling", done=done, total=total)
         if self._asked or self.run.stop_requested():
-            self.run.event("stopped", phase=self.job.phases[self.progress.phase].name, epoch=self.progress.epoch + 1)
+            self.run.event("stopped", phase=self._phase_name(), epoch=self.progress.epoch + 1)
             raise Stopped(f"stopped; 'python -m segskd resume {self.run.name}' goes on")
 
     def _tell_step(self, loop: _Loop, epoch: int) -> None:

@@ -12,12 +12,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from segskd.config import Size
-from segskd.data.cards import Card
+from segskd.data.cards import Card, Colour
 from segskd.data.dataset import Uint8
 
 GAP = 4
 CAPTION = 22
 IGNORED = (0, 0, 0)
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+FONT_SCALE = 0.45
 
 
 def palette_table(card: Card) -> npt.NDArray[np.uint8]:
@@ -43,17 +45,39 @@ def resized(image: Uint8, size: Size) -> Uint8:
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
 
-def contact_sheet(rows: Sequence[Sequence[Uint8]], captions: Sequence[str]) -> Uint8:
-    """Pictures of one size in rows, with a caption over each column. RGB."""
+def contact_sheet(
+    rows: Sequence[Sequence[Uint8]], captions: Sequence[str], legend: Sequence[tuple[str, Colour]] = ()
+) -> Uint8:
+    """Pictures of one size in rows, a caption over each column, a legend below. RGB."""
     height, width = rows[0][0].shape[:2]
-    sheet = np.full((CAPTION + len(rows) * (height + GAP), len(captions) * (width + GAP) + GAP, 3), 255, dtype=np.uint8)
+    below = CAPTION if legend else 0
+    shape = (CAPTION + len(rows) * (height + GAP) + below, len(captions) * (width + GAP) + GAP, 3)
+    sheet = np.full(shape, 255, dtype=np.uint8)
     for column, caption in enumerate(captions):
         x = GAP + column * (width + GAP)
-        cv2.putText(sheet, caption, (x, CAPTION - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (30, 30, 30), 1, cv2.LINE_AA)
+        _text(sheet, caption, x, CAPTION - 7)
         for row, pictures in enumerate(rows):
             y = CAPTION + row * (height + GAP)
             sheet[y : y + height, x : x + width] = pictures[column]
+    _draw_legend(sheet, legend)
     return sheet
+
+
+def class_legend(card: Card) -> list[tuple[str, Colour]]:
+    """Each class and its colour."""
+    return list(zip(card.class_names, card.palette, strict=True))
+
+
+def _draw_legend(sheet: Uint8, legend: Sequence[tuple[str, Colour]]) -> None:
+    x, y = GAP, sheet.shape[0] - CAPTION
+    for name, color in legend:
+        cv2.rectangle(sheet, (x, y + 5), (x + 12, y + 16), color, cv2.FILLED)
+        _text(sheet, name, x + 16, y + 15)
+        x += 16 + cv2.getTextSize(name, FONT, FONT_SCALE, 1)[0][0] + 14
+
+
+def _text(sheet: Uint8, text: str, x: int, y: int) -> None:
+    cv2.putText(sheet, text, (x, y), FONT, FONT_SCALE, (30, 30, 30), 1, cv2.LINE_AA)
 
 
 def write_png(rgb: Uint8) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,8 +14,11 @@ from segskd.config import Size
 from segskd.data.cards import Card
 from segskd.data.dataset import Pair, Uint8, read_image, read_mask
 from segskd.data.transforms import ViewMaker, unpad
+from segskd.errors import UserError
 from segskd.evaluate.metrics import ConfusionMatrix, Score, check_outputs, drop_surplus
+from segskd.evaluate.pictures import overlay, write_index_png, write_png
 from segskd.models.build import describe, output_classes
+from segskd.runs import writing
 
 Report = Callable[[int, int], None]
 
@@ -82,3 +86,37 @@ def _add_native(matrix: ConfusionMatrix, pairs: Sequence[Pair], logits: Tensor) 
     for pair, own in zip(pairs, logits, strict=True):
         mask = torch.from_numpy(read_mask(pair.mask, matrix.card).astype(np.int64))
         matrix.update(scaled_classes(own[None], tuple(mask.shape)), mask[None].to(logits.device))
+
+
+def predict_files(
+    predictor: Predictor, images: Sequence[Path], out: Path, report: Report | None = None
+) -> tuple[list[Path], list[str]]:
+    """Writes NAME.png, a palette PNG mask, and NAME_overlay.png for each image, at the image's size.
+
+    Returns the masks' paths, and the images that could not be read, which are skipped. Images of one name
+    from different folders get a number behind it.
+    """
+    written: list[Path] = []
+    unreadable: list[str] = []
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    for done, path in enumerate(images, start=1):
+        try:
+            image = read_image(path)
+        except UserError:
+            unreadable.append(str(path))
+            continue
+        mask = predictor.mask(image)
+        target = _free_path(out, path.stem, written)
+        with writing(target):
+            target.write_bytes(write_index_png(mask, predictor.card))
+            target.with_stem(f"{target.stem}_overlay").write_bytes(write_png(overlay(image, mask, predictor.card)))
+        written.append(target)
+        if report:
+            report(done, len(images))
+    return written, unreadable
+
+
+def _free_path(out: Path, stem: str, taken: Sequence[Path]) -> Path:
+    names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, len(taken) + 2))
+    return next(path for path in (out / f"{name}.png" for name in names) if path not in taken)

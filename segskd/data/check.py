@@ -1,0 +1,111 @@
+"""Reads every file of a dataset and lists what is wrong with it, by file name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from segskd.data.cards import UNKNOWN, Card
+from segskd.data.dataset import Pair, decode_mask, describe_unknown, has_split, list_split, read_image
+from segskd.errors import UserError
+
+Kind = Literal["unpaired", "unreadable", "sizes differ", "unknown values", "incomplete", "empty class"]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong; `file` is the image or mask, or the class's name for an empty class."""
+
+    kind: Kind
+    file: str
+    text: str
+
+
+@dataclass
+class Report:
+    """What a check found: pixels of each class by split, and every problem."""
+
+    card: Card
+    images: dict[str, int] = field(default_factory=dict)
+    pixels: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    sizes: Counter[str] = field(default_factory=Counter)
+    problems: list[Problem] = field(default_factory=list)
+
+    def add(self, kind: Kind, file: Path | str, text: str) -> None:
+        self.problems.append(Problem(kind, str(file), text))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; pixels are shares of all that count."""
+        shares = {split: counts / max(counts.sum(), 1) for split, counts in self.pixels.items()}
+        return {
+            "card": self.card.name,
+            "images": self.images,
+            "sizes": dict(self.sizes),
+            "class_shares": {
+                split: dict(zip(self.card.class_names, own.tolist(), strict=True)) for split, own in shares.items()
+            },
+            "problems": [vars(problem) for problem in self.problems],
+        }
+
+
+def check(card: Card, data: Path, progress: Progress | None = None) -> Report:
+    """Reads every image and mask of every split that is on the disk.
+
+    Raises UserError when the dataset, or its train split, is not there at all.
+    """
+    report = Report(card)
+    splits = [split for split in card.splits if split == "train" or has_split(card, data, split)]
+    listings = {split: list_split(card, data, split) for split in splits}
+    total, done = sum(len(listing.pairs) for listing in listings.values()), 0
+    for split, listing in listings.items():
+        report.pixels[split] = np.zeros(len(card.classes), dtype=np.int64)
+        report.images[split] = len(listing.pairs)
+        for path in listing.images_without_mask:
+            report.add("unpaired", path, f"image {path} has no mask")
+        for path in listing.masks_without_image:
+            report.add("unpaired", path, f"mask {path} has no image")
+        for name in listing.listed_but_missing:
+            report.add("unpaired", name, f"'{name}' is listed in {card.split(split).names} but has no image")
+        for pair in listing.pairs:
+            _check_pair(report, split, pair)
+            done += 1
+            if progress:
+                progress(done, total)
+        _check_split(report, split)
+    return report
+
+
+def _check_pair(report: Report, split: str, pair: Pair) -> None:
+    try:
+        image = read_image(pair.image)
+        mask = decode_mask(pair.mask, report.card)
+    except UserError as error:
+        broken = pair.mask if str(pair.mask) in str(error) else pair.image
+        report.add("unreadable", broken, str(error))
+        return
+    report.sizes[f"{image.shape[0]}x{image.shape[1]}"] += 1
+    if image.shape[:2] != mask.shape:
+        sizes = f"{image.shape[0]}x{image.shape[1]} and {mask.shape[0]}x{mask.shape[1]}"
+        report.add("sizes differ", pair.mask, f"{pair.image} and its mask {pair.mask} differ in size: {sizes}")
+    if (mask == UNKNOWN).any():
+        values = describe_unknown(pair.mask, report.card, mask)
+        report.add("unknown values", pair.mask, f"mask {pair.mask} has {values}, unknown to the card")
+    counted = mask[(mask >= 0) & (mask < len(report.card.classes))]
+    report.pixels[split] += np.bincount(counted, minlength=len(report.card.classes))
+
+
+def _check_split(report: Report, split: str) -> None:
+    expected = report.card.split(split).count
+    if expected is not None and report.images[split] != expected:
+        text = f"split '{split}' has {report.images[split]} images, and the card says {expected}"
+        report.add("incomplete", split, text)
+    for name, pixels in zip(report.card.class_names, report.pixels[split], strict=True):
+        if pixels == 0:
+            report.add("empty class", name, f"class '{name}' has no pixel in split '{split}'")

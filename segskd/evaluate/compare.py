@@ -1,0 +1,176 @@
+"""Teacher against student on the same images: who is right where, class by class and image by image."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from segskd.data.cards import Card
+from segskd.data.dataset import Pair, Uint8, read_image
+from segskd.errors import UserError
+from segskd.evaluate.metrics import ConfusionMatrix, Score
+from segskd.evaluate.pictures import colourised, contact_sheet, resized, write_png
+from segskd.evaluate.predict import Predictor, Report, predict_pairs
+from segskd.runs import writing
+
+AGREEMENT = ("both right", "teacher only", "student only", "both wrong", "ignored")
+# Blue, orange, green and vermilion of Okabe and Ito's palette, told apart by colour-blind people too.
+AGREEMENT_COLORS = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (213, 94, 0), (0, 0, 0))
+SHOWN = 6
+
+
+@dataclass(frozen=True)
+class ImageGap:
+    """One image: both networks' mIoU on it, and pixels of each kind of agreement."""
+
+    name: str
+    teacher_miou: float
+    student_miou: float
+    pixels: dict[str, int]
+
+    @property
+    def gap(self) -> float:
+        return self.teacher_miou - self.student_miou
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both scores on the split, pixels of each kind of agreement, and the images by falling gap."""
+
+    teacher: Score
+    student: Score
+    support: dict[str, int]
+    images: list[ImageGap]
+
+    @property
+    def pixels(self) -> dict[str, int]:
+        """Pixels of each kind of agreement over all images."""
+        return {kind: sum(image.pixels[kind] for image in self.images) for kind in AGREEMENT}
+
+    def retention(self) -> list[dict[str, Any]]:
+        """A row a class: both IoUs, their difference, and the pixels that the class has in truth."""
+        rows = []
+        for name, support in self.support.items():
+            teacher, student = self.teacher.per_class[name], self.student.per_class[name]
+            lost = None if teacher is None or student is None else student - teacher
+            rows.append({"class": name, "teacher": teacher, "student": student, "difference": lost, "pixels": support})
+        return rows
+
+
+def agreement(teacher: Uint8, student: Uint8, mask: Uint8, ignore_index: int) -> Uint8:
+    """Index into AGREEMENT for each pixel (H, W) of two predictions and the truth."""
+    kind = np.where(teacher == mask, np.where(student == mask, 0, 1), np.where(student == mask, 2, 3))
+    return np.where(mask == ignore_index, 4, kind).astype(np.uint8)
+
+
+def compare(
+    teacher: Predictor, student: Predictor, pairs: Sequence[Pair], out: Path, report: Report | None = None
+) -> Comparison:
+    """Compares two networks of one card and size, and writes the comparison into `out`.
+
+    Writes comparison.json, retention.csv, images.csv (by falling gap), agreement/NAME.png, and gallery.png
+    with the images on which the student falls most behind. Raises UserError when the sizes differ.
+    """
+    if teacher.size != student.size:
+        raise UserError("teacher and student must be compared at one --size")
+    card = teacher.card
+    totals = ConfusionMatrix(card), ConfusionMatrix(card)
+    images: list[ImageGap] = []
+    with writing(out):
+        (out / "agreement").mkdir(parents=True, exist_ok=True)
+    for (part, ours, masks), (_, theirs, _) in zip(
+        predict_pairs(teacher, pairs), predict_pairs(student, pairs), strict=True
+    ):
+        for pair, *classes in zip(part, ours.argmax(1).cpu(), theirs.argmax(1).cpu(), masks.cpu(), strict=True):
+            images.append(_compare_one(pair, classes, totals, card, out))
+        if report:
+            report(len(images), len(pairs))
+    found = Comparison(
+        totals[0].score(), totals[1].score(), _support(totals[0]), sorted(images, key=lambda image: -image.gap)
+    )
+    _write_tables(found, out)
+    _write(out / "gallery.png", gallery(teacher, student, pairs, [image.name for image in found.images[:SHOWN]]))
+    return found
+
+
+def gallery(teacher: Predictor, student: Predictor, pairs: Sequence[Pair], names: Sequence[str]) -> bytes:
+    """PNG of the named images: image, truth, teacher, student, agreement side by side."""
+    by_name = {pair.name: pair for pair in pairs}
+    chosen = [by_name[name] for name in names]
+    rows: list[list[Uint8]] = []
+    for (part, ours, masks), (_, theirs, _) in zip(
+        predict_pairs(teacher, chosen), predict_pairs(student, chosen), strict=True
+    ):
+        for pair, *tensors in zip(part, masks, ours.argmax(1), theirs.argmax(1), strict=True):
+            mask, by_teacher, by_student = (_array(tensor) for tensor in tensors)
+            kinds = agreement(by_teacher, by_student, mask, teacher.card.ignore_index)
+            masks_drawn = [colourised(m, teacher.card) for m in (mask, by_teacher, by_student)]
+            image = resized(read_image(pair.image), teacher.size)
+            rows.append([image, *masks_drawn, np.array(AGREEMENT_COLORS, dtype=np.uint8)[kinds]])
+    captions = ["image", "truth", "teacher", "student", "agreement"]
+    return write_png(contact_sheet(rows, captions, list(zip(AGREEMENT[:4], AGREEMENT_COLORS, strict=False))))
+
+
+def _compare_one(
+    pair: Pair, tensors: Sequence[Tensor], totals: tuple[ConfusionMatrix, ConfusionMatrix], card: Card, out: Path
+) -> ImageGap:
+    teacher, student, mask = tensors
+    own = ConfusionMatrix(card), ConfusionMatrix(card)
+    for matrix, classes in ((totals[0], teacher), (totals[1], student), (own[0], teacher), (own[1], student)):
+        matrix.update(classes[None], mask[None])
+    kinds = agreement(_array(teacher), _array(student), _array(mask), card.ignore_index)
+    _write(out / "agreement" / f"{pair.name.replace('/', '_')}.png", _agreement_png(kinds))
+    counts = np.bincount(kinds.ravel(), minlength=len(AGREEMENT)).tolist()
+    ours, theirs = (matrix.score().miou if (mask != card.ignore_index).any() else 0.0 for matrix in own)
+    return ImageGap(pair.name, ours, theirs, dict(zip(AGREEMENT, counts, strict=True)))
+
+
+def _agreement_png(kinds: Uint8) -> bytes:
+    return write_png(np.array(AGREEMENT_COLORS, dtype=np.uint8)[kinds])
+
+
+def _support(matrix: ConfusionMatrix) -> dict[str, int]:
+    return dict(zip(matrix.card.class_names, matrix.counts.sum(1).tolist(), strict=True))
+
+
+def _write_tables(found: Comparison, out: Path) -> None:
+    retention = found.retention()
+    images = [
+        {"image": i.name, "teacher": i.teacher_miou, "student": i.student_miou, "gap": i.gap, **i.pixels}
+        for i in found.images
+    ]
+    _write(out / "retention.csv", _csv(retention))
+    _write(out / "images.csv", _csv(images))
+    content = {
+        "teacher": found.teacher.as_dict(),
+        "student": found.student.as_dict(),
+        "pixels": found.pixels,
+        "retention": retention,
+        "images": images,
+    }
+    _write(out / "comparison.json", json.dumps(content, indent=2).encode() + b"\n")
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    with writing(path):
+        path.write_bytes(content)
+
+
+def _array(tensor: Tensor) -> Uint8:
+    return tensor.cpu().numpy().astype(np.uint8)
