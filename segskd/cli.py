@@ -26,6 +26,8 @@ app.command(data_app, name="data", help="List, check and download datasets.")
 ERR = Console(stderr=True)
 Json = Annotated[bool, tyro.conf.arg(name="json", help="Print one JSON object as the last line of standard output.")]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+DESCRIPTION = "Compress segmentation networks by stagewise knowledge distillation."
+FLAG_STYLE = (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 
 
@@ -58,7 +60,7 @@ class TrainFlags:
     batch: int | None = None
     """Images a step (8)."""
     lr: float | None = None
-    """Peak learning rate (0.005)."""
+    """Peak learning rate (0.01)."""
     weight_decay: float | None = None
     """L2 penalty (0)."""
     select: Literal["last", "best"] | None = None
@@ -319,6 +321,8 @@ def predict(
     from segskd.evaluate.predict import predict_files
     from segskd.evaluate.source import find_source
 
+    if not images:
+        raise UserError("name at least one image")
     source = find_source(model, dataset, size, None)
     with _bar("predicting") as report:
         written, unreadable = predict_files(source.predictor(device), images, out, report)
@@ -378,9 +382,9 @@ def demo(out: Path | None = None, data: str | None = None, json: Json = False) -
         json: Print JSON.
     """
     from segskd.demo import run_demo
-    from segskd.runs import RUNS_FOLDER
+    from segskd.runs import runs_folder
 
-    result = run_demo(out or RUNS_FOLDER, data, _listeners)
+    result = run_demo(out or runs_folder(), data, _listeners)
     _print_result(result, json)
     ERR.print(f"side by side: {result['picture']}", highlight=False, soft_wrap=True)
 
@@ -406,23 +410,23 @@ def _listeners(folder: Path) -> Iterator[list[Callable[[dict[str, Any]], None]]]
 
 def _run_path(place: str | None) -> str | None:
     """A run's name as its path, so that the recipe holds in any folder; paths made absolute, hub ids left alone."""
-    from segskd.runs import RUNS_FOLDER
+    from segskd.runs import runs_folder
 
     if place is None:
         return None
-    for path in (RUNS_FOLDER / place, Path(place).expanduser()):
+    for path in (runs_folder() / place, Path(place).expanduser()):
         if path.exists():
             return str(path.resolve())
     return place
 
 
 def _run_folder(name_or_path: str, made_up: bool) -> Path:
-    from segskd.runs import RUN_NAME, RUNS_FOLDER, free_name
+    from segskd.runs import RUN_NAME, free_name, runs_folder
 
     if made_up:
-        return RUNS_FOLDER / free_name(name_or_path)
+        return runs_folder() / free_name(name_or_path)
     if RUN_NAME.match(name_or_path):
-        return RUNS_FOLDER / name_or_path
+        return runs_folder() / name_or_path
     return Path(name_or_path).expanduser().resolve()
 
 
@@ -482,7 +486,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status: 0 done, 2 bad input, 130 stopped, 1 anything else."""
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     try:
-        app.cli(prog="segskd", description=__doc__, args=arguments)
+        app.cli(prog="segskd", description=DESCRIPTION, args=arguments, config=FLAG_STYLE)
     except UserError as error:
         print(f"segskd: {error}", file=sys.stderr)
         return BAD_INPUT

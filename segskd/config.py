@@ -38,7 +38,9 @@ def parse_size(value: object) -> Size:
         value = (int(match[1]), int(match[2]))
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise ValueError(f"{value!r} is no size: write HEIGHTxWIDTH, such as 192x256")
-    height, width = (int(side) for side in value)
+    if not all(type(side) is int for side in value):
+        raise ValueError(f"{value!r} is no size: both sides must be whole numbers")
+    height, width = value
     if not (32 <= height <= MAX_SIDE and 32 <= width <= MAX_SIDE):
         raise ValueError(f"size {height}x{width} must lie between 32x32 and {MAX_SIDE}x{MAX_SIDE}")
     return height, width
@@ -79,7 +81,7 @@ class OptimisationPart(_Part):
 
     epochs: int | None = Field(default=None, ge=1, description="epochs a stage; chosen by the number of images")
     batch: int = Field(default=8, ge=1, description="images a step")
-    lr: float = Field(default=5e-3, gt=0, description="peak learning rate of OneCycle")
+    lr: float = Field(default=1e-2, gt=0, description="peak learning rate of OneCycle")
     weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty")
 
 

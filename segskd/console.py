@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -136,11 +137,18 @@ def log_file(folder: Path) -> Iterator[Any]:
         def listen(event: Event) -> None:
             if not lines:
                 file = stack.enter_context((folder / "log.txt").open("a", encoding="utf-8"))
-                doubled = os.path.sameopenfile(file.fileno(), sys.stderr.fileno())
-                lines.append(PlainLines(stack.enter_context(open(os.devnull, "w")) if doubled else file))
+                nowhere = stack.enter_context(open(os.devnull, "w"))
+                lines.append(PlainLines(nowhere if _is_standard_error(file) else file))
             lines[0](event)
 
         yield listen
+
+
+def _is_standard_error(file: TextIO) -> bool:
+    try:
+        return os.path.sameopenfile(file.fileno(), sys.stderr.fileno())
+    except io.UnsupportedOperation:  # a notebook's standard error is no file
+        return False
 
 
 def describe_event(event: Event) -> str | None:

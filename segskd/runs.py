@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import pickle
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -19,10 +20,11 @@ import torch
 from segskd.config import Recipe, dump_recipe, load_recipe
 from segskd.errors import UserError
 
-RUNS_FOLDER = Path(__file__).resolve().parents[1] / "checkpoints"
 RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
 Event = dict[str, Any]
 Status = Literal["running", "finished", "paused", "interrupted", "failed", "new"]
+# What torch.load raises for a file that is cut short, no archive, or holds more than tensors.
+DAMAGED = (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, pickle.UnpicklingError)
 MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
@@ -212,7 +214,7 @@ class Run:
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             return state
-        except (RuntimeError, EOFError, ValueError, OSError) as error:
+        except (*DAMAGED, OSError) as error:
             raise UserError(f"{path} is damaged: start the run anew under another name") from error
 
 
@@ -226,24 +228,32 @@ _CLOSING: dict[str, Status] = {
 }
 
 
-def find_run(name_or_path: str, runs: Path = RUNS_FOLDER) -> Run:
-    """A run by its name below `runs`, or by a path. Raises UserError when there is none."""
-    if RUN_NAME.match(name_or_path) and (runs / name_or_path / "recipe.yaml").is_file():
-        return Run(runs / name_or_path)
+def runs_folder() -> Path:
+    """Where runs lie: SEGSKD_RUNS, else checkpoints/ in the project."""
+    given = os.environ.get("SEGSKD_RUNS")
+    return Path(given).expanduser().resolve() if given else Path(__file__).resolve().parents[1] / "checkpoints"
+
+
+def find_run(name_or_path: str, runs: Path | None = None) -> Run:
+    """A run by its name below `runs` (`runs_folder()`), or by a path. Raises UserError when there is none."""
+    below = (runs or runs_folder()) / name_or_path
+    if RUN_NAME.match(name_or_path) and (below / "recipe.yaml").is_file():
+        return Run(below)
     return Run.open(Path(name_or_path).expanduser())
 
 
-def list_runs(runs: Path = RUNS_FOLDER) -> list[Run]:
+def list_runs(runs: Path | None = None) -> list[Run]:
     """All runs below `runs`, the newest first."""
-    recipes = sorted(runs.glob("*/recipe.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
+    recipes = sorted((runs or runs_folder()).glob("*/recipe.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
     return [Run(path.parent) for path in recipes]
 
 
-def free_name(wish: str, runs: Path = RUNS_FOLDER) -> str:
+def free_name(wish: str, runs: Path | None = None) -> str:
     """`wish`, or `wish-2`, `wish-3` … when it is taken."""
     wish = re.sub(r"[^A-Za-z0-9_.-]+", "-", wish).strip("-.")
     names = (wish if i == 1 else f"{wish}-{i}" for i in range(1, 10_000))
-    return next(name for name in names if not (runs / name).exists())
+    folder = runs or runs_folder()
+    return next(name for name in names if not (folder / name).exists())
 
 
 @contextmanager

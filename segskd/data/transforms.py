@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
 
 import albumentations as A
@@ -14,6 +15,7 @@ from torch import Tensor
 from segskd.config import Size
 from segskd.data.cards import Card
 from segskd.data.dataset import Uint8
+from segskd.errors import UserError
 
 SIZE_MULTIPLE = 32
 RESIZE_FILTER = "INTER_AREA when shrinking, INTER_LINEAR when enlarging; masks INTER_NEAREST_EXACT"
@@ -42,6 +44,8 @@ class ViewMaker:
         self.size = size
         self.padded = padded_size(size)
         self.seed = seed
+        # A chain keeps its seed between the two calls: threads that shared it would take each other's.
+        self._lock = threading.Lock()
         finish = _finish(card)
         self._chains = [
             A.Compose([_resize(size), *finish]),
@@ -53,10 +57,14 @@ class ViewMaker:
         """float32 (3, h, w) and int64 (h, w), at the padded size.
 
         The same name, view and seed always give the same tensors, on every machine with the same versions.
+        Raises UserError when image and mask differ in size.
         """
+        if image.shape[:2] != mask.shape:
+            raise UserError(f"image '{name}' and its mask differ in size ('data check' finds all such files)")
         chain = self._chains[min(view, 2)]
-        chain.set_random_seed(_view_seed(self.seed, name, view))
-        made = chain(image=image, mask=mask)
+        with self._lock:
+            chain.set_random_seed(_view_seed(self.seed, name, view))
+            made = chain(image=image, mask=mask)
         pixels = torch.from_numpy(np.ascontiguousarray(made["image"].transpose(2, 0, 1)))
         return pixels, torch.from_numpy(made["mask"].astype(np.int64))
 

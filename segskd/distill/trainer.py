@@ -88,6 +88,7 @@ class Trainer:
     def _train_phase(self, phase: Phase) -> None:
         started = time.monotonic() - self.progress.seconds
         self._tell_phase_start(phase)
+        freeze([self.job.student.model])
         self._stores.advance(self.progress.phase, self._tell_store)
         module = PhaseModule(phase, self.job.student, self.job.adapters, self.job.card, self.job.size)
         module.start_training()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -94,10 +95,11 @@ def predict_files(
     """Writes NAME.png, a palette PNG mask, and NAME_overlay.png for each image, at the image's size.
 
     Returns the masks' paths, and the images that could not be read, which are skipped. Images of one name
-    from different folders get a number behind it.
+    from different folders get a number behind it, as do those whose masks would replace an image.
     """
     written: list[Path] = []
     unreadable: list[str] = []
+    taken = {path.resolve() for path in images}
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     for done, path in enumerate(images, start=1):
@@ -107,16 +109,18 @@ def predict_files(
             unreadable.append(str(path))
             continue
         mask = predictor.mask(image)
-        target = _free_path(out, path.stem, written)
+        target, drawn = _free_paths(out, path.stem, taken)
+        taken |= {target.resolve(), drawn.resolve()}
         with writing(target):
             target.write_bytes(write_index_png(mask, predictor.card))
-            target.with_stem(f"{target.stem}_overlay").write_bytes(write_png(overlay(image, mask, predictor.card)))
+            drawn.write_bytes(write_png(overlay(image, mask, predictor.card)))
         written.append(target)
         if report:
             report(done, len(images))
     return written, unreadable
 
 
-def _free_path(out: Path, stem: str, taken: Sequence[Path]) -> Path:
-    names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, len(taken) + 2))
-    return next(path for path in (out / f"{name}.png" for name in names) if path not in taken)
+def _free_paths(out: Path, stem: str, taken: Set[Path]) -> tuple[Path, Path]:
+    names = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
+    paths = ((out / f"{name}.png", out / f"{name}_overlay.png") for name in names)
+    return next(both for both in paths if not {path.resolve() for path in both} & taken)

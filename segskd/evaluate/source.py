@@ -13,7 +13,7 @@ from segskd.data.cards import Card, data_folder, load_card
 from segskd.errors import UserError
 from segskd.evaluate.predict import Predictor
 from segskd.models.build import load
-from segskd.runs import RUNS_FOLDER, Run
+from segskd.runs import Run, runs_folder
 
 
 @dataclass(frozen=True)
@@ -62,5 +62,5 @@ def find_source(model: str, dataset: str | None, size: str | None, data: str | N
 
 def model_place(name: str) -> str:
     """A run's name as its path; anything else as it is."""
-    run = RUNS_FOLDER / name
+    run = runs_folder() / name
     return str(run) if (run / "recipe.yaml").is_file() else name

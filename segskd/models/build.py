@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
+import pickle
 import re
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +31,17 @@ STUDENT_LAYERS: dict[str, list[int]] = {
 ARCHITECTURES = {"unet": smp.Unet}
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+LOAD_ERRORS = (
+    OSError,
+    KeyError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    SafetensorError,
+    EOFError,
+    pickle.UnpicklingError,
+)
 
 
 def parse_spec(spec: str) -> tuple[str, str]:
@@ -68,9 +80,12 @@ def load(place: str | Path) -> nn.Module:
     folder = model_folder(place)
     source = str(folder or place)
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            model = smp.from_pretrained(source, encoder_weights=None)
-    except (OSError, KeyError, AttributeError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        with contextlib.redirect_stdout(io.StringIO()):
+            if folder and not (folder / WEIGHTS_FILES[0]).is_file():
+                model = _load_pickle(folder)
+            else:
+                model = smp.from_pretrained(source, encoder_weights=None)
+    except LOAD_ERRORS as error:
         raise UserError(f"{source} can't be loaded as a model: {_one_line(error)}") from error
     return cast(nn.Module, model.float().eval())
 
@@ -133,6 +148,19 @@ def digest(model: nn.Module) -> str:
         sha.update(name.encode())
         sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
+
+
+def _load_pickle(folder: Path) -> Any:
+    """smp.from_pretrained reads a pickle of tensors from a hub, but not from a folder."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    model = getattr(smp, config.pop("_model_class"))(**(config | {"encoder_weights": None}))
+    weights = folder / WEIGHTS_FILES[1]
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle may raise anything
+        raise UserError(f"{weights} is damaged or holds more than tensors: get the model as safetensors") from error
+    model.load_state_dict(state)
+    return model
 
 
 def _one_line(error: BaseException) -> str:

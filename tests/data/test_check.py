@@ -1,0 +1,109 @@
+"""The check of a dataset: each kind of damage is found, once, under the file's name."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from segskd.data.cards import Card, load_card
+from segskd.data.check import check
+from segskd.errors import UserError
+
+
+@pytest.fixture
+def copy(data: Path, tmp_path: Path) -> Path:
+    """A copy of the dataset, to be damaged; the train split's folder is `copy / "bands/train"`."""
+    shutil.copytree(data, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def changed(card_path: Path, **counts: int) -> Card:
+    content = yaml.safe_load(card_path.read_text())
+    for split, count in counts.items():
+        content["splits"][split]["count"] = count
+    return Card.model_validate(content)
+
+
+def put(path: Path, values: np.ndarray) -> None:
+    Image.fromarray(values.astype(np.uint8)).save(path)
+
+
+def test_a_clean_dataset_reports_nothing(data: Path, card_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    report = check(changed(card_path, train=12, val=4), data, lambda done, total: seen.append((done, total)))
+    assert report.problems == []
+    assert report.images == {"train": 12, "val": 4}
+    assert report.sizes == {"64x96": 16}
+    assert seen == [(done, 16) for done in range(1, 17)]
+
+
+def test_pixels_are_counted_by_class(data: Path, card_path: Path) -> None:
+    masks = [np.asarray(Image.open(path)) for path in (data / "bands/val/masks").iterdir()]
+    counts = [sum(int((mask == index).sum()) for mask in masks) for index in range(3)]
+    found = check(load_card(card_path), data)
+    assert found.pixels["val"].tolist() == counts
+    shares = found.as_dict()["class_shares"]["val"]
+    assert shares == pytest.approx(
+        {name: n / sum(counts) for name, n in zip(("ground", "wall", "sky"), counts, strict=True)}
+    )
+
+
+def test_every_kind_of_damage_is_reported_once(copy: Path, card_path: Path) -> None:
+    images, masks = copy / "bands/train/images", copy / "bands/train/masks"
+    (masks / "b00.png").unlink()
+    (images / "b01.png").unlink()
+    whole = (images / "b02.png").read_bytes()
+    (images / "b02.png").write_bytes(whole[: len(whole) // 2])
+    whole = (masks / "b03.png").read_bytes()
+    (masks / "b03.png").write_bytes(whole[: len(whole) // 2])
+    put(masks / "b04.png", np.zeros((64, 95)))
+    odd = np.zeros((64, 96))
+    odd[5, 5:8] = [3, 77, 3]
+    put(masks / "b05.png", odd)
+    for path in (copy / "bands/val/masks").iterdir():
+        put(path, np.minimum(np.asarray(Image.open(path)), 1))
+    report = check(changed(card_path, train=12, val=4), copy)
+    assert sorted((problem.kind, Path(problem.file).name) for problem in report.problems) == [
+        ("empty class", "sky"),
+        ("incomplete", "train"),
+        ("sizes differ", "b04.png"),
+        ("unknown values", "b05.png"),
+        ("unpaired", "b00.png"),
+        ("unpaired", "b01.png"),
+        ("unreadable", "b02.png"),
+        ("unreadable", "b03.png"),
+    ]
+    files = {problem.kind + Path(problem.file).name: problem.file for problem in report.problems}
+    assert files["unpairedb00.png"] == str(images / "b00.png")
+    assert files["unpairedb01.png"] == str(masks / "b01.png")
+    assert files["unreadableb02.png"] == str(images / "b02.png")
+    assert files["unreadableb03.png"] == str(masks / "b03.png")
+    assert all(problem.file in problem.text for problem in report.problems)
+    texts = {problem.kind: problem.text for problem in report.problems}
+    assert "64x96 and 64x95" in texts["sizes differ"]
+    assert "values 3, 77" in texts["unknown values"]
+    assert "has 10 images, and the card says 12" in texts["incomplete"]
+    assert "split 'val'" in texts["empty class"]
+    assert report.images == {"train": 10, "val": 4}
+
+
+def test_listed_names_without_image(copy: Path, card_path: Path) -> None:
+    content = yaml.safe_load(card_path.read_text())
+    content["splits"]["train"]["names"] = "train.txt"
+    (copy / "bands/train.txt").write_text("b00\nb01\ngone\n")
+    report = check(Card.model_validate(content), copy)
+    assert [(problem.kind, problem.file) for problem in report.problems] == [("unpaired", "gone")]
+    assert report.images["train"] == 2
+
+
+def test_a_split_that_is_not_there_is_passed_over_but_train_is_not(copy: Path, card_path: Path) -> None:
+    shutil.rmtree(copy / "bands/val")
+    assert check(load_card(card_path), copy).images == {"train": 12}
+    shutil.rmtree(copy / "bands/train")
+    with pytest.raises(UserError, match="split 'train' of 'bands' has no images"):
+        check(load_card(card_path), copy)

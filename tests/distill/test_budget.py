@@ -1,0 +1,69 @@
+"""Where the store goes, and whether a step fits, by hand-made room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from segskd.config import StorePart
+from segskd.distill.budget import Holding, Room, Sizes, choose_store, choose_views, step_bytes
+from segskd.distill.job import prepare
+from segskd.distill.methods import stagewise
+from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key
+from segskd.errors import UserError
+from segskd.models.build import create
+from segskd.models.stages import StagedNetwork, cut
+
+
+@pytest.fixture(scope="module")
+def network() -> StagedNetwork:
+    return cut(create("unet", "resnet10", 3))
+
+
+@pytest.fixture(scope="module")
+def sizes(network: StagedNetwork) -> Sizes:
+    return Sizes(network, network, (64, 96), torch.bfloat16)
+
+
+def test_bytes_of_a_sample(sizes: Sizes) -> None:
+    assert sizes.of(IMAGE_KEY) == 3 * 64 * 96 * 2
+    assert sizes.of(MASK_KEY) == 64 * 96
+    assert sizes.of(Key("teacher", "encoder.0")) == 64 * 32 * 48 * 2
+
+
+def test_old_and_new_tensors_lie_side_by_side(sizes: Sizes) -> None:
+    stem, layer1 = Key("student", "encoder.0"), Key("student", "encoder.1")
+    holding = Holding(10, [frozenset({stem}), frozenset({layer1})], viewed=True)
+    assert sizes.most(holding, views=3) == 30 * (sizes.of(stem) + sizes.of(layer1))
+
+
+@pytest.mark.parametrize(
+    ("memory", "disk", "kind", "views"),
+    [(10**12, 0, "memory", 4), (0, 10**12, "disk", 4), (10**6, 10**6, "recompute", 1), (0, 0, "recompute", 1)],
+)
+def test_the_store_goes_where_there_is_room(sizes: Sizes, memory: int, disk: int, kind: str, views: int) -> None:
+    holdings = [Holding(100, [frozenset({Key("teacher", "encoder.0")})], viewed=True)]
+    room = Room(memory, disk)
+    assert choose_views(sizes, holdings, room) == views
+    assert choose_store(sizes, holdings, views, StorePart(), room).kind == kind
+
+
+def test_what_the_recipe_asks_for_is_done(sizes: Sizes) -> None:
+    holdings = [Holding(100, [frozenset({IMAGE_KEY})], viewed=True)]
+    assert choose_store(sizes, holdings, 1, StorePart(kind="disk"), Room(10**12, 10**12)).kind == "disk"
+
+
+def test_a_step_keeps_its_activations(network: StagedNetwork) -> None:
+    phase = stagewise(network.names, 1)[-1]
+    one = step_bytes(network, phase, (64, 96), batch=1)
+    two = step_bytes(network, phase, (64, 96), batch=2)
+    assert two - one == 16 * 64 * 96 * 4  # the head's convolution keeps its input, decoder.4's tap
+
+
+def test_a_size_that_does_not_fit_is_refused_before_training(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--size 16000x16000 with --batch 4 needs about .* GiB"):
+        prepare(recipe(data={"size": "16000x16000"}), tmp_path)

@@ -1,0 +1,213 @@
+"""The contract that scripts rely on: exit statuses, one line for what the user can mend, one JSON object last."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from segskd import cli, runs
+from segskd.config import dump_recipe
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """Runs a command with its runs below tmp_path; (exit status, standard output, standard error)."""
+    monkeypatch.setenv("SEGSKD_RUNS", str(tmp_path / "checkpoints"))
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        status = cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def flags(data: Path, card_path: Path, teacher_folder: Path) -> list[str]:
+    """A small run."""
+    return [
+        *("--dataset", str(card_path), "--data", str(data), "--teacher", str(teacher_folder)),
+        *("--size", "64x96", "--views", "1", "--epochs", "1", "--batch", "4", "--precision", "32", "--device", "cpu"),
+    ]
+
+
+def last_line(output: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return found
+
+
+def test_a_run_from_distill_to_compare(
+    call: Callable[..., Any], flags: list[str], data: Path, card_path: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    status, out, err = call("distill", *flags, "--count", 4, "--run", "small", "--until", "encoder.0", "--json")
+    assert status == 0
+    folder = tmp_path / "checkpoints" / "small"
+    assert last_line(out) == {"run": str(folder), "after": "encoder.0"}
+    assert "encoder.0: loss" in err
+    assert "encoder.0: loss" in (folder / "log.txt").read_text()
+
+    status, out, _ = call("resume", "small", "--json")
+    assert status == 0
+    result = last_line(out)
+    assert {"run", "miou", "teacher_miou", "seconds"} <= result.keys()
+
+    status, out, err = call("resume", "small", "--json")
+    assert (status, last_line(out)) == (0, result)
+    assert "finished" in err
+
+    status, out, _ = call("evaluate", "small", "--split", "val", "--json")
+    assert status == 0
+    score = last_line(out)
+    assert score["miou"] == pytest.approx(result["miou"])
+    assert (score["images"], score["size"], set(score["per_class"])) == (4, [64, 96], {"ground", "wall", "sky"})
+
+    status, out, _ = call(
+        "evaluate", teacher_folder, "--dataset", card_path, "--data", data, "--size", "64x96", "--json"
+    )
+    assert last_line(out)["miou"] == pytest.approx(result["teacher_miou"])
+
+    status, out, _ = call("runs", "--json")
+    assert [(row["run"], row["state"]) for row in last_line(out)["runs"]] == [("small", "finished")]
+
+    image = data / "bands" / "val" / "images" / "b00.png"
+    status, out, _ = call("predict", "small", image, "--out", tmp_path / "masks", "--json")
+    assert status == 0
+    mask = Image.open(last_line(out)["masks"][0])
+    assert mask.mode == "P"
+    assert set(np.unique(np.asarray(mask))) <= {0, 1, 2}
+
+    status, out, _ = call("compare", teacher_folder, "small", "--out", tmp_path / "compared", "--json")
+    assert status == 0
+    assert last_line(out)["miou"] == pytest.approx(result["miou"])
+    assert cv2.imread(str(tmp_path / "compared" / "gallery.png")) is not None
+
+    status, _, err = call("stop", "small")
+    assert (status, err) == (2, "segskd: run small is not running\n")
+
+
+def test_a_recipe_and_flags_over_it(call: Callable[..., Any], recipe: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe()))
+    status, _, _ = call(
+        *("distill", "--recipe", tmp_path / "recipe.yaml", "--count", 4, "--epochs", 1),
+        *("--run", tmp_path / "run", "--until", "encoder.0"),
+    )
+    assert status == 0
+    made = runs.Run.open(tmp_path / "run").recipe
+    assert (made.subset.count, made.optimisation.epochs, made.optimisation.batch) == (4, 1, 4)
+
+
+def bad(flags: list[str], **changes: object) -> list[str]:
+    """The flags with some replaced."""
+    given = dict(zip(flags[::2], flags[1::2], strict=True)) | {f"--{name}": str(v) for name, v in changes.items()}
+    return [part for pair in given.items() for part in pair]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dataset": "nowhere"}, "no card 'nowhere': name one of"),
+        ({"data": "/nowhere"}, "no folder /nowhere/bands"),
+        ({"teacher": "/nowhere"}, "no model at /nowhere"),
+        ({"fraction": "0"}, "--fraction 0 must be above 0"),
+        ({"fraction": "0.1"}, "leaves 1, and training needs at least 2"),
+        ({"count": "13"}, "more than the 12 training images"),
+        ({"size": "big"}, "write HEIGHTxWIDTH"),
+        ({"size": "16000x16000"}, "make --size, --batch or --store-budget smaller"),
+        ({"student": "unet:nothing"}, "can't build unet:nothing"),
+        ({"student": "resnet10"}, "write ARCH:ENCODER"),
+        ({"method": "magic"}, "no method 'magic'"),
+        ({"until": "encoder.9"}, "no such phase"),
+        ({"batch": "0"}, "optimisation.batch"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    call: Callable[..., Any], flags: list[str], tmp_path: Path, changes: dict[str, object], words: str
+) -> None:
+    status, out, err = call("distill", *bad(flags, **changes), "--run", "bad")
+    assert (status, out) == (2, "")
+    assert words in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "checkpoints" / "bad").exists()
+
+
+def test_a_teacher_of_other_classes_is_refused(
+    call: Callable[..., Any], flags: list[str], tmp_path: Path, teacher_folder: Path
+) -> None:
+    import segmentation_models_pytorch as smp
+
+    smp.Unet("resnet18", classes=5, encoder_weights=None).save_pretrained(tmp_path / "five")
+    status, _, err = call("distill", *bad(flags, teacher=tmp_path / "five"), "--run", "bad")
+    assert status == 2
+    assert "has 5 outputs, but 'bands' has 3 classes" in err
+
+
+def test_a_mask_value_outside_the_card_is_named(
+    call: Callable[..., Any], flags: list[str], data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    mask = tmp_path / "data" / "bands" / "train" / "masks" / "b03.png"
+    cv2.imwrite(str(mask), np.full((64, 96), 9, dtype=np.uint8))
+    status, _, err = call("distill", *bad(flags, data=tmp_path / "data"), "--run", "bad")
+    assert status == 2
+    assert f"mask {mask} has value 9" in err
+    status, out, err = call("data", "check", flags[1], "--data", tmp_path / "data", "--json")
+    assert status == 2
+    (problem,) = last_line(out)["problems"]
+    assert (problem["kind"], problem["file"]) == ("unknown values", str(mask))
+
+
+def test_an_unreadable_image_is_skipped_and_named(
+    call: Callable[..., Any], data: Path, card_path: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    good = data / "bands" / "val" / "images" / "b00.png"
+    flags = ("--dataset", card_path, "--size", "64x96", "--out", tmp_path / "masks")
+    status, out, err = call("predict", teacher_folder, tmp_path / "broken.png", good, *flags, "--json")
+    assert status == 2
+    assert str(tmp_path / "broken.png") in err
+    assert [Path(path).name for path in last_line(out)["masks"]] == ["b00.png"]
+    assert call("predict", teacher_folder, *flags)[0] == 2
+
+
+def test_a_bug_shows_its_traceback(call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(runs, "list_runs", fail)
+    status, _, err = call("runs")
+    assert status == 1
+    assert "Traceback" in err
+    assert "ZeroDivisionError: a bug" in err
+
+
+def test_a_request_to_stop_ends_a_real_worker_with_130(flags: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "segskd", "distill", *bad(flags, epochs=500), "--run", str(tmp_path / "run")]
+    worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert worker.stderr is not None
+    for line in worker.stderr:
+        if line.strip().startswith("teacher:"):
+            break
+    assert runs.Run.open(tmp_path / "run").is_alive()
+    assert cli.main(["stop", str(tmp_path / "run")]) == 0
+    _, err = worker.communicate(timeout=60)
+    assert worker.returncode == 130
+    assert "resume run" in err.splitlines()[-1]
+    assert runs.Run.open(tmp_path / "run").status() == "interrupted"
+
+
+def test_cards_are_listed(call: Callable[..., Any], tmp_path: Path) -> None:
+    status, out, _ = call("data", "list", "--data", tmp_path, "--json")
+    assert status == 0
+    cards = {row["card"]: row["splits_here"] for row in last_line(out)["cards"]}
+    assert {"camvid", "cityscapes", "oxford_pets", "pascal_voc", "scenes"} <= cards.keys()
+    assert not any(cards.values())

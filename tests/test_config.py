@@ -1,0 +1,137 @@
+"""Recipes: YAML and object are one to one, and what is wrong is named by its field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from segskd.config import Recipe, dump_recipe, load_recipe, make_recipe, merged, parse_size
+from segskd.errors import UserError
+
+SMALLEST: dict[str, Any] = {"data": {"card": "scenes"}, "teacher": "somewhere"}
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "data": {"card": "tarjeta más/grande.yaml", "size": "45x61", "views": 2},
+        "subset": {"fraction": 0.25, "rule": "balanced"},
+        "optimisation": {"lr": 0.003, "weight_decay": 1e-4},
+        "store": {"kind": "disk", "budget_gib": 0.5},
+        "select": "best",
+        "seed": 7,
+    }
+    made = make_recipe(merged(SMALLEST, changes))
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(made), encoding="utf-8")
+    assert load_recipe(tmp_path / "recipe.yaml") == made
+
+
+def test_dump_holds_every_default(tmp_path: Path) -> None:
+    content = yaml.safe_load(dump_recipe(make_recipe(SMALLEST)))
+    assert set(content) == set(Recipe.model_fields)
+    assert content["data"]["size"] == "192x256"
+    assert content["subset"] == {"fraction": None, "count": None, "rule": "random"}
+    assert content["optimisation"]["batch"] == 8
+    assert content["select"] == "last"
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [
+        ("192x256", (192, 256)),
+        (" 64X96 ", (64, 96)),
+        ("360×480", (360, 480)),
+        ([45, 61], (45, 61)),
+        ("32x32", (32, 32)),
+    ],
+)
+def test_size_is_height_then_width(written: object, size: tuple[int, int]) -> None:
+    assert parse_size(written) == size
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("192", "192x", "x256", "192*256", "-64x96", "64x96x3", "31x64", "64x31", "64x16385", 192, None, {}),
+        *([64], [64, 96, 3], [64.5, 96], [None, 96], ["64", "96"], [True, 96], [float("inf"), 96]),
+    ],
+)
+def test_what_is_no_size(written: object) -> None:
+    with pytest.raises(UserError, match=r"data\.size: "):
+        make_recipe({"data": {"card": "scenes", "size": written}, "teacher": "somewhere"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"bacth": 8}, "bacth"),
+        ({"optimisation": {"learning_rate": 0.1}}, r"optimisation\.learning_rate"),
+        ({"optimisation": {"lr": 0}}, r"optimisation\.lr"),
+        ({"optimisation": {"epochs": 0}}, r"optimisation\.epochs"),
+        ({"optimisation": {"batch": "many"}}, r"optimisation\.batch"),
+        ({"data": {"views": 0}}, r"data\.views"),
+        ({"store": {"kind": "cloud"}}, r"store\.kind"),
+        ({"subset": {"rule": "first"}}, r"subset\.rule"),
+        ({"subset": {"fraction": 0.1, "count": 30}}, "subset: .*fraction or a count"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**31}, "seed"),
+        ({"precision": "64"}, "precision"),
+        ({"kind": "teach"}, "a teacher is trained without a teacher"),
+    ],
+)
+def test_what_is_wrong_is_named(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named) as caught:
+        make_recipe(merged(SMALLEST, changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_teacher_is_needed_where_one_teaches() -> None:
+    content = {"data": {"card": "scenes"}}
+    with pytest.raises(UserError, match=r"stagewise needs a teacher.*--teacher"):
+        make_recipe(content)
+    assert make_recipe({**content, "method": "supervised"}).teacher is None
+    assert make_recipe({**content, "kind": "teach"}).teacher is None
+
+
+def test_the_card_is_needed() -> None:
+    with pytest.raises(UserError, match=r"data\.card"):
+        make_recipe({"data": {}, "teacher": "somewhere"})
+
+
+def test_further_problems_are_counted() -> None:
+    with pytest.raises(UserError, match="and 2 more"):
+        make_recipe(merged(SMALLEST, {"one": 1, "two": 2, "three": 3}))
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [(b"data: [", "is not YAML"), (b"\xff\xfe\x00", "is not YAML"), (b"- a\n- b\n", "recipe"), (b"", "recipe")],
+)
+def test_files_that_are_no_recipe(tmp_path: Path, written: bytes, said: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(written)
+    with pytest.raises(UserError, match=said):
+        load_recipe(path)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"can't read .*none\.yaml: No such file"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_merged_lays_changes_over_part_by_part() -> None:
+    base = {"data": {"card": "a", "views": 2}, "seed": 1}
+    assert merged(base, {"data": {"card": "b", "views": None}, "seed": None, "store": {"kind": "disk"}}) == {
+        "data": {"card": "b", "views": 2},
+        "seed": 1,
+        "store": {"kind": "disk"},
+    }
+    assert base == {"data": {"card": "a", "views": 2}, "seed": 1}
+
+
+def test_a_recipe_does_not_change() -> None:
+    made = make_recipe(SMALLEST)
+    with pytest.raises(ValueError, match="frozen"):
+        made.seed = 3  # type: ignore[misc]

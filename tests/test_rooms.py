@@ -1,0 +1,54 @@
+"""The house's own rules: which way imports point, and that datasets/ is data."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Rooms of segskd by what they may import; a room may always import itself.
+ALLOWED = {
+    "config": {"errors"},
+    "data": {"config", "errors"},
+    "models": {"config", "errors"},
+    "runs": {"config", "errors"},
+    "evaluate": {"config", "errors", "data", "models", "runs"},
+    "distill": {"config", "errors", "data", "models", "runs", "evaluate"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+def test_the_core_knows_no_screen() -> None:
+    for path in (ROOT / "segskd").rglob("*.py"):
+        assert not {name.split(".")[0] for name in imported(path)} & {"ui", "gradio"}, path
+
+
+def test_imports_point_one_way() -> None:
+    for path in (ROOT / "segskd").rglob("*.py"):
+        room = path.relative_to(ROOT / "segskd").parts[0].removesuffix(".py")
+        if room in ALLOWED:
+            rooms = {name.split(".")[1] for name in imported(path) if name.startswith("segskd.")}
+            assert rooms <= ALLOWED[room] | {room}, path
+
+
+def test_datasets_is_no_package_that_other_libraries_take_for_theirs() -> None:
+    assert not list((ROOT / "datasets").rglob("__init__.py"))
+    program = (
+        "import importlib.util, segskd.distill.session\n"
+        "spec = importlib.util.find_spec('datasets')\n"
+        "assert spec is None or spec.origin is None, spec\n"
+        "import timm, huggingface_hub, torchmetrics\n"
+        "import sys; assert 'datasets' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

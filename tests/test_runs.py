@@ -1,0 +1,157 @@
+"""A run's directory: liveness, events, states, and disks that refuse."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from segskd.errors import UserError
+from segskd.runs import Run, find_run, free_name, list_runs
+
+
+@pytest.fixture
+def run(recipe: Callable[..., Any], tmp_path: Path) -> Run:
+    return Run.create(tmp_path / "one", recipe())
+
+
+def test_the_recipe_comes_back(run: Run, recipe: Callable[..., Any]) -> None:
+    assert run.recipe == recipe()
+
+
+def test_a_taken_name_is_refused(run: Run, recipe: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match=r"one exists: .*resume one"):
+        Run.create(run.path, recipe())
+
+
+def test_a_missing_run_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run at"):
+        find_run("nothing", tmp_path)
+
+
+def test_a_run_is_found_by_name_and_by_path(run: Run) -> None:
+    assert find_run("one", run.path.parent).path == run.path
+    assert find_run(str(run.path), Path("elsewhere")).path == run.path
+    assert [found.name for found in list_runs(run.path.parent)] == ["one"]
+    assert free_name("one", run.path.parent) == "one-2"
+    assert free_name("../a b", run.path.parent) == "a-b"
+
+
+def test_a_run_is_alive_while_it_is_worked_on(run: Run) -> None:
+    other = Run(run.path)
+    assert not other.is_alive()
+    with run.working():
+        assert other.is_alive()
+        assert other.status() == "running"
+        with pytest.raises(UserError, match="worked on by another process"), other.working():
+            pass
+    assert not other.is_alive()
+
+
+def test_a_new_worker_forgets_an_old_request_to_stop(run: Run) -> None:
+    run.request_stop()
+    assert run.stop_requested()
+    with run.working():
+        assert not run.stop_requested()
+
+
+def test_events_come_back_in_order(run: Run) -> None:
+    run.event("phase_start", phase="encoder.0")
+    run.event("step", loss=0.5)
+    assert [(event["kind"], event.get("loss")) for event in run.events()] == [("phase_start", None), ("step", 0.5)]
+
+
+def test_a_line_cut_short_is_left_out_and_not_built_upon(run: Run) -> None:
+    run.event("step", loss=1.0)
+    with open(run.path / "events.jsonl", "ab") as file:
+        file.write(b'{"time": 1, "kind": "st')
+    run.event("step", loss=2.0)
+    assert [event["loss"] for event in run.events()] == [1.0, 2.0]
+
+
+def test_listeners_hear_what_is_kept_and_what_is_only_told(run: Run) -> None:
+    heard: list[str] = []
+    run.listeners.append(lambda event: heard.append(event["kind"]))
+    run.event("step")
+    run.tell("filling")
+    assert heard == ["step", "filling"]
+    assert [event["kind"] for event in run.events()] == ["step"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "status"),
+    [
+        ([], "new"),
+        (["start", "phase_start"], "interrupted"),
+        (["phase_start", "done"], "finished"),
+        (["phase_start", "paused"], "paused"),
+        (["phase_start", "error"], "failed"),
+        (["phase_start", "error", "resumed", "phase_start"], "interrupted"),
+    ],
+)
+def test_the_status_is_read_from_the_events(run: Run, kinds: list[str], status: str) -> None:
+    for kind in kinds:
+        run.event(kind)
+    assert run.status() == status
+
+
+def test_a_full_disk_leaves_the_last_state_whole(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.save_state({"weights": torch.ones(3)})
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"state\.pt: No space left on device; free some space, then resume"):
+        run.save_state({"weights": torch.zeros(3)})
+    state = run.load_state()
+    assert state is not None
+    assert torch.equal(state["weights"], torch.ones(3))
+    assert not list(run.path.glob(".*.part"))
+
+
+def test_a_read_only_directory_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(UserError, match="Read-only file system; make it writable"):
+        run.event("step")
+
+
+def test_a_run_cannot_lie_below_a_file(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="can't write"):
+        Run.create(tmp_path / "file" / "run", recipe())
+
+
+def test_a_damaged_state_is_told(run: Run) -> None:
+    (run.path / "state.pt").write_bytes(b"half")
+    with pytest.raises(UserError, match=r"state\.pt is damaged"):
+        run.load_state()
+
+
+def test_a_state_with_code_in_it_is_not_run(run: Run, tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    torch.save({"weights": Payload()}, run.path / "state.pt")
+    with pytest.raises(UserError):
+        run.load_state()
+    assert not (tmp_path / "harm").exists()
+
+
+def test_the_summary_of_a_run_without_result(run: Run) -> None:
+    summary = run.summary()
+    assert (summary["state"], summary["miou"]) == ("new", None)
+
+
+def test_a_damaged_recipe_is_listed_as_such(run: Run) -> None:
+    (run.path / "recipe.yaml").write_text("data: [")
+    assert run.summary()["state"] == "damaged"
