@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+# Threads that wait must not spin: the tests start workers that share the cores with them.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +18,6 @@ import pytest
 import torch
 import yaml
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(2)
 
 SIZE = (64, 96)

@@ -114,17 +114,18 @@ def test_scaled_classes_scales_logits_not_classes() -> None:
 
 
 def test_masks_are_palette_pngs_at_the_images_size(network: Any, card: Card, tmp_path: Path) -> None:
-    # The network sees 4x4, the file has 8x8.
-    path = save(tmp_path / "in/street.png", np.kron(np.array(SEEN), np.ones((2, 2), dtype=int)), card)
+    # The network sees 4x4, the file is 8 high and 12 wide.
+    seen = np.kron(np.array(SEEN), np.ones((2, 3), dtype=int))
+    path = save(tmp_path / "in/street.png", seen, card)
     predictor = Predictor(network(), card, (4, 4))
     written, unreadable = predict_files(predictor, [path], tmp_path / "new/out")
     assert (written, unreadable) == ([tmp_path / "new/out/street.png"], [])
     with Image.open(written[0]) as mask:
-        assert (mask.mode, mask.size) == ("P", (8, 8))
-        assert np.asarray(mask).tolist() == np.kron(np.array(SEEN), np.ones((2, 2), dtype=int)).tolist()
+        assert (mask.mode, mask.size) == ("P", (12, 8))
+        assert np.asarray(mask).tolist() == seen.tolist()
         assert mask.getpalette()[:12] == [255, 0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0]
     with Image.open(tmp_path / "new/out/street_overlay.png") as drawn:
-        assert (drawn.mode, drawn.size) == ("RGB", (8, 8))
+        assert (drawn.mode, drawn.size) == ("RGB", (12, 8))
         # The class's colour over the same colour
         assert np.abs(np.asarray(drawn).astype(int)[0, 0] - (255, 0, 0)).max() <= 1
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,15 +17,6 @@ from segskd.models.stages import IMAGE, StagedNetwork, cut, freeze, ghost, set_t
 
 SIZES = [(64, 96), (96, 64), (72, 100), (45, 61)]
 NAMES = [f"encoder.{i}" for i in range(5)] + [f"decoder.{i}" for i in range(5)] + ["head"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from a second thread, which spins when it waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make(encoder: str) -> nn.Module:
