@@ -60,7 +60,7 @@ class TrainFlags:
     batch: int | None = None
     """Images a step (8)."""
     lr: float | None = None
-    """Peak learning rate (0.01)."""
+    """Peak learning rate (0.01; 0.001 to teach)."""
     weight_decay: float | None = None
     """L2 penalty (0)."""
     select: Literal["last", "best"] | None = None
@@ -184,6 +184,7 @@ def distill(
     recipe: Path | None = None,
     teacher: str | None = None,
     student: str | None = None,
+    init: Literal["random", "teacher"] | None = None,
     method: str | None = None,
     run: str | None = None,
     until: str | None = None,
@@ -198,6 +199,7 @@ def distill(
         recipe: A recipe (YAML), such as a run's recipe.yaml.
         teacher: A folder with config.json and weights, a run, or a hub id.
         student: ARCH:ENCODER of the student (unet:resnet10).
+        init: The student's first weights: random, or the teacher's where stage, name and shape agree.
         method: Which list of phases (stagewise).
         run: Name below checkpoints/, or a path.
         until: Stop after this stage; `resume` goes on.
@@ -207,7 +209,13 @@ def distill(
     base = read_yaml(recipe) if recipe else {"data": {"card": "scenes"}}
     if not isinstance(base, dict):
         raise UserError(f"{recipe} is no recipe: a run's recipe.yaml is one")
-    flags = {"teacher": _run_path(teacher), "student": student, "method": method, **_recipe_changes(data, train)}
+    flags = {
+        "teacher": _run_path(teacher),
+        "student": student,
+        "init": init,
+        "method": method,
+        **_recipe_changes(data, train),
+    }
     if recipe is None and data.dataset is None:
         raise UserError("name what to train on with --dataset (see 'python -m segskd data list') or --recipe")
     made = make_recipe(merged(base, flags))

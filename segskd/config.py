@@ -81,7 +81,7 @@ class OptimisationPart(_Part):
 
     epochs: int | None = Field(default=None, ge=1, description="epochs a stage; chosen by the number of images")
     batch: int = Field(default=8, ge=1, description="images a step")
-    lr: float = Field(default=1e-2, gt=0, description="peak learning rate of OneCycle")
+    lr: float | None = Field(default=None, gt=0, description="peak of OneCycle; 0.01, and 0.001 for a teacher")
     weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty")
 
 
@@ -101,6 +101,9 @@ class Recipe(_Part):
     teacher: str | None = Field(default=None, description="folder, run or hub id of the teacher")
     student: str = Field(default="unet:resnet10", description="ARCH:ENCODER of the network to train")
     weights: str | None = Field(default=None, description="pretrained weights of the encoder, such as imagenet")
+    init: Literal["random", "teacher"] = Field(
+        default="random", description="the student's first weights: drawn, or the teacher's where shapes agree"
+    )
     method: str = Field(default="stagewise", description="which list of phases")
     optimisation: OptimisationPart = OptimisationPart()
     select: Literal["last", "best"] = Field(default="last", description="which epoch's weights a phase keeps")

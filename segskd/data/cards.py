@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from segskd.config import first_problem, read_yaml
 from segskd.errors import UserError
@@ -26,6 +26,16 @@ Colour = tuple[Channel, Channel, Channel]
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _inside(path: str) -> str:
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ValueError(f"'{path}' must lie below the dataset's folder")
+    return path
+
+
+InsidePath = Annotated[str, AfterValidator(_inside)]
+"""A relative path that stays below the folder it starts from."""
 
 
 class ClassEntry(_Strict):
@@ -45,9 +55,9 @@ class Split(_Strict):
     without splits.
     """
 
-    images: str
-    masks: str
-    names: str | None = None
+    images: InsidePath
+    masks: InsidePath
+    names: InsidePath | None = None
     share: tuple[float, float] | None = None
     count: int | None = Field(default=None, ge=1, description="images the split has when it is complete")
 
@@ -56,8 +66,6 @@ class Split(_Strict):
         for pattern in (self.images, self.masks):
             if pattern.count("{name}") != 1:
                 raise ValueError(f"'{pattern}' must contain {{name}} once")
-            if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-                raise ValueError(f"'{pattern}' must lie below the dataset's folder")
         if self.share is not None and not 0 <= self.share[0] < self.share[1] <= 1:
             raise ValueError(f"share {list(self.share)} must rise from at least 0 to at most 1")
         return self
@@ -73,8 +81,8 @@ class Archive(_Strict):
     url: str
     md5: str | None = Field(default=None, pattern="^[0-9a-f]{32}$")
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
-    member: str = ""
-    into: str = ""
+    member: InsidePath = ""
+    into: InsidePath = ""
 
     @model_validator(mode="after")
     def _checksum(self) -> Archive:
@@ -93,7 +101,7 @@ class Card(_Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     title: str
-    folder: str
+    folder: InsidePath
     classes: tuple[ClassEntry, ...] = Field(min_length=2, max_length=254)
     splits: dict[Literal["train", "val", "test"], Split]
     ignore_index: int = Field(default=255, ge=0, le=255)

@@ -144,8 +144,8 @@ def _read_raw(path: Path, card: Card) -> npt.NDArray[Any]:
     if decoded is None:
         raise UserError(f"can't read mask {path}: replace or remove it ('data check' finds all such files)")
     if card.mask_format == "color":
-        if decoded.ndim != 3:
-            raise UserError(f"mask {path} has one channel, but card '{card.name}' says mask_format: color")
+        if decoded.ndim != 3 or decoded.dtype != np.uint8:
+            raise UserError(f"mask {path} is no 8-bit colour picture, but card '{card.name}' says mask_format: color")
         return cv2.cvtColor(decoded[..., :3], cv2.COLOR_BGR2RGB)
     if decoded.ndim == 3:
         return _palette_indices(path, card)

@@ -17,7 +17,7 @@ from segskd.data.samples import Samples
 from segskd.data.subset import draw_subset, split_holdout, subset_size
 from segskd.data.transforms import ViewMaker, padded_size
 from segskd.distill.budget import Choice, Holding, Room, Sizes, check_step_fits, choose_store, choose_views, room
-from segskd.distill.methods import Phase, default_epochs, plan, stagewise
+from segskd.distill.methods import Phase, default_epochs, default_lr, plan, stagewise
 from segskd.distill.needs import Keys, Planner, graft_needs, phase_needs
 from segskd.distill.phase import steps_an_epoch
 from segskd.distill.store import FeatureStore, Networks
@@ -25,7 +25,7 @@ from segskd.errors import UserError
 from segskd.evaluate.metrics import check_outputs
 from segskd.models.adapters import Adapters, probe_adapters
 from segskd.models.build import create, describe, load, output_classes, parse_spec
-from segskd.models.stages import StagedNetwork, cut, freeze
+from segskd.models.stages import StagedNetwork, copy_matching, cut, freeze
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -115,7 +115,7 @@ def prepare(recipe: Recipe, folder: Path, names: tuple[list[str], list[str]] | N
         fetch(card, data)
     subset = _subset(recipe, card, data, names)
     teacher = _teacher(recipe, card)
-    student = _student(recipe, card)
+    student = _student(recipe, card, teacher)
     phases = plan(recipe, teacher.names if teacher else None, student.names, len(subset.train))
     adapters = _adapters(recipe, student, teacher, phases)
     holdings = _holdings(recipe, student, teacher, phases)
@@ -124,8 +124,9 @@ def prepare(recipe: Recipe, folder: Path, names: tuple[list[str], list[str]] | N
     views = recipe.data.views or _views(recipe, student, teacher, sizes, subset, available)
     store = choose_store(sizes, holdings.to_be(subset), views, recipe.store, available)
     _check_memory(recipe, subset, student, phases, store)
-    epochs = recipe.optimisation.epochs or default_epochs(len(subset.train))
-    filled = {"optimisation": {"epochs": epochs}, "data": {"folder": str(data), "views": views}}
+    part = recipe.optimisation
+    epochs, rate = part.epochs or default_epochs(len(subset.train)), part.lr or default_lr(recipe)
+    filled = {"optimisation": {"epochs": epochs, "lr": rate}, "data": {"folder": str(data), "views": views}}
     return Job(_changed(recipe, filled), card, subset, student, teacher, adapters, phases, store, holdings)
 
 
@@ -190,10 +191,13 @@ def _teacher(recipe: Recipe, card: Card) -> StagedNetwork | None:
     return network
 
 
-def _student(recipe: Recipe, card: Card) -> StagedNetwork:
+def _student(recipe: Recipe, card: Card, teacher: StagedNetwork | None) -> StagedNetwork:
     torch.manual_seed(recipe.seed)
     model = create(*parse_spec(recipe.student), classes=len(card.classes), weights=recipe.weights)
-    return cut(_on_device(model, recipe))
+    network = cut(_on_device(model, recipe))
+    if teacher is not None and recipe.init == "teacher":
+        copy_matching(network, teacher)
+    return network
 
 
 def _on_device(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:

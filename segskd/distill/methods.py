@@ -11,6 +11,8 @@ from segskd.models.stages import HEAD
 
 LEAST_EPOCHS = 40
 PASSES = 3000
+STUDENT_LR = 1e-2
+TEACHER_LR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ def plan(
             "teacher and student need the same number of encoder and decoder blocks"
         )
     return phases
+
+
+def default_lr(recipe: Recipe) -> float:
+    """Peak learning rate when the recipe names none: the SKD paper's, a tenth of it for a teacher's whole network."""
+    return TEACHER_LR if recipe.kind == "teach" else STUDENT_LR
 
 
 def default_epochs(images: int) -> int:

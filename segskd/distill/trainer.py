@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from segskd.distill.graft import Grafter
 from segskd.distill.job import Job
-from segskd.distill.methods import Phase
+from segskd.distill.methods import Phase, default_lr
 from segskd.distill.phase import PhaseModule, epoch_batches, steps_an_epoch
 from segskd.distill.store import FeatureStore
 from segskd.errors import Stopped, UserError
@@ -260,9 +260,10 @@ class _Loop:
         self.loss = math.nan
         part = trainer.job.recipe.optimisation
         self._fabric = trainer.fabric
-        self._optimiser = torch.optim.Adam(module.trained_parameters(), lr=part.lr, weight_decay=part.weight_decay)
+        rate = part.lr or default_lr(trainer.job.recipe)
+        self._optimiser = torch.optim.Adam(module.trained_parameters(), lr=rate, weight_decay=part.weight_decay)
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self._optimiser, max_lr=part.lr, total_steps=phase.epochs * self.steps
+            self._optimiser, max_lr=rate, total_steps=phase.epochs * self.steps
         )
         wrapped, optimiser = trainer.fabric.setup(module, self._optimiser)
         self.wrapped: nn.Module = wrapped

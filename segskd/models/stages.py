@@ -119,6 +119,23 @@ def cut(model: nn.Module) -> StagedNetwork:
     return StagedNetwork(model, [*encoder, *decoder, Stage(HEAD, [cast(nn.Module, model.segmentation_head)])])
 
 
+def copy_matching(student: StagedNetwork, teacher: StagedNetwork) -> float:
+    """Gives each student stage the teacher's weights and statistics of the same stage, name and shape.
+
+    Of a deeper teacher stage these are its first blocks. Returns the share of the student's values that were
+    copied, between 0 and 1.
+    """
+    copied = total = 0
+    for name, stage in student.stages.items():
+        theirs = teacher.stages[name].state_dict() if name in teacher.stages else {}
+        for key, own in stage.state_dict().items():
+            total += own.numel()
+            if key in theirs and theirs[key].shape == own.shape:
+                own.copy_(theirs[key])
+                copied += own.numel()
+    return copied / total
+
+
 def ghost(model: nn.Module) -> nn.Module:
     """A copy without storage, for asking after shapes and sizes."""
     return copy.deepcopy(model).to("meta")

@@ -188,7 +188,7 @@ def test_colour_mask(tmp_path: Path, mode: str) -> None:
 
 def test_colour_mask_with_one_channel(tmp_path: Path) -> None:
     path = write(tmp_path / "m.png", [[0, 1]])
-    with pytest.raises(UserError, match=r"m\.png has one channel.*mask_format: color"):
+    with pytest.raises(UserError, match=r"m\.png is no 8-bit colour picture.*mask_format: color"):
         read_mask(path, make_card(mask_format="color"))
 
 

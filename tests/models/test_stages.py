@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from segskd.errors import UserError
 from segskd.models.build import create
-from segskd.models.stages import IMAGE, StagedNetwork, cut, freeze, ghost, set_trained, tap_shapes
+from segskd.models.stages import IMAGE, StagedNetwork, copy_matching, cut, freeze, ghost, set_trained, tap_shapes
 
 SIZES = [(64, 96), (96, 64), (72, 100), (45, 61)]
 NAMES = [f"encoder.{i}" for i in range(5)] + [f"decoder.{i}" for i in range(5)] + ["head"]
@@ -215,3 +215,25 @@ def test_freeze_covers_gradients_and_statistics(small: nn.Module) -> None:
         small(torch.randn(2, 3, 64, 96))
     assert same(state(small), state(untouched))
     assert not any(parameter.requires_grad for parameter in small.parameters())
+
+
+def test_a_student_can_begin_with_the_teachers_first_blocks() -> None:
+    torch.manual_seed(0)
+    teacher, student = (cut(create("unet", encoder, 3)) for encoder in ("resnet34", "resnet10"))
+    share = copy_matching(student, teacher)
+    for name, stage in student.stages.items():
+        theirs = teacher.stages[name].state_dict()
+        for key, value in stage.state_dict().items():
+            assert torch.equal(value, theirs[key]), f"{name} {key}"
+    assert share == 1.0
+
+
+def test_what_has_another_shape_stays_as_it_was() -> None:
+    torch.manual_seed(0)
+    teacher, student = cut(create("unet", "resnet50", 4)), cut(create("unet", "resnet10", 3))
+    before = {name: {k: v.clone() for k, v in s.state_dict().items()} for name, s in student.stages.items()}
+    share = copy_matching(student, teacher)
+    assert 0 < share < 1
+    assert torch.equal(student.stages["encoder.0"].blocks[0].weight, teacher.stages["encoder.0"].blocks[0].weight)
+    head = student.stages["head"].state_dict()
+    assert all(torch.equal(head[key], before["head"][key]) for key in head)
