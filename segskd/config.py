@@ -102,7 +102,7 @@ class Recipe(_Part):
     student: str = Field(default="unet:resnet10", description="ARCH:ENCODER of the network to train")
     weights: str | None = Field(default=None, description="pretrained weights of the encoder, such as imagenet")
     init: Literal["random", "teacher"] = Field(
-        default="random", description="the student's first weights: drawn, or the teacher's where shapes agree"
+        default="teacher", description="the student's first weights: the teacher's where shapes agree, or drawn"
     )
     method: str = Field(default="stagewise", description="which list of phases")
     optimisation: OptimisationPart = OptimisationPart()

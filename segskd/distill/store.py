@@ -31,6 +31,9 @@ class Batch:
     def __init__(self, tensors: Values) -> None:
         self.tensors = dict(tensors)
 
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
     def taps(self, owner: Literal["student", "teacher"]) -> dict[str, Tensor]:
         """One network's taps by stage name, with the image as "image"."""
         return {key.name: value for key, value in self.tensors.items() if key.owner == owner or key == IMAGE_KEY}

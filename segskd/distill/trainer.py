@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import copy
+import logging
 import math
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from segskd.distill.graft import Grafter
 from segskd.distill.job import Job
-from segskd.distill.methods import Phase, default_lr
-from segskd.distill.phase import PhaseModule, epoch_batches, steps_an_epoch
-from segskd.distill.store import FeatureStore
+from segskd.distill.loop import Loop, Stores
+from segskd.distill.methods import Phase
+from segskd.distill.phase import PhaseModule, epoch_batches
 from segskd.errors import Stopped, UserError
 from segskd.models.build import digest, save
 from segskd.models.stages import freeze
 from segskd.runs import Run
 
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it would tell of its precision each time
 FABRIC_PRECISION: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 STEP_EVENT_SECONDS = 0.5
 VALIDATIONS = 10
@@ -59,7 +59,7 @@ class Trainer:
         torch.set_num_threads(recipe.threads or torch.get_num_threads())
         self.fabric = Fabric(accelerator=recipe.device, devices=1, precision=FABRIC_PRECISION[recipe.precision])
         self.grafter = Grafter(job, run)
-        self._stores = _Stores(job, run)
+        self._stores = Stores(job, run)
         self._teacher_digest = digest(job.teacher.model) if job.teacher else ""
         self._inside: dict[str, Any] = {}
         self._best_weights: dict[str, Tensor] = {}
@@ -92,13 +92,13 @@ class Trainer:
         self._stores.advance(self.progress.phase, self._tell_store)
         module = PhaseModule(phase, self.job.student, self.job.adapters, self.job.card, self.job.size)
         module.start_training()
-        loop = _Loop(self, phase, module)
+        loop = Loop(self.fabric, self.job, module)
         loop.restore(self._inside)
         for epoch in range(self.progress.epoch, phase.epochs):
             self._train_epoch(loop, epoch, started)
         self._finish_phase(phase, loop, started)
 
-    def _train_epoch(self, loop: _Loop, epoch: int, started: float) -> None:
+    def _train_epoch(self, loop: Loop, epoch: int, started: float) -> None:
         progress, phase = self.progress, loop.phase
         for step, numbers in enumerate(self._batches(phase, epoch)):
             if step < progress.step:
@@ -118,7 +118,7 @@ class Trainer:
         images, views = len(job.subset.train), self._stores.train.samples.views
         return epoch_batches(job.recipe.seed, phase.name, epoch, images, views, job.batch)
 
-    def _validate(self, loop: _Loop, epoch: int) -> dict[str, float]:
+    def _validate(self, loop: Loop, epoch: int) -> dict[str, float]:
         """Figures of an epoch: what `select best` goes by, and now and then the mIoU of a network trained whole."""
         phase = loop.phase
         figures: dict[str, float] = {}
@@ -134,17 +134,17 @@ class Trainer:
         loop.module.start_training()
         return figures
 
-    def _choice_value(self, loop: _Loop) -> float:
+    def _choice_value(self, loop: Loop) -> float:
         """Lower is better: the loss on taps of the images for choosing, or their mIoU negated where labels count."""
         store = self._stores.holdout if self.job.recipe.select_on == "holdout" else self._stores.val
         if loop.phase.labels:
             return -self.grafter.score(loop.phase, store, draw=False).miou
         freeze([self.job.student.model])
         with torch.no_grad():
-            losses = [float(loop.wrapped(batch)["loss"]) * len(_any(batch.tensors)) for batch in store.batches()]
+            losses = [float(loop.wrapped(batch)["loss"]) * len(batch) for batch in store.batches()]
         return sum(losses) / len(store.samples)
 
-    def _finish_phase(self, phase: Phase, loop: _Loop, started: float) -> None:
+    def _finish_phase(self, phase: Phase, loop: Loop, started: float) -> None:
         if self._best_weights:
             loop.load_weights(self._best_weights)
         freeze([self.job.student.model])
@@ -161,7 +161,7 @@ class Trainer:
 
     # -- state --------------------------------------------------------------------------------------
 
-    def save(self, loop: _Loop | None = None) -> None:
+    def save(self, loop: Loop | None = None) -> None:
         """Everything to go on from, in one file, whole or not at all."""
         self.run.save_state(
             {
@@ -196,7 +196,7 @@ class Trainer:
         names = [phase.name for phase in self.job.phases]
         return names[min(self.progress.phase, len(names) - 1)]
 
-    def _save_if_due(self, loop: _Loop) -> None:
+    def _save_if_due(self, loop: Loop) -> None:
         stop = self._asked or self.run.stop_requested()
         if stop or time.monotonic() - self._saved_at >= self.job.recipe.checkpoint_seconds:
             self.save(loop)
@@ -241,90 +241,10 @@ class Trainer:
             self.run.event("stopped", phase=self._phase_name(), epoch=self.progress.epoch + 1)
             raise Stopped(f"stopped; 'python -m segskd resume {self.run.name}' goes on")
 
-    def _tell_step(self, loop: _Loop, epoch: int) -> None:
+    def _tell_step(self, loop: Loop, epoch: int) -> None:
         now = time.monotonic()
         due = now - self._told_at >= STEP_EVENT_SECONDS
         tell = self.run.event if due else self.run.tell
         self._told_at = now if due else self._told_at
         step = epoch * loop.steps + self.progress.step
         tell("step", phase=loop.phase.name, epoch=epoch + 1, step=step, loss=loop.loss, lr=loop.rate)
-
-
-class _Loop:
-    """One phase's module, optimiser and schedule."""
-
-    def __init__(self, trainer: Trainer, phase: Phase, module: PhaseModule) -> None:
-        self.phase = phase
-        self.module = module
-        self.steps = steps_an_epoch(len(trainer.job.subset.train), trainer.job.batch)
-        self.loss = math.nan
-        part = trainer.job.recipe.optimisation
-        self._fabric = trainer.fabric
-        rate = part.lr or default_lr(trainer.job.recipe)
-        self._optimiser = torch.optim.Adam(module.trained_parameters(), lr=rate, weight_decay=part.weight_decay)
-        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self._optimiser, max_lr=rate, total_steps=phase.epochs * self.steps
-        )
-        wrapped, optimiser = trainer.fabric.setup(module, self._optimiser)
-        self.wrapped: nn.Module = wrapped
-        self._stepper: Any = optimiser
-
-    @property
-    def rate(self) -> float:
-        return float(self._optimiser.param_groups[0]["lr"])
-
-    def step(self, store: FeatureStore, numbers: Tensor) -> float:
-        """One step of the optimiser; its loss. Raises UserError when that is no number."""
-        loss = self.wrapped(store.batch(numbers))["loss"]
-        self.loss = float(loss.detach())
-        if not math.isfinite(self.loss):
-            raise UserError(f"the loss of {self.phase.name} became {self.loss}: use a smaller --lr, or --precision 32")
-        self._fabric.backward(loss)
-        self._stepper.step()
-        self._stepper.zero_grad()
-        self._schedule.step()
-        return self.loss
-
-    def weights(self) -> dict[str, Tensor]:
-        return copy.deepcopy(self.module.state_dict())
-
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        self.module.load_state_dict(weights)
-
-    def state(self) -> dict[str, Any]:
-        return {"optimiser": self._optimiser.state_dict(), "schedule": self._schedule.state_dict()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        if state:
-            self._optimiser.load_state_dict(state["optimiser"])
-            self._schedule.load_state_dict(state["schedule"])
-
-
-class _Stores:
-    """The feature stores of the training, held-out and validation images."""
-
-    def __init__(self, job: Job, run: Run) -> None:
-        folder = run.path / "store"
-        views = job.recipe.data.views or 1
-        self._holdings = job.holdings
-        self.train = job.feature_store(job.subset.train, views, folder / "train")
-        self.holdout = job.feature_store(job.subset.holdout, 1, folder / "holdout")
-        self.val = job.feature_store(job.subset.val, 1, folder / "val")
-        self._folder: Path = folder
-
-    @property
-    def bytes(self) -> int:
-        return sum(store.bytes for store in (self.train, self.holdout, self.val))
-
-    def advance(self, phase: int, progress: Any) -> None:
-        self.train.advance(self._holdings.train[phase], progress)
-        self.holdout.advance(self._holdings.holdout[phase], progress)
-        self.val.advance(self._holdings.val[phase], progress)
-
-    def close(self) -> None:
-        for store in (self.train, self.holdout, self.val):
-            store.close()
-
-
-def _any(tensors: dict[Any, Tensor]) -> Tensor:
-    return next(iter(tensors.values()))

@@ -1,0 +1,40 @@
+"""The command line: parses, calls the core, prints. See docs/architecture.md for the contract."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+import tyro
+
+from segskd.cli import data_commands, model_commands, run_commands
+from segskd.errors import Stopped, UserError
+
+DESCRIPTION = "Compress segmentation networks by stagewise knowledge distillation."
+FLAG_STYLE = (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)
+DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit status: 0 done, 2 bad input, 130 stopped, 1 anything else."""
+    try:
+        _commands().cli(prog="segskd", description=DESCRIPTION, args=arguments, config=FLAG_STYLE)
+    except UserError as error:
+        print(f"segskd: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except (Stopped, KeyboardInterrupt) as stopped:
+        print(f"segskd: {stopped or 'stopped'}", file=sys.stderr)
+        return STOPPED
+    except Exception:
+        traceback.print_exc()
+        return FAILED
+    return DONE
+
+
+def _commands() -> tyro.extras.SubcommandApp:
+    app = tyro.extras.SubcommandApp()
+    app.command(data_commands.data_app, name="data", help="List, check and download datasets.")
+    for command in (*run_commands.COMMANDS, *model_commands.COMMANDS):
+        app.command(command)
+    return app

@@ -1,0 +1,88 @@
+"""Flags that several commands share, and what they change in a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+Json = Annotated[bool, tyro.conf.arg(name="json", help="Print one JSON object as the last line of standard output.")]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+@dataclass(frozen=True)
+class DataFlags:
+    """What to train on."""
+
+    dataset: str | None = None
+    """A card's name, or the path of a card."""
+    data: str | None = None
+    """Where datasets lie (SEGSKD_DATA, else datasets/)."""
+    size: str | None = None
+    """HEIGHTxWIDTH that images are resized to (192x256)."""
+    views: int | None = None
+    """Augmentations of each image (4, or 1 where no store has room)."""
+    fraction: float | None = None
+    """Share of the training images, above 0 and at most 1."""
+    count: int | None = None
+    """Number of training images, instead of a fraction."""
+    rule: Literal["random", "balanced"] | None = None
+    """How they are chosen."""
+
+
+@dataclass(frozen=True)
+class TrainFlags:
+    """How to train."""
+
+    epochs: int | None = None
+    """Epochs a stage (by the number of images)."""
+    batch: int | None = None
+    """Images a step (8)."""
+    lr: float | None = None
+    """Peak learning rate (0.01; 0.001 to teach)."""
+    weight_decay: float | None = None
+    """L2 penalty (0)."""
+    select: Literal["last", "best"] | None = None
+    """Which epoch's weights a phase keeps (last)."""
+    select_on: Literal["holdout", "val"] | None = None
+    """What "best" is measured on: a fifth of the subset, or val (holdout)."""
+    seed: int | None = None
+    """Decides the subset, the views, the first weights and the order (0)."""
+    device: Device | None = None
+    """Where to train (auto)."""
+    precision: Literal["auto", "32", "bf16", "fp16"] | None = None
+    """Arithmetic: auto takes bf16 where the hardware multiplies it."""
+    threads: int | None = None
+    """CPU threads (all cores)."""
+    store: Literal["auto", "memory", "disk", "recompute"] | None = None
+    """Where taps are kept (what has room)."""
+    store_budget: float | None = None
+    """GiB of memory for taps (half of what is free)."""
+    checkpoint_seconds: float | None = None
+    """Least time between saves inside a phase (30)."""
+
+
+NO_DATA_FLAGS, NO_TRAIN_FLAGS = DataFlags(), TrainFlags()
+
+
+def recipe_changes(data: DataFlags, train: TrainFlags) -> dict[str, Any]:
+    """The flags that were given, as parts of a recipe."""
+    return {
+        "data": {"card": data.dataset, "folder": data.data, "size": data.size, "views": data.views},
+        "subset": {"fraction": data.fraction, "count": data.count, "rule": data.rule},
+        "optimisation": {
+            "epochs": train.epochs,
+            "batch": train.batch,
+            "lr": train.lr,
+            "weight_decay": train.weight_decay,
+        },
+        "store": {"kind": train.store, "budget_gib": train.store_budget},
+        "select": train.select,
+        "select_on": train.select_on,
+        "checkpoint_seconds": train.checkpoint_seconds,
+        "seed": train.seed,
+        "device": train.device,
+        "precision": train.precision,
+        "threads": train.threads,
+    }

@@ -1,0 +1,125 @@
+"""`evaluate`, `predict`, `compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.table import Table
+from tyro.conf import Positional
+
+from segskd.cli.flags import Device, Json
+from segskd.cli.output import bar, show
+from segskd.errors import UserError
+
+
+def evaluate(
+    model: Positional[str],
+    dataset: str | None = None,
+    split: str = "val",
+    size: str | None = None,
+    native: bool = False,
+    data: str | None = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Score a model or a run on a split.
+
+    Args:
+        model: A model's folder, a run, or a hub id.
+        dataset: A card (a run knows its own).
+        split: train, val or test.
+        size: HEIGHTxWIDTH (a run knows its own).
+        native: Scale the logits up to each mask's own size instead of shrinking the masks.
+        data: Where datasets lie.
+        device: Where to compute.
+        json: Print JSON.
+    """
+    from segskd.data.dataset import list_pairs
+    from segskd.evaluate.predict import evaluate as score_split
+    from segskd.evaluate.source import find_source
+
+    source = find_source(model, dataset, size, data)
+    predictor = source.predictor(device)
+    with bar(f"evaluating {model}") as report:
+        score = score_split(predictor, list_pairs(source.card, source.data, split), native, report)
+    found = {**score.as_dict(), "split": split, "size": list(source.size), "native": native, **source.as_dict()}
+    table = Table("class", "IoU %", title=f"{model}: mIoU {100 * score.miou:.2f} %")
+    for name, value in score.per_class.items():
+        table.add_row(name, "absent" if value is None else f"{100 * value:.1f}")
+    show(table, found, json)
+
+
+def predict(
+    model: Positional[str],
+    images: Positional[tuple[Path, ...]],
+    out: Path,
+    dataset: str | None = None,
+    size: str | None = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Write a palette PNG mask and an overlay of each image.
+
+    Args:
+        model: A model's folder, a run, or a hub id.
+        images: Image files.
+        out: Folder for NAME.png and NAME_overlay.png.
+        dataset: The card that the model was trained on (a run knows its own).
+        size: HEIGHTxWIDTH that the network sees (a run knows its own); masks come at the image's size.
+        device: Where to compute.
+        json: Print JSON.
+    """
+    from segskd.evaluate.predict import predict_files
+    from segskd.evaluate.source import find_source
+
+    if not images:
+        raise UserError("name at least one image")
+    source = find_source(model, dataset, size, None)
+    with bar("predicting") as report:
+        written, unreadable = predict_files(source.predictor(device), images, out, report)
+    show("\n".join(map(str, written)), {"masks": [str(p) for p in written], "unreadable": unreadable}, json)
+    if unreadable:
+        raise UserError(f"can't read {', '.join(unreadable)}: the other {len(written)} masks are written")
+
+
+def compare(
+    teacher: Positional[str],
+    student: Positional[str],
+    out: Path,
+    dataset: str | None = None,
+    split: str = "val",
+    size: str | None = None,
+    data: str | None = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Compare two networks: agreement maps, retention of each class, images by gap.
+
+    Args:
+        teacher: A model's folder, a run, or a hub id.
+        student: The same.
+        out: Folder for tables and pictures.
+        dataset: A card (the student's run knows its own).
+        split: train, val or test.
+        size: HEIGHTxWIDTH (the student's run knows its own).
+        data: Where datasets lie.
+        device: Where to compute.
+        json: Print JSON.
+    """
+    from segskd.data.dataset import list_pairs
+    from segskd.evaluate.compare import compare as compare_two
+    from segskd.evaluate.source import find_source
+
+    ours = find_source(student, dataset, size, data)
+    theirs = ours.with_model(teacher)
+    pairs = list_pairs(ours.card, ours.data, split)
+    with bar("comparing") as report:
+        found = compare_two(theirs.predictor(device), ours.predictor(device), pairs, out, report)
+    table = Table("class", "teacher IoU %", "student IoU %", "difference", "pixels", title=f"written to {out}")
+    for row in found.retention():
+        shares = [row["teacher"], row["student"], row["difference"]]
+        table.add_row(row["class"], *("–" if v is None else f"{100 * v:.1f}" for v in shares), f"{row['pixels']:,}")
+    show(table, {"out": str(out), "miou": found.student.miou, "teacher_miou": found.teacher.miou}, json)
+
+
+COMMANDS = (evaluate, predict, compare)

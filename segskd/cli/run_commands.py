@@ -1,0 +1,175 @@
+"""`teach`, `distill`, `resume`, `stop`, `runs`, `demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.table import Table
+from tyro.conf import OmitArgPrefixes, Positional
+
+from segskd.cli.flags import NO_DATA_FLAGS, NO_TRAIN_FLAGS, DataFlags, Json, TrainFlags, recipe_changes
+from segskd.cli.output import ERR, listeners, print_result, show
+from segskd.errors import UserError
+
+
+def teach(
+    out: Path,
+    arch: str = "unet",
+    encoder: str = "resnet34",
+    weights: str | None = None,
+    *,
+    data: OmitArgPrefixes[DataFlags] = NO_DATA_FLAGS,
+    train: OmitArgPrefixes[TrainFlags] = NO_TRAIN_FLAGS,
+    json: Json = False,
+) -> None:
+    """Train a teacher on labels; OUT is a run, readable with segmentation_models_pytorch.from_pretrained.
+
+    Args:
+        out: The run's directory.
+        arch: Decoder.
+        encoder: Encoder.
+        weights: Pretrained weights of the encoder, such as imagenet (from a hub).
+    """
+    from segskd.config import make_recipe, merged
+
+    base = {"kind": "teach", "student": f"{arch}:{encoder}", "weights": weights, "method": "supervised"}
+    _run(make_recipe(merged(base, recipe_changes(data, train))), out, None, json)
+
+
+def distill(
+    recipe: Path | None = None,
+    teacher: str | None = None,
+    student: str | None = None,
+    init: Literal["random", "teacher"] | None = None,
+    method: str | None = None,
+    run: str | None = None,
+    until: str | None = None,
+    *,
+    data: OmitArgPrefixes[DataFlags] = NO_DATA_FLAGS,
+    train: OmitArgPrefixes[TrainFlags] = NO_TRAIN_FLAGS,
+    json: Json = False,
+) -> None:
+    """Distill a student from a teacher, or carry out a recipe; flags given beside a recipe override it.
+
+    Args:
+        recipe: A recipe (YAML), such as a run's recipe.yaml.
+        teacher: A folder with config.json and weights, a run, or a hub id.
+        student: ARCH:ENCODER of the student (unet:resnet10).
+        init: The student's first weights: the teacher's where stage, name and shape agree, or random (teacher).
+        method: Which list of phases (stagewise).
+        run: Name below checkpoints/, or a path.
+        until: Stop after this stage; `resume` goes on.
+    """
+    from segskd.config import make_recipe, merged, read_yaml
+
+    base = read_yaml(recipe) if recipe else {"data": {"card": "scenes"}}
+    if not isinstance(base, dict):
+        raise UserError(f"{recipe} is no recipe: a run's recipe.yaml is one")
+    flags = {
+        "teacher": _run_path(teacher),
+        "student": student,
+        "init": init,
+        "method": method,
+        **recipe_changes(data, train),
+    }
+    if recipe is None and data.dataset is None:
+        raise UserError("name what to train on with --dataset (see 'python -m segskd data list') or --recipe")
+    made = make_recipe(merged(base, flags))
+    _run(made, _run_folder(run or _default_name(made), run is None), until, json)
+
+
+def resume(run: Positional[str], until: str | None = None, json: Json = False) -> None:
+    """Go on with a run that was stopped, paused or killed."""
+    from segskd.distill.session import resume as resume_run
+    from segskd.runs import find_run
+
+    found = find_run(run)
+    finished = found.read_json("result.json") is not None
+    if finished:
+        ERR.print(f"run {found.name} is finished", highlight=False)
+    with listeners(found.path) as hearing:
+        result = resume_run(found, hearing, until)
+    print_result(result, json)
+
+
+def stop(run: Positional[str], json: Json = False) -> None:
+    """Ask a running run to stop at its next step; it can be resumed."""
+    from segskd.runs import find_run
+
+    found = find_run(run)
+    alive = found.is_alive()
+    if not alive:
+        raise UserError(f"run {found.name} is not running")
+    found.request_stop()
+    show(f"asked {found.name} to stop", {"run": str(found.path), "asked": True}, json)
+
+
+def runs(json: Json = False) -> None:
+    """List the runs below checkpoints/, the newest first."""
+    from segskd.runs import list_runs
+
+    table = Table("run", "state", "data", "student", "method", "mIoU %", "% of teacher")
+    rows = [run.summary() for run in list_runs()]
+    for row in rows:
+        shares = [row["miou"] and 100 * row["miou"], row["percent_of_teacher"]]
+        cells = [str(row[key] or "–") for key in ("run", "state", "dataset", "student", "method")]
+        table.add_row(*cells, *("–" if share is None else f"{share:.1f}" for share in shares))
+    show(table, {"runs": rows}, json)
+
+
+def demo(out: Path | None = None, data: str | None = None, json: Json = False) -> None:
+    """Train a teacher on the built-in scenes, distill a student from a tenth of them, and show both.
+
+    Args:
+        out: Folder below which both runs and the comparison are written (checkpoints/).
+        data: Where datasets lie.
+        json: Print JSON.
+    """
+    from segskd.demo import run_demo
+    from segskd.runs import runs_folder
+
+    result = run_demo(out or runs_folder(), data, listeners)
+    print_result(result, json)
+    ERR.print(f"side by side: {result['picture']}", highlight=False, soft_wrap=True)
+
+
+def _run(recipe: Any, folder: Path, until: str | None, json: bool) -> None:
+    from segskd.distill.session import start
+
+    with listeners(folder) as hearing:
+        result = start(recipe, folder, hearing, until)
+    print_result(result, json)
+
+
+def _run_path(place: str | None) -> str | None:
+    """A run's name as its path, so that the recipe holds in any folder; paths made absolute, hub ids left alone."""
+    from segskd.runs import runs_folder
+
+    if place is None:
+        return None
+    for path in (runs_folder() / place, Path(place).expanduser()):
+        if path.exists():
+            return str(path.resolve())
+    return place
+
+
+def _run_folder(name_or_path: str, made_up: bool) -> Path:
+    from segskd.runs import RUN_NAME, free_name, runs_folder
+
+    if made_up:
+        return runs_folder() / free_name(name_or_path)
+    if RUN_NAME.match(name_or_path):
+        return runs_folder() / name_or_path
+    return Path(name_or_path).expanduser().resolve()
+
+
+def _default_name(recipe: Any) -> str:
+    from segskd.data.cards import load_card
+
+    share = f"{recipe.subset.count}" if recipe.subset.count else f"{100 * (recipe.subset.fraction or 1):g}pc"
+    encoder = recipe.student.partition(":")[2]
+    return f"{load_card(recipe.data.card).name}-{encoder}-{recipe.method}-{share}-s{recipe.seed}"
+
+
+COMMANDS = (teach, distill, resume, stop, runs, demo)

@@ -1,0 +1,95 @@
+"""One phase's optimiser and schedule, and the stores that feed it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from segskd.distill.job import Job
+from segskd.distill.methods import default_lr
+from segskd.distill.phase import PhaseModule, steps_an_epoch
+from segskd.distill.store import FeatureStore
+from segskd.errors import UserError
+from segskd.runs import Run
+
+
+class Loop:
+    """One phase's module, optimiser and schedule."""
+
+    def __init__(self, fabric: Fabric, job: Job, module: PhaseModule) -> None:
+        phase = module.phase
+        self.phase = phase
+        self.module = module
+        self.steps = steps_an_epoch(len(job.subset.train), job.batch)
+        self.loss = math.nan
+        part = job.recipe.optimisation
+        self._fabric = fabric
+        rate = part.lr or default_lr(job.recipe)
+        self._optimiser = torch.optim.Adam(module.trained_parameters(), lr=rate, weight_decay=part.weight_decay)
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimiser, max_lr=rate, total_steps=phase.epochs * self.steps
+        )
+        wrapped, optimiser = fabric.setup(module, self._optimiser)
+        self.wrapped: nn.Module = wrapped
+        self._stepper: Any = optimiser
+
+    @property
+    def rate(self) -> float:
+        return float(self._optimiser.param_groups[0]["lr"])
+
+    def step(self, store: FeatureStore, numbers: Tensor) -> float:
+        """One step of the optimiser; its loss. Raises UserError when that is no number."""
+        loss = self.wrapped(store.batch(numbers))["loss"]
+        self.loss = float(loss.detach())
+        if not math.isfinite(self.loss):
+            raise UserError(f"the loss of {self.phase.name} became {self.loss}: use a smaller --lr, or --precision 32")
+        self._fabric.backward(loss)
+        self._stepper.step()
+        self._stepper.zero_grad()
+        self._schedule.step()
+        return self.loss
+
+    def weights(self) -> dict[str, Tensor]:
+        return copy.deepcopy(self.module.state_dict())
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        self.module.load_state_dict(weights)
+
+    def state(self) -> dict[str, Any]:
+        return {"optimiser": self._optimiser.state_dict(), "schedule": self._schedule.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if state:
+            self._optimiser.load_state_dict(state["optimiser"])
+            self._schedule.load_state_dict(state["schedule"])
+
+
+class Stores:
+    """The feature stores of the training, held-out and validation images."""
+
+    def __init__(self, job: Job, run: Run) -> None:
+        folder = run.path / "store"
+        views = job.recipe.data.views or 1
+        self._holdings = job.holdings
+        self.train = job.feature_store(job.subset.train, views, folder / "train")
+        self.holdout = job.feature_store(job.subset.holdout, 1, folder / "holdout")
+        self.val = job.feature_store(job.subset.val, 1, folder / "val")
+
+    @property
+    def bytes(self) -> int:
+        return sum(store.bytes for store in (self.train, self.holdout, self.val))
+
+    def advance(self, phase: int, progress: Callable[[int, int], None]) -> None:
+        self.train.advance(self._holdings.train[phase], progress)
+        self.holdout.advance(self._holdings.holdout[phase], progress)
+        self.val.advance(self._holdings.val[phase], progress)
+
+    def close(self) -> None:
+        for store in (self.train, self.holdout, self.val):
+            store.close()
