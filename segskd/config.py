@@ -89,7 +89,7 @@ class StorePart(_Part):
     """Where the feature store keeps its taps."""
 
     kind: StoreKind = Field(default="auto", description="memory, disk, or recompute in every step")
-    budget_gib: float | None = Field(default=None, ge=0, description="memory for taps; half of what is free")
+    budget_gib: float | None = Field(default=None, ge=0, le=1e6, description="memory for taps; half of what is free")
 
 
 class Recipe(_Part):
@@ -147,7 +147,9 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in changes.items():
         if isinstance(value, dict):
-            result[key] = merged(dict(result.get(key) or {}), value)
+            kept = result.get(key)
+            if kept is None or isinstance(kept, dict):  # anything else is left for validation to name
+                result[key] = merged(kept or {}, value)
         elif value is not None:
             result[key] = value
     return result

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -32,7 +32,8 @@ class PlainLines:
     def __call__(self, event: Event) -> None:
         line = self._line(event)
         if line:
-            print(line, file=self._stream, flush=True)
+            with suppress(OSError):  # a full disk or a closed terminal must not end a run
+                print(line, file=self._stream, flush=True)
 
     def _line(self, event: Event) -> str | None:
         kind = event["kind"]
@@ -76,7 +77,7 @@ class Bars:
 
     def _on_start(self, event: Event) -> None:
         total = sum(phase["steps"] for phase in event["phases"])
-        self._run = self.progress.add_task("run", total=total, note="")
+        self._run = self.progress.add_task("run", total=total, note="", start=False)
 
     def _on_phase_start(self, event: Event) -> None:
         self._clear_side()
@@ -85,6 +86,9 @@ class Bars:
         title = f"{event['number']}/{event['phases']} {event['phase']}"
         self._phase = self.progress.add_task(title, total=event["steps"], note="")
         self._before = event["steps_before"]
+        if self._run is not None and not self.progress.tasks[0].started:
+            self.progress.update(self._run, completed=self._before)
+            self.progress.start_task(self._run)
 
     def _on_step(self, event: Event) -> None:
         self._clear_side()
@@ -124,24 +128,22 @@ def watching(console: Console) -> Iterator[Any]:
         yield PlainLines(sys.stderr)
 
 
-@contextmanager
-def log_file(folder: Path) -> Iterator[Any]:
+class LogFile(PlainLines):
     """A listener that adds plain lines to the run's log.txt.
 
-    It opens the file with the first event, when the folder is there; and adds nothing when standard error,
-    where the same lines go, is that file already.
+    It adds nothing when standard error, where the same lines go, is that file already.
     """
-    with ExitStack() as stack:
-        lines: list[PlainLines] = []
 
-        def listen(event: Event) -> None:
-            if not lines:
-                file = stack.enter_context((folder / "log.txt").open("a", encoding="utf-8"))
-                nowhere = stack.enter_context(open(os.devnull, "w"))
-                lines.append(PlainLines(nowhere if _is_standard_error(file) else file))
-            lines[0](event)
+    def __init__(self, folder: Path) -> None:
+        super().__init__(sys.stderr)
+        self._path = folder / "log.txt"
 
-        yield listen
+    def __call__(self, event: Event) -> None:
+        line = self._line(event)
+        if line:
+            with suppress(OSError), self._path.open("a", encoding="utf-8") as file:
+                if not _is_standard_error(file):
+                    print(line, file=file)
 
 
 def _is_standard_error(file: TextIO) -> bool:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
 import pickle
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 import filelock
@@ -19,13 +20,16 @@ import torch
 
 from segskd.config import Recipe, dump_recipe, load_recipe
 from segskd.errors import UserError
+from segskd.files import REFUSED, write_whole, writing
 
 RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
 Event = dict[str, Any]
 Status = Literal["running", "finished", "paused", "interrupted", "failed", "new"]
 # What torch.load raises for a file that is cut short, no archive, or holds more than tensors.
 DAMAGED = (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, pickle.UnpicklingError)
-MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+# A folder that holds one of these is somebody's model, not room for a run.
+FOREIGN = ("config.json", "model.safetensors", "pytorch_model.bin", "state.pt", "events.jsonl")
+LOCK_SECONDS = 1.0
 
 
 class Run:
@@ -34,6 +38,7 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.listeners: list[Callable[[Event], None]] = []
+        self._signalled = False
         self._lock = filelock.FileLock(path / ".lock")
 
     @classmethod
@@ -42,9 +47,12 @@ class Run:
         run = cls(path)
         if (path / "recipe.yaml").exists():
             raise UserError(f"run {path} exists: 'python -m segskd resume {path.name}' goes on, or give another name")
+        foreign = [name for name in FOREIGN if (path / name).exists()]
+        if foreign:
+            raise UserError(f"{path} holds {foreign[0]} and is no run: name another folder, so that nothing is lost")
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
-            run.write_recipe(recipe)
+        run.write_recipe(recipe)
         return run
 
     @classmethod
@@ -77,7 +85,7 @@ class Run:
         """Holds the run's lock while a worker works on it. Raises UserError when another one does."""
         try:
             with writing(self.path):
-                self._lock.acquire(blocking=False)
+                self._lock.acquire(timeout=LOCK_SECONDS)
         except filelock.Timeout as error:
             raise UserError(f"run {self.name} is being worked on by another process: stop that one first") from error
         try:
@@ -95,13 +103,19 @@ class Run:
         try:
             with probe.acquire(blocking=False):
                 return False
-        except (filelock.Timeout, OSError):
+        except filelock.Timeout:
             return True
+        except OSError as error:  # a folder that can't be written has no worker
+            if error.errno in REFUSED:
+                return False
+            raise
 
     def status(self) -> Status:
         """What the run is doing; "interrupted" when its worker died or was stopped."""
         if self.is_alive():
             return "running"
+        if (self.path / "result.json").exists():
+            return "finished"
         last = next((e["kind"] for e in reversed(self.events()) if e["kind"] in _CLOSING), None)
         if last is None:
             return "interrupted" if (self.path / "state.pt").exists() else "new"
@@ -117,7 +131,25 @@ class Run:
             self._stop_file.touch()
 
     def stop_requested(self) -> bool:
-        return self._stop_file.exists()
+        """Whether somebody asked, by `request_stop` or by a signal."""
+        return self._signalled or self._stop_file.exists()
+
+    @contextmanager
+    def listening_to_signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM become requests to stop, as far as this is the main thread."""
+
+        def ask(_signal: int, _frame: FrameType | None) -> None:
+            self._signalled = True
+
+        try:
+            before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # only the main thread may listen to signals
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def summary(self) -> dict[str, Any]:
         """What a list of runs shows; figures are None until the run is finished."""
@@ -173,20 +205,8 @@ class Run:
     # -- files --------------------------------------------------------------------------------------
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a file whole: beside, synced, renamed. Raises UserError when the disk won't take it."""
-        target = self.path / name
-        beside = target.with_name(f".{target.name}.part")
-        with writing(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with open(beside, "wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(beside, target)
-            except OSError:
-                beside.unlink(missing_ok=True)
-                raise
+        """Writes a file of the run whole. Raises UserError when the disk won't take it."""
+        write_whole(self.path / name, content)
 
     def write_json(self, name: str, content: object) -> None:
         self.write(name, json.dumps(content, indent=2).encode() + b"\n")
@@ -254,18 +274,6 @@ def free_name(wish: str, runs: Path | None = None) -> str:
     names = (wish if i == 1 else f"{wish}-{i}" for i in range(1, 10_000))
     folder = runs or runs_folder()
     return next(name for name in names if not (folder / name).exists())
-
-
-@contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """Turns what a disk or its permissions refuse into a UserError that says so."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in MENDABLE:
-            raise
-        mend = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
-        raise UserError(f"can't write {place}: {error.strerror}; {mend}, then resume the run") from error
 
 
 def _event(kind: str, figures: dict[str, Any]) -> Event:

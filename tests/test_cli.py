@@ -104,6 +104,14 @@ def test_a_recipe_and_flags_over_it(call: Callable[..., Any], recipe: Callable[.
     assert status == 0
     made = runs.Run.open(tmp_path / "run").recipe
     assert (made.subset.count, made.optimisation.epochs, made.optimisation.batch) == (4, 1, 4)
+    # a run's own recipe holds a count; a fraction given beside it takes its place
+    status, _, _ = call(
+        *("distill", "--recipe", tmp_path / "run" / "recipe.yaml", "--fraction", 0.5),
+        *("--run", tmp_path / "half", "--until", "encoder.0"),
+    )
+    assert status == 0
+    made = runs.Run.open(tmp_path / "half").recipe
+    assert (made.subset.count, made.subset.fraction) == (None, 0.5)
 
 
 def bad(flags: list[str], **changes: object) -> list[str]:

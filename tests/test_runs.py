@@ -130,6 +130,22 @@ def test_a_run_cannot_lie_below_a_file(recipe: Callable[..., Any], tmp_path: Pat
         Run.create(tmp_path / "file" / "run", recipe())
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "state.pt"])
+def test_a_folder_with_somebodys_model_is_not_overwritten(
+    recipe: Callable[..., Any], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(UserError, match=f"holds {name} and is no run"):
+        Run.create(tmp_path, recipe())
+    assert (tmp_path / name).read_text() == "precious"
+
+
+def test_a_run_with_a_result_is_finished_whatever_its_events_say(run: Run) -> None:
+    run.event("phase_start")
+    run.write_json("result.json", {"miou": 0.5})
+    assert run.status() == "finished"
+
+
 def test_a_damaged_state_is_told(run: Run) -> None:
     (run.path / "state.pt").write_bytes(b"half")
     with pytest.raises(UserError, match=r"state\.pt is damaged"):

@@ -26,7 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Stopped, KeyboardInterrupt) as stopped:
         print(f"segskd: {stopped or 'stopped'}", file=sys.stderr)
         return STOPPED
-    except Exception:
+    except Exception as error:
+        from segskd.devices import out_of_memory
+
+        if mendable := out_of_memory(error):
+            print(f"segskd: {mendable}", file=sys.stderr)
+            return BAD_INPUT
         traceback.print_exc()
         return FAILED
     return DONE

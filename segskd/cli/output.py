@@ -10,12 +10,12 @@ from typing import Any
 
 from rich.console import Console
 
-ERR = Console(stderr=True)
+ERR = Console(stderr=True, markup=False)
 
 
 def show(shown: Any, content: dict[str, Any], as_json: bool) -> None:
     """A person's view; with --json that goes to standard error and the object to standard output."""
-    console = ERR if as_json else Console()
+    console = ERR if as_json else Console(markup=False)
     console.print(shown, highlight=False, soft_wrap=isinstance(shown, str))
     if as_json:
         print(json.dumps(content), flush=True)
@@ -36,10 +36,10 @@ def print_result(result: dict[str, Any], json: bool) -> None:
 
 @contextlib.contextmanager
 def listeners(folder: Path) -> Iterator[list[Callable[[dict[str, Any]], None]]]:
-    from segskd.console import log_file, watching
+    from segskd.console import LogFile, watching
 
-    with watching(ERR) as watcher, log_file(folder) as log:
-        yield [watcher, log]
+    with watching(ERR) as watcher:
+        yield [watcher, LogFile(folder)]
 
 
 @contextlib.contextmanager

@@ -66,6 +66,9 @@ def distill(
     base = read_yaml(recipe) if recipe else {"data": {"card": "scenes"}}
     if not isinstance(base, dict):
         raise UserError(f"{recipe} is no recipe: a run's recipe.yaml is one")
+    for given, other in ((data.count, "fraction"), (data.fraction, "count")):
+        if given is not None and isinstance(base.get("subset"), dict):
+            base["subset"].pop(other, None)
     flags = {
         "teacher": _run_path(teacher),
         "student": student,

@@ -177,6 +177,15 @@ def packed_rgb(rgb: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
     return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
 
 
+def card_place(name_or_path: str) -> str:
+    """A card's name as it is; the path of one made absolute, so that it holds in any folder."""
+    return str(Path(name_or_path).expanduser().resolve()) if _is_path(name_or_path) else name_or_path
+
+
+def _is_path(name_or_path: str) -> bool:
+    return name_or_path.endswith((".yaml", ".yml")) or os.sep in name_or_path
+
+
 def data_folder(given: str | Path | None) -> Path:
     """Where datasets lie: what was given, else SEGSKD_DATA, else datasets/ beside the cards."""
     return Path(given or os.environ.get("SEGSKD_DATA") or CARDS_FOLDER).expanduser().resolve()
@@ -193,8 +202,7 @@ def load_card(name_or_path: str | Path) -> Card:
     Raises UserError when there is none, or when it says something that can't be.
     """
     given = str(name_or_path)
-    is_path = given.endswith((".yaml", ".yml")) or os.sep in given
-    path = Path(given).expanduser() if is_path else CARDS_FOLDER / f"{given}.yaml"
+    path = Path(given).expanduser() if _is_path(given) else CARDS_FOLDER / f"{given}.yaml"
     if not path.is_file():
         known = ", ".join(p.stem for p in card_paths())
         raise UserError(f"no card '{given}': name one of {known}, or the path of a card (a YAML file)")

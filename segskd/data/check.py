@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from segskd.data.cards import UNKNOWN, Card
 from segskd.data.dataset import Pair, decode_mask, describe_unknown, has_split, list_split, read_image
@@ -85,6 +86,7 @@ def check(card: Card, data: Path, progress: Progress | None = None) -> Report:
 def _check_pair(report: Report, split: str, pair: Pair) -> None:
     try:
         image = read_image(pair.image)
+        _check_whole(pair.image)
         mask = decode_mask(pair.mask, report.card)
     except UserError as error:
         broken = pair.mask if str(pair.mask) in str(error) else pair.image
@@ -99,6 +101,15 @@ def _check_pair(report: Report, split: str, pair: Pair) -> None:
         report.add("unknown values", pair.mask, f"mask {pair.mask} has {values}, unknown to the card")
     counted = mask[(mask >= 0) & (mask < len(report.card.classes))]
     report.pixels[split] += np.bincount(counted, minlength=len(report.card.classes))
+
+
+def _check_whole(path: Path) -> None:
+    """Raises UserError for a picture that is cut short: OpenCV fills what is missing of a JPEG and says nothing."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"image {path} is damaged: {error}; replace or remove it") from error
 
 
 def _check_split(report: Report, split: str) -> None:

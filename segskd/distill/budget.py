@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-import psutil
 import torch
 
 from segskd.config import Size, StorePart
+from segskd.devices import free_device_memory, free_memory
 from segskd.distill.methods import Phase
 from segskd.distill.needs import MASK_KEY, Key, Keys, span
 from segskd.distill.store import Kind
@@ -76,7 +76,7 @@ class Sizes:
 
 def room(part: StorePart, folder: Path) -> Room:
     """The stated budget, else half of the free memory; and half of the free disk."""
-    memory = psutil.virtual_memory().available / 2 if part.budget_gib is None else part.budget_gib * GIB
+    memory = free_memory() / 2 if part.budget_gib is None else part.budget_gib * GIB
     place = next(parent for parent in (folder, *folder.parents) if parent.exists())
     return Room(int(memory), shutil.disk_usage(place).free // 2)
 
@@ -104,7 +104,7 @@ def check_step_fits(
 ) -> None:
     """Raises UserError when the largest training step needs more memory than is free beside `reserved` bytes."""
     needed = reserved + max(step_bytes(student, phase, size, batch) for phase in phases)
-    if needed > (free := _free_bytes(device)):
+    if needed > (free := free_device_memory(device)):
         raise UserError(
             f"--size {size[0]}x{size[1]} with --batch {batch} needs about {needed / GIB:.1f} GiB of memory and "
             f"{free / GIB:.1f} GiB are free: make --size, --batch or --store-budget smaller"
@@ -134,9 +134,3 @@ def step_bytes(student: StagedNetwork, phase: Phase, size: Size, batch: int) -> 
         shadow.run(taps, size, part.first, part.last)
     weights = sum(p.numel() * p.element_size() for n in phase.trained for p in shadow.stages[n].parameters())
     return sum(seen.values()) + ADAM_COPIES * weights
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)

@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 
 from segskd.config import Recipe, Size, make_recipe, merged
-from segskd.data.cards import Card, data_folder, load_card
+from segskd.data.cards import Card, card_place, data_folder, load_card
 from segskd.data.dataset import Pair, list_pairs
 from segskd.data.fetch import fetch
 from segskd.data.samples import Samples
 from segskd.data.subset import draw_subset, split_holdout, subset_size
 from segskd.data.transforms import ViewMaker, padded_size
+from segskd.devices import choose_device, choose_precision, free_memory
 from segskd.distill.budget import Choice, Holding, Room, Sizes, check_step_fits, choose_store, choose_views, room
 from segskd.distill.methods import Phase, default_epochs, default_lr, plan, stagewise
 from segskd.distill.needs import Keys, Planner, graft_needs, phase_needs
@@ -24,7 +25,7 @@ from segskd.distill.store import FeatureStore, Networks
 from segskd.errors import UserError
 from segskd.evaluate.metrics import check_outputs
 from segskd.models.adapters import Adapters, probe_adapters
-from segskd.models.build import create, describe, load, output_classes, parse_spec
+from segskd.models.build import create, load, model_folder, output_classes, parse_spec
 from segskd.models.stages import StagedNetwork, copy_matching, cut, freeze
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -83,6 +84,10 @@ class Job:
         """Steps of the optimiser in a phase."""
         return steps_an_epoch(len(self.subset.train), self.batch) * phase.epochs
 
+    def steps_before(self, phase: int) -> int:
+        """Steps of all phases before the one at that place."""
+        return sum(self.steps(done) for done in self.phases[:phase])
+
     def networks(self) -> Networks:
         """The two networks as stores use them."""
         device, dtype = torch.device(self.recipe.device), DTYPES[self.recipe.precision]
@@ -99,7 +104,9 @@ class Job:
     def feature_store(self, pairs: Sequence[Pair], views: int, folder: Path) -> FeatureStore:
         """A store of `views` views of the pairs."""
         make_view = ViewMaker(self.card, self.recipe.data.size, self.recipe.seed)
-        return FeatureStore(Samples(pairs, views, make_view, self.card), self.networks(), self.store.kind, folder)
+        return FeatureStore(
+            Samples(pairs, views, make_view, self.card), self.networks(), self.store.kind, folder, self.batch
+        )
 
 
 def prepare(recipe: Recipe, folder: Path, names: tuple[list[str], list[str]] | None = None) -> Job:
@@ -126,7 +133,13 @@ def prepare(recipe: Recipe, folder: Path, names: tuple[list[str], list[str]] | N
     _check_memory(recipe, subset, student, phases, store)
     part = recipe.optimisation
     epochs, rate = part.epochs or default_epochs(len(subset.train)), part.lr or default_lr(recipe)
-    filled = {"optimisation": {"epochs": epochs, "lr": rate}, "data": {"folder": str(data), "views": views}}
+    place = recipe.teacher and model_folder(recipe.teacher)
+    filled = {
+        "optimisation": {"epochs": epochs, "lr": rate},
+        "data": {"card": card_place(recipe.data.card), "folder": str(data), "views": views},
+        "teacher": str(place.resolve()) if place else recipe.teacher,
+        "init": recipe.init if teacher and recipe.method != "supervised" else "random",
+    }
     return Job(_changed(recipe, filled), card, subset, student, teacher, adapters, phases, store, holdings)
 
 
@@ -136,29 +149,10 @@ def _changed(recipe: Recipe, changes: dict[str, object]) -> Recipe:
 
 def _with_machine(recipe: Recipe) -> Recipe:
     """The device, precision and threads that "auto" stands for on this machine."""
-    device = recipe.device if recipe.device != "auto" else _best_device()
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available[device]:
-        raise UserError(f"--device {device}: this machine has none that PyTorch can use; take --device cpu")
-    precision = recipe.precision if recipe.precision != "auto" else _best_precision(device)
-    if precision == "fp16" and device == "cpu":
-        raise UserError("--precision fp16 needs a GPU: take bf16 or 32 on the CPU")
+    device = choose_device(recipe.device)
+    precision = choose_precision(recipe.precision, device)
     threads = recipe.threads or torch.get_num_threads()
     return _changed(recipe, {"device": device, "precision": precision, "threads": threads})
-
-
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _best_precision(device: str) -> str:
-    """bf16 where the hardware multiplies it, else fp32."""
-    if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "32"
-    multiplies = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if device == "cpu" and multiplies else "32"
 
 
 def _subset(recipe: Recipe, card: Card, data: Path, names: tuple[list[str], list[str]] | None) -> Subset:
@@ -182,7 +176,7 @@ def _named(pairs: Sequence[Pair], names: Sequence[str]) -> list[Pair]:
 
 
 def _teacher(recipe: Recipe, card: Card) -> StagedNetwork | None:
-    if recipe.teacher is None or recipe.method == "supervised":
+    if recipe.teacher is None:
         return None
     model = load(recipe.teacher)
     check_outputs(output_classes(model), card, f"teacher {recipe.teacher}")
@@ -195,7 +189,7 @@ def _student(recipe: Recipe, card: Card, teacher: StagedNetwork | None) -> Stage
     torch.manual_seed(recipe.seed)
     model = create(*parse_spec(recipe.student), classes=len(card.classes), weights=recipe.weights)
     network = cut(_on_device(model, recipe))
-    if teacher is not None and recipe.init == "teacher":
+    if teacher is not None and recipe.init == "teacher" and recipe.method != "supervised":
         copy_matching(network, teacher)
     return network
 
@@ -240,10 +234,10 @@ def _check_memory(
 ) -> None:
     device = torch.device(recipe.device)
     batch = min(recipe.optimisation.batch, len(subset.train))
-    in_memory = store.bytes if store.kind == "memory" and device.type == "cpu" else 0
+    in_memory = store.bytes if store.kind == "memory" else 0
+    if in_memory > free_memory():
+        raise UserError(
+            f"the feature store needs {in_memory / 2**30:.1f} GiB of memory: take --store disk, or fewer --views"
+        )
+    in_memory *= device.type != "cuda"
     check_step_fits(student, phases, padded_size(recipe.data.size), batch, in_memory, device)
-
-
-def model_name(network: StagedNetwork | None) -> str | None:
-    """Such as unet:resnet34."""
-    return describe(network.model) if network else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -77,6 +78,7 @@ class Stores:
         folder = run.path / "store"
         views = job.recipe.data.views or 1
         self._holdings = job.holdings
+        self._folder = folder
         self.train = job.feature_store(job.subset.train, views, folder / "train")
         self.holdout = job.feature_store(job.subset.holdout, 1, folder / "holdout")
         self.val = job.feature_store(job.subset.val, 1, folder / "val")
@@ -93,3 +95,4 @@ class Stores:
     def close(self) -> None:
         for store in (self.train, self.holdout, self.val):
             store.close()
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -13,6 +14,7 @@ import torch
 
 from segskd.config import Recipe
 from segskd.data.transforms import RESIZE_FILTER
+from segskd.devices import out_of_memory
 from segskd.distill.job import Job, prepare
 from segskd.distill.trainer import Trainer
 from segskd.errors import Stopped, UserError
@@ -47,14 +49,17 @@ def resume(run: Run, listeners: Sequence[Listener] = (), until: str | None = Non
     result = run.read_json("result.json")
     if result is not None:
         return dict(result)
+    if not run.is_alive():
+        shutil.rmtree(run.path / "store", ignore_errors=True)  # what a killed worker left, so that its room counts
     job = prepare(run.recipe, run.path, _chosen_names(run))
     _check_until(job, until)
     run.listeners += listeners
+    run.write("subset.txt", _subset_text(job).encode())
     return _work(job, run, until)
 
 
 def _work(job: Job, run: Run, until: str | None) -> dict[str, Any]:
-    with run.working(), _errors_told(run):
+    with run.working(), run.listening_to_signals(), _errors_told(run):
         _tell_start(job, run)
         teacher = _teacher_score(job, run)
         trainer = Trainer(job, run)
@@ -86,10 +91,11 @@ def _result(job: Job, run: Run, trainer: Trainer, student: Score, teacher: Score
         "method": job.recipe.method if job.recipe.kind == "distill" else "teach",
         "images": len(job.subset.train),
         "views": job.recipe.data.views,
+        "init": job.recipe.init,
         "chosen_on": _chosen_on(job.recipe),
         "miou": student.miou,
         "teacher_miou": teacher.miou if teacher else None,
-        "percent_of_teacher": 100 * student.miou / teacher.miou if teacher else None,
+        "percent_of_teacher": 100 * student.miou / teacher.miou if teacher and teacher.miou else None,
         "student": {"network": describe(job.student.model), **student.as_dict(), **costs[0]},
         "teacher": {"network": describe(job.teacher.model), **teacher.as_dict(), **costs[1]}
         if teacher and job.teacher
@@ -118,10 +124,13 @@ def _score(job: Job, run: Run, network: StagedNetwork, who: str) -> Score:
     """In fp32 on the validation split, as `evaluate` does it."""
 
     def report(done: int, total: int) -> None:
+        if run.stop_requested():
+            run.event("stopped", phase=f"evaluation of the {who}")
+            raise Stopped(f"stopped; 'python -m segskd resume {run.name}' goes on")
         run.tell("evaluating", model=who, done=done, total=total)
 
     predictor = Predictor(network.model, job.card, job.recipe.data.size, job.recipe.device)
-    score = evaluate(predictor, job.subset.val, report=report)
+    score = evaluate(predictor, job.subset.val, report=report, batch=job.batch)
     run.event("evaluation", model=who, split="val", **score.as_dict())
     return score
 
@@ -139,13 +148,22 @@ def _tell_start(job: Job, run: Run) -> None:
     asked, images = job.recipe.optimisation.batch, len(job.subset.train)
     if images < asked:
         run.event("warning", message=f"{images} images are fewer than a batch of {asked}: the batch is {images}")
-    place = {"memory": "in memory", "disk": "on disk, memory-mapped"}.get(job.store.kind)
-    if place:
-        message = f"feature store: {place}, {job.store.bytes / 2**30:.2f} GiB, {job.recipe.data.views} views"
-        run.event("store", kind_of_store=job.store.kind, message=message)
-    else:
-        message = f"feature store: {job.store.bytes / 2**30:.2f} GiB fit neither memory nor disk; taps are recomputed"
-        run.event("warning", message=message + " in every step, which is slower (see --store-budget)")
+    _tell_store(job, run)
+
+
+def _tell_store(job: Job, run: Run) -> None:
+    kind = job.store.kind
+    before = next((e["kind_of_store"] for e in reversed(run.events()) if e["kind"] == "store"), kind)
+    size = f"{job.store.bytes / 2**30:.2f} GiB, {job.recipe.data.views} views"
+    places = {"memory": f"in memory, {size}", "disk": f"on disk, memory-mapped, {size}"}
+    place = places.get(kind, f"none, {size} would be needed")
+    run.event("store", kind_of_store=kind, message=f"feature store: {place}")
+    if kind == "recompute":
+        message = "taps are recomputed in every step, which is slower than a store (see --store-budget)"
+        run.event("warning", message=message)
+    if (before == "recompute") != (kind == "recompute"):
+        message = f"the run began with its taps in '{before}' and goes on with '{kind}'"
+        run.event("warning", message=message + ": its weights will differ in their last bits")
 
 
 @contextmanager
@@ -156,19 +174,12 @@ def _errors_told(run: Run) -> Iterator[None]:
     except Stopped:
         raise
     except Exception as error:
-        mended = _out_of_memory(error) or error
+        mended = out_of_memory(error) or error
         with suppress(UserError, OSError):
             run.event("error", message=str(mended), error=type(mended).__name__)
         if mended is error:
             raise
         raise mended from error
-
-
-def _out_of_memory(error: Exception) -> UserError | None:
-    text = str(error)
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
-        return UserError("memory ran out: take a smaller --batch, --size or --store-budget in a new run")
-    return None
 
 
 def _check_until(job: Job, until: str | None) -> None:
@@ -184,8 +195,11 @@ def _subset_text(job: Job) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _chosen_names(run: Run) -> tuple[list[str], list[str]]:
+def _chosen_names(run: Run) -> tuple[list[str], list[str]] | None:
+    """The names in subset.txt; None when the run was cut off before it had any, so that they are drawn again."""
     path = run.path / "subset.txt"
+    if not path.exists() and not (run.path / "state.pt").exists():
+        return None
     try:
         train, _, held = path.read_text(encoding="utf-8").partition(HELD_OUT)
     except OSError as error:

@@ -17,10 +17,9 @@ from torch import Tensor
 from segskd.config import Size
 from segskd.data.samples import Samples
 from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key, Keys, tap_key
+from segskd.files import writing
 from segskd.models.stages import StagedNetwork
-from segskd.runs import writing
 
-CHUNK = 8
 Kind = Literal["memory", "disk", "recompute"]
 Values = Mapping[Key, Tensor]
 
@@ -77,11 +76,12 @@ class Networks:
 class FeatureStore:
     """What one set of samples holds from phase to phase."""
 
-    def __init__(self, samples: Samples, networks: Networks, kind: Kind, folder: Path) -> None:
+    def __init__(self, samples: Samples, networks: Networks, kind: Kind, folder: Path, chunk: int) -> None:
         self.samples = samples
         self.kind = kind
         self._networks = networks
         self._folder = folder
+        self._chunk = chunk
         self._wanted: Keys = frozenset()
         self._kept: dict[Key, Tensor] = {}
 
@@ -109,8 +109,8 @@ class FeatureStore:
 
     def batches(self) -> Iterator[Batch]:
         """All samples in order."""
-        for start in range(0, len(self.samples), CHUNK):
-            yield self.batch(torch.arange(start, min(start + CHUNK, len(self.samples))))
+        for start in range(0, len(self.samples), self._chunk):
+            yield self.batch(torch.arange(start, min(start + self._chunk, len(self.samples))))
 
     @property
     def bytes(self) -> int:
@@ -126,8 +126,8 @@ class FeatureStore:
         """Computes `missing` chunk by chunk: always the same chunks, so that a resumed run gets the same bits."""
         total = len(self.samples)
         fresh: dict[Key, Tensor] = {}
-        for start in range(0, total, CHUNK):
-            stop = min(start + CHUNK, total)
+        for start in range(0, total, self._chunk):
+            stop = min(start + self._chunk, total)
             known = {key: self._handed_out(kept[start:stop]) for key, kept in self._kept.items()}
             if IMAGE_KEY not in known and self._reads_files(missing):
                 known |= self._load(range(start, stop))

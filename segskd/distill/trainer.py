@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from types import FrameType
 from typing import Any
 
 import torch
@@ -65,7 +62,6 @@ class Trainer:
         self._best_weights: dict[str, Tensor] = {}
         self._saved_at = time.monotonic()
         self._told_at = 0.0
-        self._asked = False
 
     def train(self, until: str | None = None) -> bool:
         """Trains what is left, up to the phase named `until`. True when every phase is done.
@@ -73,14 +69,16 @@ class Trainer:
         Raises Stopped when asked to stop, after saving; UserError for what the user can mend.
         """
         self._restore()
-        with self._signals():
-            while self.progress.phase < len(self.job.phases):
-                phase = self.job.phases[self.progress.phase]
-                self._train_phase(phase)
-                if phase.name == until and self.progress.phase < len(self.job.phases):
-                    self.run.event("paused", after=phase.name)
-                    return False
-        self._stores.close()
+        names = [phase.name for phase in self.job.phases]
+        end = len(names) if until is None else names.index(until) + 1
+        try:
+            while self.progress.phase < end:
+                self._train_phase(self.job.phases[self.progress.phase])
+        finally:
+            self._stores.close()
+        if self.progress.phase < len(names):
+            self.run.event("paused", after=names[self.progress.phase - 1])
+            return False
         return True
 
     # -- one phase ----------------------------------------------------------------------------------
@@ -197,7 +195,7 @@ class Trainer:
         return names[min(self.progress.phase, len(names) - 1)]
 
     def _save_if_due(self, loop: Loop) -> None:
-        stop = self._asked or self.run.stop_requested()
+        stop = self.run.stop_requested()
         if stop or time.monotonic() - self._saved_at >= self.job.recipe.checkpoint_seconds:
             self.save(loop)
         if stop:
@@ -205,26 +203,10 @@ class Trainer:
             self.run.event("stopped", phase=loop.phase.name, epoch=self.progress.epoch + 1)
             raise Stopped(f"stopped in {where}; 'python -m segskd resume {self.run.name}' goes on")
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM ask for a stop at the next step."""
-
-        def ask(_signal: int, _frame: FrameType | None) -> None:
-            self._asked = True
-
-        try:
-            before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # only the main thread may listen to signals
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     # -- telling ------------------------------------------------------------------------------------
 
     def _tell_phase_start(self, phase: Phase) -> None:
+        self._told_at = 0.0
         self.run.event(
             "phase_start",
             phase=phase.name,
@@ -232,12 +214,12 @@ class Trainer:
             phases=len(self.job.phases),
             epochs=phase.epochs,
             steps=self.job.steps(phase),
-            steps_before=sum(self.job.steps(done) for done in self.job.phases[: self.progress.phase]),
+            steps_before=self.job.steps_before(self.progress.phase),
         )
 
     def _tell_store(self, done: int, total: int) -> None:
         self.run.tell("filling", done=done, total=total)
-        if self._asked or self.run.stop_requested():
+        if self.run.stop_requested():
             self.run.event("stopped", phase=self._phase_name(), epoch=self.progress.epoch + 1)
             raise Stopped(f"stopped; 'python -m segskd resume {self.run.name}' goes on")
 

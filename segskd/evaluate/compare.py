@@ -19,7 +19,7 @@ from segskd.errors import UserError
 from segskd.evaluate.metrics import ConfusionMatrix, Score
 from segskd.evaluate.pictures import colourised, contact_sheet, resized, write_png
 from segskd.evaluate.predict import Predictor, Report, predict_pairs
-from segskd.runs import writing
+from segskd.files import writing
 
 AGREEMENT = ("both right", "teacher only", "student only", "both wrong", "ignored")
 # Blue, orange, green and vermilion of Okabe and Ito's palette, told apart by colour-blind people too.

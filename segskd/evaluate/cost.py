@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from segskd.config import Size
+from segskd.devices import synchronise
 
 WARM_UP = 2
 
@@ -65,6 +66,5 @@ def cost(model: nn.Module, size: Size, latency_ms: float) -> dict[str, Any]:
 def _timed(model: nn.Module, image: torch.Tensor) -> float:
     start = time.perf_counter()
     model(image)
-    if image.is_cuda:
-        torch.cuda.synchronize()
+    synchronise(image.device)
     return time.perf_counter() - start

@@ -18,8 +18,8 @@ from segskd.data.transforms import ViewMaker, unpad
 from segskd.errors import UserError
 from segskd.evaluate.metrics import ConfusionMatrix, Score, check_outputs, drop_surplus
 from segskd.evaluate.pictures import overlay, write_index_png, write_png
+from segskd.files import writing
 from segskd.models.build import describe, output_classes
-from segskd.runs import writing
 
 Report = Callable[[int, int], None]
 
@@ -66,14 +66,20 @@ def predict_pairs(
         yield part, logits, masks.to(predictor.device)
 
 
-def evaluate(predictor: Predictor, pairs: Sequence[Pair], native: bool = False, report: Report | None = None) -> Score:
+def evaluate(
+    predictor: Predictor,
+    pairs: Sequence[Pair],
+    native: bool = False,
+    report: Report | None = None,
+    batch: int = 8,
+) -> Score:
     """Scores a network on pairs.
 
     Against masks resized to the predictor's size by nearest neighbour; `native` scales the logits up to
     each mask's own size instead.
     """
     matrix = ConfusionMatrix(predictor.card, predictor.device)
-    for part, logits, masks in predict_pairs(predictor, pairs):
+    for part, logits, masks in predict_pairs(predictor, pairs, batch):
         if native:
             _add_native(matrix, part, logits)
         else:

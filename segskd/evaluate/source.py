@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from segskd.config import Size, parse_size
+from segskd.config import Device, Size, parse_size
 from segskd.data.cards import Card, data_folder, load_card
+from segskd.devices import choose_device
 from segskd.errors import UserError
 from segskd.evaluate.predict import Predictor
 from segskd.models.build import load
@@ -25,12 +24,9 @@ class Source:
     size: Size
     data: Path
 
-    def predictor(self, device: str = "auto") -> Predictor:
+    def predictor(self, device: Device = "auto") -> Predictor:
         """The network, loaded. Raises UserError when it can't be, or has not the card's classes."""
-        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        if chosen == "cuda" and not torch.cuda.is_available():
-            raise UserError("--device cuda: this machine has none that PyTorch can use; take --device cpu")
-        return Predictor(load(self.place), self.card, self.size, chosen)
+        return Predictor(load(self.place), self.card, self.size, choose_device(device))
 
     def with_model(self, place: str) -> Source:
         """Another network on the same data at the same size."""

@@ -6,20 +6,19 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import pickle
 import re
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, cast
 
+import safetensors.torch
 import segmentation_models_pytorch as smp
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
 from segskd.errors import UserError
+from segskd.files import write_whole
 
 # Names of the SKD paper's students for timm's ResNet-18 with other numbers of BasicBlocks a layer.
 STUDENT_LAYERS: dict[str, list[int]] = {
@@ -114,15 +113,12 @@ def model_folder(place: str | Path) -> Path | None:
 def save(model: nn.Module, folder: Path) -> None:
     """Writes config.json and model.safetensors, readable with smp.from_pretrained.
 
-    The files come in whole: they are written beside, synced and renamed.
+    Raises UserError when the disk won't take them; each file comes in whole.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
-        cast(Any, model).save_pretrained(beside)
-        for name in ("model.safetensors", "config.json"):
-            with open(Path(beside) / name, "rb") as written:
-                os.fsync(written.fileno())
-            shutil.move(Path(beside) / name, folder / name)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    config = {**cast(Any, model).config, "_model_class": type(model).__name__}
+    write_whole(folder / "model.safetensors", safetensors.torch.save(weights, metadata={"format": "pt"}))
+    write_whole(folder / "config.json", json.dumps(config, sort_keys=True, indent=2).encode() + b"\n")
 
 
 def output_classes(model: nn.Module) -> int:

@@ -114,6 +114,10 @@ def cut(model: nn.Module) -> StagedNetwork:
     """
     if not isinstance(model, smp.Unet):
         raise UserError(f"stages of {type(model).__name__} can't be cut: take a U-Net (unet:ENCODER)")
+    if model.classification_head is not None:
+        raise UserError("a network with a classification head (aux_params) can't be cut: save it without")
+    if model.encoder._in_channels != 3:
+        raise UserError(f"a network of {model.encoder._in_channels} channels can't be used: images have 3 (RGB)")
     encoder = [Stage(f"encoder.{i}", modules) for i, modules in enumerate(_encoder_blocks(model.encoder))]
     decoder = _unet_decoder(cast(Any, model.decoder), len(encoder))
     return StagedNetwork(model, [*encoder, *decoder, Stage(HEAD, [cast(nn.Module, model.segmentation_head)])])

@@ -107,3 +107,18 @@ def test_a_split_that_is_not_there_is_passed_over_but_train_is_not(copy: Path, c
     shutil.rmtree(copy / "bands/train")
     with pytest.raises(UserError, match="split 'train' of 'bands' has no images"):
         check(load_card(card_path), copy)
+
+
+def test_a_jpeg_that_is_cut_short_is_found(tmp_path: Path, card_path: Path) -> None:
+    """OpenCV fills the missing part and says nothing."""
+    content = yaml.safe_load(card_path.read_text())
+    content["splits"] = {"train": {"images": "{name}.jpg", "masks": "{name}.png"}}
+    folder = tmp_path / "bands"
+    folder.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(folder / "a.jpg")
+    put(folder / "a.png", np.arange(64 * 96).reshape(64, 96) % 3)
+    assert check(Card.model_validate(content), tmp_path).problems == []
+    whole = (folder / "a.jpg").read_bytes()
+    (folder / "a.jpg").write_bytes(whole[: len(whole) // 2])
+    problems = check(Card.model_validate(content), tmp_path).problems
+    assert ("unreadable", str(folder / "a.jpg")) in [(problem.kind, problem.file) for problem in problems]

@@ -132,6 +132,14 @@ def test_a_paused_run_goes_on_to_the_same_end(
     assert_equal(ours, theirs)
 
 
+def test_until_a_stage_that_is_done_does_nothing(module_recipe: Callable[..., Any], tmp_path: Path) -> None:
+    start(module_recipe(), tmp_path / "run", until="encoder.1")
+    before = (tmp_path / "run" / "student" / "model.safetensors").read_bytes()
+    assert resume(Run.open(tmp_path / "run"), until="encoder.0")["after"] == "encoder.0"
+    assert Run.open(tmp_path / "run").status() == "paused"
+    assert (tmp_path / "run" / "student" / "model.safetensors").read_bytes() == before
+
+
 def test_only_the_trained_stage_moves(module_recipe: Callable[..., Any], tmp_path: Path) -> None:
     job = prepare(module_recipe(), tmp_path)
     assert job.teacher is not None
@@ -192,6 +200,7 @@ def test_a_store_on_disk_trains_the_same_bits(
     finished: tuple[Path, dict[str, Any]], module_recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
     start(module_recipe(store={"kind": "disk"}), tmp_path / "disk", until="encoder.2")
+    assert not (tmp_path / "disk" / "store").exists()
     stages = ("encoder.0", "encoder.1", "encoder.2")
     assert_equal(
         weights(saved(tmp_path / "disk" / "student"), *stages), weights(saved(finished[0] / "student"), *stages)
@@ -286,6 +295,45 @@ def test_a_teacher_that_changed_is_refused(
     other.save_pretrained(place)
     with pytest.raises(UserError, match="has changed since the run began"):
         resume(Run.open(tmp_path / "run"))
+
+
+def test_a_full_disk_at_the_end_of_a_phase_leaves_the_run_resumable(
+    module_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+    import os
+
+    from segskd import files
+
+    def full(source: Path, target: Path) -> None:
+        if target.name == "model.safetensors":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.rename(source, target)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(files.os, "replace", full)
+        with pytest.raises(UserError, match=r"model\.safetensors: No space left on device; free some space"):
+            start(module_recipe(), tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.part"))
+    assert resume(Run.open(tmp_path / "run"), until="encoder.0")["after"] == "encoder.0"
+
+
+def test_a_run_cut_off_before_its_subset_was_written_draws_it_again(
+    module_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = Run.create(tmp_path / "run", module_recipe(subset={"count": 5}))
+    resume(run, until="encoder.0")
+    assert len((tmp_path / "run" / "subset.txt").read_text().split()) == 5
+
+
+def test_a_students_first_weights_are_the_teachers(module_recipe: Callable[..., Any], tmp_path: Path) -> None:
+    job = prepare(module_recipe(student="unet:resnet18"), tmp_path)
+    assert job.teacher is not None
+    assert_equal(job.student.model.state_dict(), job.teacher.model.state_dict())
+    for changes in ({"init": "random"}, {"method": "supervised"}):
+        other = prepare(module_recipe(student="unet:resnet18", **changes), tmp_path)
+        assert other.recipe.init == "random"
+        assert not torch.equal(other.student.model.encoder.conv1.weight, job.teacher.model.encoder.conv1.weight)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_advice(

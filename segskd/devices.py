@@ -1,0 +1,69 @@
+"""What this machine computes on: device, arithmetic, free memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import torch
+
+from segskd.config import Device, Precision
+from segskd.errors import UserError
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def choose_device(asked: Device) -> Device:
+    """The device that "auto" stands for; raises UserError for one that this machine hasn't."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if asked == "auto":
+        return "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
+    if not available[asked]:
+        raise UserError(f"--device {asked}: this machine has none that PyTorch can use; take --device cpu")
+    return asked
+
+
+def choose_precision(asked: Precision, device: Device) -> Precision:
+    """bf16 for "auto" where the hardware multiplies it, else fp32. Raises UserError for what a device can't."""
+    if asked == "fp16" and device != "cuda":
+        raise UserError("--precision fp16 needs a CUDA device: take bf16 or 32")
+    if asked != "auto":
+        return asked
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "32"
+    return "bf16" if device == "cpu" and _cpu_multiplies_bf16() else "32"
+
+
+def free_memory() -> int:
+    """Bytes of main memory that this process may still take, a container's limit included."""
+    free = psutil.virtual_memory().available
+    try:
+        limit = int((CGROUP / "memory.max").read_text())
+        used = int((CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):  # no such container, or no limit
+        return int(free)
+    return max(0, min(free, limit - used))
+
+
+def free_device_memory(device: torch.device) -> int:
+    """Bytes free where a network computes."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits until the device has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def out_of_memory(error: BaseException) -> UserError | None:
+    """What to tell a user when `error` means that memory ran out, else None."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+        return UserError("memory ran out: take a smaller --size, --batch or --store-budget")
+    return None
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """PyTorch knows, but not under a public name; where the name is gone fp32 is safe."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
