@@ -27,7 +27,7 @@ class PlainLines:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._told_at = time.monotonic()
-        self._phases = 0
+        self._stage = ""
 
     def __call__(self, event: Event) -> None:
         line = self._line(event)
@@ -45,7 +45,16 @@ class PlainLines:
             return f"  {event['phase']}: epoch {event['epoch']}, step {event['step']}, loss {event['loss']:.4g}"
         if kind == "phase_start":
             self._told_at = time.monotonic()
+        if kind == "preparing":
+            return self._prepared(event)
         return describe_event(event)
+
+    def _prepared(self, event: Event) -> str | None:
+        """Each stage of preparing once, when it begins and is not over at once."""
+        if event["stage"] == self._stage or event["done"] == event["total"]:
+            return None
+        self._stage = event["stage"]
+        return f"{event['stage']} …"
 
 
 class Bars:
@@ -53,7 +62,7 @@ class Bars:
 
     def __init__(self, console: Console) -> None:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
@@ -103,6 +112,9 @@ class Bars:
 
     def _on_evaluating(self, event: Event) -> None:
         self._on_side(f"evaluating the {event['model']}", event)
+
+    def _on_preparing(self, event: Event) -> None:
+        self._on_side(event["stage"], event)
 
     def _on_side(self, title: str, event: Event) -> None:
         if self._side is None:

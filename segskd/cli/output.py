@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 ERR = Console(stderr=True, markup=False)
 
@@ -59,7 +60,7 @@ def stage_bars() -> Iterator[Callable[[str, int, int | None], None]]:
 
         def report(stage: str, done: int, total: int | None) -> None:
             if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total)
+                tasks[stage] = progress.add_task(escape(stage), total=total)
             progress.update(tasks[stage], completed=done, total=total)
 
         yield report

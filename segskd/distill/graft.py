@@ -15,7 +15,16 @@ from segskd.distill.methods import Phase
 from segskd.distill.needs import span
 from segskd.distill.store import Batch, FeatureStore
 from segskd.evaluate.metrics import ConfusionMatrix, Score, drop_surplus
-from segskd.evaluate.pictures import class_legend, colourised, contact_sheet, resized, write_index_png, write_png
+from segskd.evaluate.pictures import (
+    class_legend,
+    colourised,
+    contact_sheet,
+    enlarged,
+    resized,
+    shown_size,
+    write_index_png,
+    write_png,
+)
 from segskd.models.stages import HEAD, freeze
 from segskd.runs import Run
 
@@ -64,13 +73,14 @@ class Grafter:
 
     def _draw(self, phase: Phase, drawn: list[tuple[int, Uint8]]) -> None:
         card, size = self._job.card, self._job.recipe.data.size
-        view = ViewMaker(card, size)
+        view, shown = ViewMaker(card, size), shown_size(self._job.recipe.data.size)
         rows = []
         for number, classes in drawn:
             pair = self._job.subset.val[number]
             image = read_image(pair.image)
             truth = unpad(view(image, read_mask(pair.mask, card), pair.name, 0)[1], size).numpy().astype(np.uint8)
-            rows.append([resized(image, size), colourised(truth, card), colourised(classes, card)])
+            masks = [enlarged(colourised(mask, card), shown) for mask in (truth, classes)]
+            rows.append([resized(image, shown), *masks])
             name = Path(pair.name).name
             self._run.write(f"previews/{phase.name}/{name}.png", write_index_png(classes, card))
         sheet = contact_sheet(rows, ["image", "truth", f"graft after {phase.name}"], class_legend(card))

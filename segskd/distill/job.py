@@ -12,7 +12,7 @@ import torch
 from segskd.config import Recipe, Size, make_recipe, merged
 from segskd.data.cards import Card, card_place, data_folder, load_card
 from segskd.data.dataset import Pair, list_pairs
-from segskd.data.fetch import fetch
+from segskd.data.fetch import Report, fetch
 from segskd.data.samples import Samples
 from segskd.data.subset import draw_subset, split_holdout, subset_size
 from segskd.data.transforms import ViewMaker, padded_size
@@ -109,17 +109,23 @@ class Job:
         )
 
 
-def prepare(recipe: Recipe, folder: Path, names: tuple[list[str], list[str]] | None = None) -> Job:
+def prepare(
+    recipe: Recipe,
+    folder: Path,
+    names: tuple[list[str], list[str]] | None = None,
+    report: Report | None = None,
+) -> Job:
     """Finds, loads and checks everything. `folder` is where the run will lie.
 
-    `names` are the training and held-out names that the run has chosen already.
+    `names` are the training and held-out names that the run has chosen already; `report` hears how far the
+    built-in dataset is drawn when it is not there yet.
     Raises UserError for anything that the user can mend.
     """
     recipe = _with_machine(recipe)
     card = load_card(recipe.data.card)
     data = data_folder(recipe.data.folder)
     if card.generator:
-        fetch(card, data)
+        fetch(card, data, report)
     subset = _subset(recipe, card, data, names)
     teacher = _teacher(recipe, card)
     student = _student(recipe, card, teacher)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -36,7 +37,12 @@ def start(recipe: Recipe, folder: Path, listeners: Sequence[Listener] = (), unti
     Returns the run's result, or {"run", "after"} when it paused at `until`. Raises UserError before anything
     is written when the recipe can't be carried out, Stopped when it was asked to stop.
     """
-    job = prepare(recipe, folder)
+
+    def report(stage: str, done: int, total: int | None) -> None:
+        for listener in listeners:
+            listener({"time": time.time(), "kind": "preparing", "stage": stage, "done": done, "total": total or done})
+
+    job = prepare(recipe, folder, report=report)
     _check_until(job, until)
     run = Run.create(folder, job.recipe)
     run.listeners += listeners

@@ -17,7 +17,7 @@ from segskd.data.cards import Card
 from segskd.data.dataset import Pair, Uint8, read_image
 from segskd.errors import UserError
 from segskd.evaluate.metrics import ConfusionMatrix, Score
-from segskd.evaluate.pictures import colourised, contact_sheet, resized, write_png
+from segskd.evaluate.pictures import class_legend, colourised, contact_sheet, enlarged, resized, shown_size, write_png
 from segskd.evaluate.predict import Predictor, Report, predict_pairs
 from segskd.files import writing
 
@@ -112,11 +112,13 @@ def gallery(teacher: Predictor, student: Predictor, pairs: Sequence[Pair], names
         for pair, *tensors in zip(part, masks, ours.argmax(1), theirs.argmax(1), strict=True):
             mask, by_teacher, by_student = (_array(tensor) for tensor in tensors)
             kinds = agreement(by_teacher, by_student, mask, teacher.card.ignore_index)
-            masks_drawn = [colourised(m, teacher.card) for m in (mask, by_teacher, by_student)]
-            image = resized(read_image(pair.image), teacher.size)
-            rows.append([image, *masks_drawn, np.array(AGREEMENT_COLORS, dtype=np.uint8)[kinds]])
+            drawn = [colourised(m, teacher.card) for m in (mask, by_teacher, by_student)]
+            drawn.append(np.array(AGREEMENT_COLORS, dtype=np.uint8)[kinds])
+            shown = shown_size(teacher.size)
+            rows.append([resized(read_image(pair.image), shown), *(enlarged(picture, shown) for picture in drawn)])
     captions = ["image", "truth", "teacher", "student", "agreement"]
-    return write_png(contact_sheet(rows, captions, list(zip(AGREEMENT[:4], AGREEMENT_COLORS, strict=False))))
+    legend = [*class_legend(teacher.card), *zip(AGREEMENT[:4], AGREEMENT_COLORS, strict=False)]
+    return write_png(contact_sheet(rows, captions, legend))
 
 
 def _compare_one(

@@ -17,6 +17,7 @@ from segskd.data.dataset import Uint8
 
 GAP = 4
 CAPTION = 22
+LEAST_HEIGHT = 160
 IGNORED = (0, 0, 0)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 FONT_SCALE = 0.45
@@ -40,9 +41,20 @@ def overlay(image: Uint8, mask: Uint8, card: Card, opacity: float = 0.55) -> Uin
     return np.where((mask < len(card.classes))[..., None], mixed, image)
 
 
+def shown_size(size: Size) -> Size:
+    """(height, width) at which pictures of that size are shown: enlarged by a whole number where they are small."""
+    scale = max(1, -(-LEAST_HEIGHT // size[0]))
+    return size[0] * scale, size[1] * scale
+
+
 def resized(image: Uint8, size: Size) -> Uint8:
-    """An image at (height, width), for looking at."""
+    """A photograph at (height, width), for looking at."""
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+
+
+def enlarged(picture: Uint8, size: Size) -> Uint8:
+    """A coloured mask at (height, width), its pixels as squares."""
+    return cv2.resize(picture, size[::-1], interpolation=cv2.INTER_NEAREST).astype(np.uint8, copy=False)
 
 
 def contact_sheet(
@@ -50,16 +62,17 @@ def contact_sheet(
 ) -> Uint8:
     """Pictures of one size in rows, a caption over each column, a legend below. RGB."""
     height, width = rows[0][0].shape[:2]
-    below = CAPTION if legend else 0
-    shape = (CAPTION + len(rows) * (height + GAP) + below, len(captions) * (width + GAP) + GAP, 3)
-    sheet = np.full(shape, 255, dtype=np.uint8)
+    total = len(captions) * (width + GAP) + GAP
+    lines = _legend_lines(legend, total)
+    sheet = np.full((CAPTION + len(rows) * (height + GAP) + CAPTION * len(lines), total, 3), 255, dtype=np.uint8)
     for column, caption in enumerate(captions):
         x = GAP + column * (width + GAP)
         _text(sheet, caption, x, CAPTION - 7)
         for row, pictures in enumerate(rows):
             y = CAPTION + row * (height + GAP)
             sheet[y : y + height, x : x + width] = pictures[column]
-    _draw_legend(sheet, legend)
+    for number, line in enumerate(lines):
+        _draw_legend(sheet, line, sheet.shape[0] - CAPTION * (len(lines) - number))
     return sheet
 
 
@@ -68,12 +81,29 @@ def class_legend(card: Card) -> list[tuple[str, Colour]]:
     return list(zip(card.class_names, card.palette, strict=True))
 
 
-def _draw_legend(sheet: Uint8, legend: Sequence[tuple[str, Colour]]) -> None:
-    x, y = GAP, sheet.shape[0] - CAPTION
+def _legend_lines(legend: Sequence[tuple[str, Colour]], width: int) -> list[list[tuple[str, Colour]]]:
+    """The legend broken into lines that fit `width` pixels."""
+    lines: list[list[tuple[str, Colour]]] = []
+    left = 0
+    for entry in legend:
+        if not lines or left + _entry_width(entry[0]) > width:
+            lines.append([])
+            left = GAP
+        lines[-1].append(entry)
+        left += _entry_width(entry[0])
+    return lines
+
+
+def _draw_legend(sheet: Uint8, legend: Sequence[tuple[str, Colour]], y: int) -> None:
+    x = GAP
     for name, color in legend:
         cv2.rectangle(sheet, (x, y + 5), (x + 12, y + 16), color, cv2.FILLED)
         _text(sheet, name, x + 16, y + 15)
-        x += 16 + cv2.getTextSize(name, FONT, FONT_SCALE, 1)[0][0] + 14
+        x += _entry_width(name)
+
+
+def _entry_width(name: str) -> int:
+    return 16 + int(cv2.getTextSize(name, FONT, FONT_SCALE, 1)[0][0]) + 14
 
 
 def _text(sheet: Uint8, text: str, x: int, y: int) -> None:

@@ -117,10 +117,10 @@ def test_agreement_pictures(compared: Comparison, tmp_path: Path) -> None:
 def test_gallery_shows_the_widest_gap_first(compared: Comparison, tmp_path: Path) -> None:
     with Image.open(tmp_path / "out/gallery.png") as picture:
         sheet = np.asarray(picture)
-    # Captions of 22 above and below; four rows and five columns of 4 pixels with gaps of 4
-    assert sheet.shape == (22 + 4 * 8 + 22, 5 * 8 + 4, 3)
-    first = sheet[22:26]
-    columns = [first[:, 4 + 8 * column : 8 + 8 * column] for column in range(5)]
+    # A caption and a legend of 22; four rows and five columns of 4 pixels, each shown as 40, with gaps of 4
+    assert sheet.shape == (22 + 4 * 164 + 22, 5 * 164 + 4, 3)
+    first = sheet[22:182:40]
+    columns = [first[:, 4 + 164 * column : 164 + 164 * column : 40] for column in range(5)]
     assert [tuple(column[3, 0].tolist()) for column in columns] == [
         (0, 0, 255),
         (0, 0, 255),

@@ -14,9 +14,11 @@ from segskd.evaluate.pictures import (
     class_legend,
     colourised,
     contact_sheet,
+    enlarged,
     overlay,
     palette_table,
     resized,
+    shown_size,
     write_index_png,
     write_png,
 )
@@ -71,8 +73,8 @@ def test_resized_takes_height_and_width() -> None:
 def test_sheet(card: Card, legend: bool) -> None:
     rows = [[np.full((30, 50, 3), 10 * row + column, dtype=np.uint8) for column in range(3)] for row in range(2)]
     sheet = contact_sheet(rows, ["one", "two", "three"], class_legend(card) if legend else ())
-    # Captions of 22 pixels, gaps of 4
-    assert sheet.shape == (22 + 2 * 34 + (22 if legend else 0), 3 * 54 + 4, 3)
+    # Captions of 22 pixels, gaps of 4; the legend of three classes takes two lines in so narrow a sheet
+    assert sheet.shape == (22 + 2 * 34 + (44 if legend else 0), 3 * 54 + 4, 3)
     for row in range(2):
         for column in range(3):
             y, x = 22 + 34 * row, 4 + 54 * column
@@ -80,8 +82,8 @@ def test_sheet(card: Card, legend: bool) -> None:
     assert (sheet[:22] != 255).any()
     assert (sheet[52:56] == 255).all()
     if legend:
-        assert (sheet[-22:] == (200, 100, 0)).all(-1).any()
-        assert (sheet[-22:] == (10, 20, 30)).all(-1).any()
+        for color in card.palette:
+            assert (sheet[-44:] == color).all(-1).sum() == 13 * 12  # a whole square: nothing is cut off
 
 
 def test_legend_is_in_order(card: Card) -> None:
@@ -102,3 +104,14 @@ def test_index_png_holds_classes_and_colours(card: Card) -> None:
         assert np.array_equal(np.asarray(image), mask)
         assert np.array_equal(np.asarray(image.convert("RGB"))[mask == 1][0], [200, 100, 0])
         assert np.array_equal(np.asarray(image.convert("RGB"))[mask == 255][0], [0, 0, 0])
+
+
+def test_small_pictures_are_shown_enlarged() -> None:
+    assert shown_size((96, 128)) == (192, 256)
+    assert shown_size((192, 256)) == (192, 256)
+    assert shown_size((50, 70)) == (200, 280)
+    mask = np.zeros((1, 2, 3), dtype=np.uint8)
+    mask[0, 1] = (200, 100, 0)
+    large = enlarged(mask, (3, 6))
+    assert (large[:, :3] == 0).all()
+    assert (large[:, 3:] == (200, 100, 0)).all()
