@@ -24,7 +24,7 @@ from segskd.files import writing
 AGREEMENT = ("both right", "teacher only", "student only", "both wrong", "ignored")
 # Blue, orange, green and vermilion of Okabe and Ito's palette, told apart by colour-blind people too.
 AGREEMENT_COLORS = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (213, 94, 0), (0, 0, 0))
-SHOWN = 6
+SHOWN = 4
 
 
 @dataclass(frozen=True)
