@@ -11,12 +11,16 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+WIDE = 200
+"""Columns where the output is no terminal: a table read by a program or a log is not cut."""
 ERR = Console(stderr=True, markup=False)
 
 
 def show(shown: Any, content: dict[str, Any], as_json: bool) -> None:
     """A person's view; with --json that goes to standard error and the object to standard output."""
     console = ERR if as_json else Console(markup=False)
+    if not console.is_terminal:
+        console = Console(file=console.file, markup=False, width=WIDE)
     console.print(shown, highlight=False, soft_wrap=isinstance(shown, str))
     if as_json:
         print(json.dumps(content), flush=True)

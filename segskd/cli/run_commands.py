@@ -112,7 +112,9 @@ def runs(json: Json = False) -> None:
     """List the runs below checkpoints/, the newest first."""
     from segskd.runs import list_runs
 
-    table = Table("run", "state", "data", "student", "method", "mIoU %", "% of teacher")
+    table = Table()
+    for title in ("run", "state", "data", "student", "method", "mIoU %", "% of teacher"):
+        table.add_column(title, overflow="fold")
     rows = [run.summary() for run in list_runs()]
     for row in rows:
         shares = [row["miou"] and 100 * row["miou"], row["percent_of_teacher"]]
