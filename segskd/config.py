@@ -77,7 +77,7 @@ class SubsetPart(_Part):
 
 
 class OptimisationPart(_Part):
-    """Adam and OneCycle, new in each phase (SKD paper, section 4)."""
+    """Adam and OneCycle, new in each phase (SKD, arXiv 1911.06786)."""
 
     epochs: int | None = Field(default=None, ge=1, description="epochs a stage; chosen by the number of images")
     batch: int = Field(default=8, ge=1, description="images a step")

@@ -87,7 +87,7 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recipe(data: Path, card_path: Path, teacher_folder: Path) -> Callable[..., Any]:
     """Makes a small recipe: two epochs a stage, fp32, four images a step; parts can be given by name."""
     from segskd.config import make_recipe, merged

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def tap_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error of two taps (N, c, h, w), in fp32 (SKD, arXiv 1911.06786, equation 1)."""
+    """Mean squared error of two taps (N, c, h, w), in fp32 (the tap loss of SKD, arXiv 1911.06786)."""
     return F.mse_loss(student.float(), teacher.float())
 
 

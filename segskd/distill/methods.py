@@ -35,7 +35,7 @@ Method = Callable[[Sequence[str], int], list[Phase]]
 
 
 def stagewise(stages: Sequence[str], epochs: int) -> list[Phase]:
-    """SKD (arXiv 1911.06786, section 3): each stage on the teacher's tap alone, then the head on labels."""
+    """SKD (arXiv 1911.06786): each stage on the teacher's tap alone, then the head on labels."""
     blocks = [Phase(name, (name,), epochs, taps={name: 1.0}) for name in stages if name != HEAD]
     return [*blocks, Phase(HEAD, (HEAD,), epochs, labels=1.0)]
 

@@ -42,26 +42,10 @@ def assert_equal(first: Weights, second: Weights) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> tuple[Path, dict[str, Any]]:
+def finished(tmp_path_factory: pytest.TempPathFactory, recipe: Callable[..., Any]) -> tuple[Path, dict[str, Any]]:
     """One whole stagewise run."""
-    make = request.getfixturevalue("module_recipe")
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    return folder, start(make(), folder)
-
-
-@pytest.fixture(scope="module")
-def module_recipe(data: Path, card_path: Path, teacher_folder: Path) -> Callable[..., Any]:
-    from segskd.config import make_recipe, merged
-
-    content = {
-        "data": {"card": str(card_path), "folder": str(data), "size": "64x96", "views": 2},
-        "teacher": str(teacher_folder),
-        "optimisation": {"epochs": 2, "batch": 4, "lr": 1e-3},
-        "device": "cpu",
-        "precision": "32",
-        "threads": 2,
-    }
-    return lambda **changes: make_recipe(merged(content, changes))
+    return folder, start(recipe(), folder)
 
 
 def test_the_run_directory_holds_everything(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -112,9 +96,9 @@ def test_training_lowers_the_tap_loss(finished: tuple[Path, dict[str, Any]]) -> 
 
 
 def test_until_gives_the_weights_that_a_whole_run_gives(
-    finished: tuple[Path, dict[str, Any]], module_recipe: Callable[..., Any], tmp_path: Path
+    finished: tuple[Path, dict[str, Any]], recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
-    part = start(module_recipe(), tmp_path / "part", until="encoder.1")
+    part = start(recipe(), tmp_path / "part", until="encoder.1")
     assert part == {"run": str(tmp_path / "part"), "after": "encoder.1"}
     assert Run.open(tmp_path / "part").status() == "paused"
     early = weights(saved(tmp_path / "part" / "student"), "encoder.0", "encoder.1")
@@ -123,25 +107,25 @@ def test_until_gives_the_weights_that_a_whole_run_gives(
 
 
 def test_a_paused_run_goes_on_to_the_same_end(
-    finished: tuple[Path, dict[str, Any]], module_recipe: Callable[..., Any], tmp_path: Path
+    finished: tuple[Path, dict[str, Any]], recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
-    start(module_recipe(), tmp_path / "part", until="decoder.1")
+    start(recipe(), tmp_path / "part", until="decoder.1")
     result = resume(Run.open(tmp_path / "part"))
     assert result["miou"] == finished[1]["miou"]
     ours, theirs = (saved(folder / "student").state_dict() for folder in (tmp_path / "part", finished[0]))
     assert_equal(ours, theirs)
 
 
-def test_until_a_stage_that_is_done_does_nothing(module_recipe: Callable[..., Any], tmp_path: Path) -> None:
-    start(module_recipe(), tmp_path / "run", until="encoder.1")
+def test_until_a_stage_that_is_done_does_nothing(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    start(recipe(), tmp_path / "run", until="encoder.1")
     before = (tmp_path / "run" / "student" / "model.safetensors").read_bytes()
     assert resume(Run.open(tmp_path / "run"), until="encoder.0")["after"] == "encoder.0"
     assert Run.open(tmp_path / "run").status() == "paused"
     assert (tmp_path / "run" / "student" / "model.safetensors").read_bytes() == before
 
 
-def test_only_the_trained_stage_moves(module_recipe: Callable[..., Any], tmp_path: Path) -> None:
-    job = prepare(module_recipe(), tmp_path)
+def test_only_the_trained_stage_moves(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    job = prepare(recipe(), tmp_path)
     assert job.teacher is not None
     fixed = weights(job.teacher.model, *job.teacher.names)
     before = weights(job.student.model, *job.student.names)
@@ -154,10 +138,8 @@ def test_only_the_trained_stage_moves(module_recipe: Callable[..., Any], tmp_pat
     assert not any(module.training for module in job.teacher.model.modules())
 
 
-def test_a_graft_is_the_student_so_far_and_the_rest_of_the_teacher(
-    module_recipe: Callable[..., Any], tmp_path: Path
-) -> None:
-    job = prepare(module_recipe(), tmp_path)
+def test_a_graft_is_the_student_so_far_and_the_rest_of_the_teacher(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    job = prepare(recipe(), tmp_path)
     assert job.teacher is not None
     job.student.model.eval()
     phase = next(phase for phase in job.phases if phase.name == "encoder.2")
@@ -183,11 +165,11 @@ def test_a_graft_after_the_head_is_the_student(finished: tuple[Path, dict[str, A
 
 
 def test_recomputing_trains_what_the_store_trains(
-    finished: tuple[Path, dict[str, Any]], module_recipe: Callable[..., Any], tmp_path: Path
+    finished: tuple[Path, dict[str, Any]], recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
     events: list[Event] = []
-    recipe = module_recipe(store={"kind": "recompute"})
-    start(recipe, tmp_path / "slow", [events.append], until="encoder.2")
+    made = recipe(store={"kind": "recompute"})
+    start(made, tmp_path / "slow", [events.append], until="encoder.2")
     warnings = [event["message"] for event in events if event["kind"] == "warning"]
     assert any("recomputed in every step" in warning for warning in warnings)
     ours = weights(saved(tmp_path / "slow" / "student"), "encoder.0", "encoder.1", "encoder.2")
@@ -197,9 +179,9 @@ def test_recomputing_trains_what_the_store_trains(
 
 
 def test_a_store_on_disk_trains_the_same_bits(
-    finished: tuple[Path, dict[str, Any]], module_recipe: Callable[..., Any], tmp_path: Path
+    finished: tuple[Path, dict[str, Any]], recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
-    start(module_recipe(store={"kind": "disk"}), tmp_path / "disk", until="encoder.2")
+    start(recipe(store={"kind": "disk"}), tmp_path / "disk", until="encoder.2")
     assert not (tmp_path / "disk" / "store").exists()
     stages = ("encoder.0", "encoder.1", "encoder.2")
     assert_equal(
@@ -207,17 +189,17 @@ def test_a_store_on_disk_trains_the_same_bits(
     )
 
 
-def test_fewer_images_than_a_batch_shrink_it_and_say_so(module_recipe: Callable[..., Any], tmp_path: Path) -> None:
+def test_fewer_images_than_a_batch_shrink_it_and_say_so(recipe: Callable[..., Any], tmp_path: Path) -> None:
     events: list[Event] = []
-    start(module_recipe(subset={"count": 3}), tmp_path / "few", [events.append], until="encoder.0")
+    start(recipe(subset={"count": 3}), tmp_path / "few", [events.append], until="encoder.0")
     assert [e["message"] for e in events if e["kind"] == "warning"] == [
         "3 images are fewer than a batch of 4: the batch is 3"
     ]
 
 
-def test_the_best_epoch_is_chosen_on_images_held_out(module_recipe: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_best_epoch_is_chosen_on_images_held_out(recipe: Callable[..., Any], tmp_path: Path) -> None:
     folder = tmp_path / "best"
-    start(module_recipe(select="best", optimisation={"epochs": 4, "lr": 0.05}), folder, until="encoder.0")
+    start(recipe(select="best", optimisation={"epochs": 4, "lr": 0.05}), folder, until="encoder.0")
     train, held = (folder / "subset.txt").read_text().split("# held out for choosing\n")
     assert len(held.split()) == 12 // 5
     assert not set(train.split()) & set(held.split())
@@ -237,20 +219,20 @@ def test_the_best_epoch_is_chosen_on_images_held_out(module_recipe: Callable[...
     assert float(((student - teacher) ** 2).mean()) == pytest.approx(min(choices.values()), rel=1e-3)
 
 
-def test_a_teacher_is_a_run_that_the_library_reads(module_recipe: Callable[..., Any], tmp_path: Path) -> None:
-    recipe = module_recipe().model_copy(update={"kind": "teach", "teacher": None, "method": "supervised"})
-    result = start(recipe, tmp_path / "teacher")
+def test_a_teacher_is_a_run_that_the_library_reads(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    made = recipe().model_copy(update={"kind": "teach", "teacher": None, "method": "supervised"})
+    result = start(made, tmp_path / "teacher")
     assert result["method"] == "teach"
     assert result["teacher"] is None
     model = saved(tmp_path / "teacher")
     assert model(torch.zeros(1, 3, 64, 96)).shape == (1, 3, 64, 96)
-    again = start(module_recipe(teacher=str(tmp_path / "teacher")), tmp_path / "student", until="encoder.0")
+    again = start(recipe(teacher=str(tmp_path / "teacher")), tmp_path / "student", until="encoder.0")
     assert again["after"] == "encoder.0"
 
 
-def test_sizes_that_the_network_cannot_take_are_padded(module_recipe: Callable[..., Any], tmp_path: Path) -> None:
+def test_sizes_that_the_network_cannot_take_are_padded(recipe: Callable[..., Any], tmp_path: Path) -> None:
     seen: list[tuple[int, ...]] = []
-    job = prepare(module_recipe(data={"size": "50x70"}), tmp_path)
+    job = prepare(recipe(data={"size": "50x70"}), tmp_path)
     job.student.stages["encoder.0"].register_forward_pre_hook(lambda _m, inputs: seen.append(tuple(inputs[0].shape)))
     run = Run.create(tmp_path / "run", job.recipe)
     trainer = Trainer(job, run)
@@ -260,7 +242,7 @@ def test_sizes_that_the_network_cannot_take_are_padded(module_recipe: Callable[.
     assert mask.shape[:2] == (50, 70)
 
 
-def test_a_stop_saves_and_leaves_the_run_resumable(module_recipe: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_stop_saves_and_leaves_the_run_resumable(recipe: Callable[..., Any], tmp_path: Path) -> None:
     folder = tmp_path / "run"
 
     def stop_at_third_step(event: Event) -> None:
@@ -268,7 +250,7 @@ def test_a_stop_saves_and_leaves_the_run_resumable(module_recipe: Callable[..., 
             Run(folder).request_stop()
 
     with pytest.raises(Stopped, match=r"stopped in encoder\.0, epoch 1; .* resume run"):
-        start(module_recipe(), folder, [stop_at_third_step])
+        start(recipe(), folder, [stop_at_third_step])
     run = Run.open(folder)
     assert run.status() == "interrupted"
     state = run.load_state()
@@ -283,14 +265,12 @@ def test_a_finished_run_is_not_trained_again(finished: tuple[Path, dict[str, Any
     assert (finished[0] / "events.jsonl").read_bytes() == before
 
 
-def test_a_teacher_that_changed_is_refused(
-    module_recipe: Callable[..., Any], teacher_folder: Path, tmp_path: Path
-) -> None:
+def test_a_teacher_that_changed_is_refused(recipe: Callable[..., Any], teacher_folder: Path, tmp_path: Path) -> None:
     import shutil
 
     place = tmp_path / "teacher"
     shutil.copytree(teacher_folder, place)
-    start(module_recipe(teacher=str(place)), tmp_path / "run", until="encoder.0")
+    start(recipe(teacher=str(place)), tmp_path / "run", until="encoder.0")
     other = smp.Unet("resnet18", classes=3, encoder_weights=None)
     other.save_pretrained(place)
     with pytest.raises(UserError, match="has changed since the run began"):
@@ -298,7 +278,7 @@ def test_a_teacher_that_changed_is_refused(
 
 
 def test_a_full_disk_at_the_end_of_a_phase_leaves_the_run_resumable(
-    module_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import errno
     import os
@@ -313,58 +293,54 @@ def test_a_full_disk_at_the_end_of_a_phase_leaves_the_run_resumable(
     with monkeypatch.context() as broken:
         broken.setattr(files.os, "replace", full)
         with pytest.raises(UserError, match=r"model\.safetensors: No space left on device; free some space"):
-            start(module_recipe(), tmp_path / "run")
+            start(recipe(), tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*.part"))
     assert resume(Run.open(tmp_path / "run"), until="encoder.0")["after"] == "encoder.0"
 
 
-def test_a_run_cut_off_before_its_subset_was_written_draws_it_again(
-    module_recipe: Callable[..., Any], tmp_path: Path
-) -> None:
-    run = Run.create(tmp_path / "run", module_recipe(subset={"count": 5}))
+def test_a_run_cut_off_before_its_subset_was_written_draws_it_again(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", recipe(subset={"count": 5}))
     resume(run, until="encoder.0")
     assert len((tmp_path / "run" / "subset.txt").read_text().split()) == 5
 
 
-def test_a_students_first_weights_are_the_teachers(module_recipe: Callable[..., Any], tmp_path: Path) -> None:
-    job = prepare(module_recipe(student="unet:resnet18"), tmp_path)
+def test_a_students_first_weights_are_the_teachers(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    job = prepare(recipe(student="unet:resnet18"), tmp_path)
     assert job.teacher is not None
     assert_equal(job.student.model.state_dict(), job.teacher.model.state_dict())
     for changes in ({"init": "random"}, {"method": "supervised"}):
-        other = prepare(module_recipe(student="unet:resnet18", **changes), tmp_path)
+        other = prepare(recipe(student="unet:resnet18", **changes), tmp_path)
         assert other.recipe.init == "random"
         assert not torch.equal(other.student.model.encoder.conv1.weight, job.teacher.model.encoder.conv1.weight)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_advice(
-    module_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("segskd.distill.phase.tap_loss", lambda student, teacher: student.sum() * float("nan"))
     with pytest.raises(UserError, match=r"the loss of encoder\.0 became nan: use a smaller --lr"):
-        start(module_recipe(), tmp_path / "run")
+        start(recipe(), tmp_path / "run")
     assert Run.open(tmp_path / "run").status() == "failed"
 
 
-def test_an_image_that_breaks_during_training_is_named(
-    module_recipe: Callable[..., Any], data: Path, tmp_path: Path
-) -> None:
+def test_an_image_that_breaks_during_training_is_named(recipe: Callable[..., Any], data: Path, tmp_path: Path) -> None:
     import shutil
 
     shutil.copytree(data, tmp_path / "data")
     broken = tmp_path / "data" / "bands" / "train" / "images" / "b05.png"
-    recipe = module_recipe(data={"folder": str(tmp_path / "data")}, store={"kind": "recompute"})
+    made = recipe(data={"folder": str(tmp_path / "data")}, store={"kind": "recompute"})
 
     def break_it(event: Event) -> None:
         if event["kind"] == "phase_start":
             broken.write_bytes(b"no image")
 
     with pytest.raises(UserError, match=r"can't read image .*b05\.png"):
-        start(recipe, tmp_path / "run", [break_it])
+        start(made, tmp_path / "run", [break_it])
     shutil.copy(data / "bands" / "train" / "images" / "b05.png", broken)
     assert resume(Run.open(tmp_path / "run"), until="encoder.0")["after"] == "encoder.0"
 
 
-def test_masks_reach_training_unharmed(module_recipe: Callable[..., Any], tmp_path: Path) -> None:
-    job = prepare(module_recipe(), tmp_path)
+def test_masks_reach_training_unharmed(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    job = prepare(recipe(), tmp_path)
     _, masks = job.feature_store(job.subset.train, 2, tmp_path).samples.load(range(24))
     assert set(np.unique(masks.numpy())) == {0, 1, 2, 255}
