@@ -69,6 +69,7 @@ def test_a_run_from_distill_to_compare(
     assert status == 0
     score = last_line(out)
     assert score["miou"] == pytest.approx(result["miou"])
+    assert score["resize"].startswith("INTER_AREA when shrinking")
     assert (score["images"], score["size"], set(score["per_class"])) == (4, [64, 96], {"ground", "wall", "sky"})
 
     status, out, _ = call(

@@ -35,6 +35,7 @@ def evaluate(
         json: Print JSON.
     """
     from segskd.data.dataset import list_pairs
+    from segskd.data.transforms import RESIZE_FILTER
     from segskd.evaluate.predict import evaluate as score_split
     from segskd.evaluate.source import find_source
 
@@ -42,7 +43,14 @@ def evaluate(
     predictor = source.predictor(device)
     with bar(f"evaluating {model}") as report:
         score = score_split(predictor, list_pairs(source.card, source.data, split), native, report)
-    found = {**score.as_dict(), "split": split, "size": list(source.size), "native": native, **source.as_dict()}
+    found = {
+        **score.as_dict(),
+        "resize": RESIZE_FILTER,
+        "split": split,
+        "size": list(source.size),
+        "native": native,
+        **source.as_dict(),
+    }
     table = Table("class", "IoU %", title=f"{model}: mIoU {100 * score.miou:.2f} %")
     for name, value in score.per_class.items():
         table.add_row(name, "absent" if value is None else f"{100 * value:.1f}")
