@@ -1,13 +1,16 @@
-"""`data list`, `data check`, `data fetch`."""
+"""`data list`, `data check`, `data fetch`, `data add`."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
 from rich.table import Table
 from tyro.conf import Positional
 
 from segskd.cli.flags import Json
-from segskd.cli.output import bar, show, stage_bars
+from segskd.cli.output import ERR, bar, show, stage_bars
 from segskd.errors import UserError
 
 data_app = tyro.extras.SubcommandApp()
@@ -16,16 +19,21 @@ data_app = tyro.extras.SubcommandApp()
 @data_app.command(name="list")
 def data_list(data: str | None = None, json: Json = False) -> None:
     """The cards, and which of their data are on this disk."""
-    from segskd.data.cards import card_paths, data_folder, load_card
+    from segskd.data.cards import data_folder, list_cards
     from segskd.data.dataset import has_split
 
     folder = data_folder(data)
     table = Table("card", "classes", "here", "what it is")
-    rows = []
-    for path in card_paths():
-        card = load_card(path)
+    rows: list[dict[str, Any]] = []
+    for entry in list_cards(folder):
+        card = entry.card
+        if card is None:
+            rows.append({"card": entry.name, "own": entry.own, "problem": entry.problem, "splits_here": []})
+            table.add_row(entry.name, "–", "–", f"can't be read: {entry.problem}")
+            continue
         here = [split for split in card.splits if has_split(card, folder, split)]
-        rows.append({"card": card.name, "classes": card.class_names, "splits_here": here, "title": card.title})
+        about = {"classes": card.class_names, "splits_here": here, "title": card.title, "own": entry.own}
+        rows.append({"card": card.name, **about})
         shown = ", ".join(here) or ("built in" if card.generator else "–")
         table.add_row(card.name, str(len(card.classes)), shown, card.title)
     show(table, {"folder": str(folder), "cards": rows}, json)
@@ -38,8 +46,9 @@ def data_check(card: Positional[str], data: str | None = None, json: Json = Fals
     from segskd.data.cards import data_folder, load_card
     from segskd.data.check import check
 
+    folder = data_folder(data)
     with bar(f"checking {card}") as report:
-        found = check(load_card(card), data_folder(data), report)
+        found = check(load_card(card, folder), folder, report)
     show(check_table(found.as_dict()), found.as_dict(), json)
     if found.problems:
         raise UserError(f"{card}: {len(found.problems)} problems, the first: {found.problems[0].text}")
@@ -51,6 +60,40 @@ def data_fetch(card: Positional[str], data: str | None = None, json: Json = Fals
     from segskd.data.cards import data_folder, load_card
     from segskd.data.fetch import fetch
 
+    data_root = data_folder(data)
     with stage_bars() as report:
-        folder = fetch(load_card(card), data_folder(data), report)
+        folder = fetch(load_card(card, data_root), data_root, report)
     show(f"{card} lies in {folder}", {"card": card, "folder": str(folder)}, json)
+
+
+@data_app.command(name="add")
+def data_add(
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER|ZIP")],
+    name: str | None = None,
+    classes: str | None = None,
+    data: str | None = None,
+    json: Json = False,
+) -> None:
+    """Makes a card for a dataset of your own.
+
+    Takes a folder or a zip with images and masks, also as PASCAL VOC, CVAT («Segmentation mask 1.1») or Cityscapes
+    lay them out. Files that can't be used are listed and left out.
+
+    Args:
+        source: A folder, which stays where it is, or a zip, which is unpacked.
+        name: The card's name (the folder's or the zip's).
+        classes: The classes' names in order, with commas between.
+        data: Where datasets lie (SEGSKD_DATA, else datasets/).
+    """
+    from segskd.console import check_table
+    from segskd.data.adding import add_archive, add_folder
+    from segskd.data.cards import data_folder
+
+    names = [part.strip() for part in classes.split(",")] if classes is not None else None
+    source = source.expanduser()
+    add = add_folder if source.is_dir() else add_archive
+    with bar(f"adding {source.name}") as report:
+        added = add(source, data_folder(data), name, names, report)
+    found = added.found.as_dict()
+    show(check_table(found), {**found, "place": str(added.place), "layout": added.layout}, json)
+    ERR.print(f"{added.card.name} ({added.layout}) is described in {added.place}", highlight=False, soft_wrap=True)

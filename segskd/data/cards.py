@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +16,8 @@ from segskd.config import first_problem, read_yaml
 from segskd.errors import UserError
 
 CARDS_FOLDER = Path(__file__).resolve().parents[2] / "datasets"
+PROJECT_CARDS = ("camvid", "cityscapes", "oxford_pets", "pascal_voc", "scenes")
+"""Cards that come with SegSKD; others in the same folder are the user's own."""
 UNKNOWN = -1
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -50,14 +52,16 @@ class Split(_Strict):
 
     `images` and `masks` are paths below the card's folder with one `{name}`, which stands for the part
     that an image and its mask have in common and may contain slashes; a `*` stands for anything within
-    one folder or file name. `names` is a text file whose first column lists the names that belong to the
-    split. `share` keeps the part [from, to) of all names, in an order drawn by hash, for datasets that come
-    without splits.
+    one folder or file name, and `.*` at the end for any suffix. `names` is a text file with one name that
+    belongs to the split in each line, alone or as the first column. `left_out` are names whose files can't
+    be used. `share` keeps the part [from, to) of all names, in an order drawn by hash, for datasets that
+    come without splits.
     """
 
     images: InsidePath
     masks: InsidePath
     names: InsidePath | None = None
+    left_out: tuple[str, ...] = ()
     share: tuple[float, float] | None = None
     count: int | None = Field(default=None, ge=1, description="images the split has when it is complete")
 
@@ -134,6 +138,10 @@ class Card(_Strict):
             raise ValueError("two classes have the same colour, so colour masks can't be told apart")
         return self
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same; pydantic would compare the tables kept below, too, and fail at arrays."""
+        return isinstance(other, Card) and self.model_dump() == other.model_dump()
+
     @property
     def class_names(self) -> list[str]:
         return [entry.name for entry in self.classes]
@@ -191,22 +199,69 @@ def data_folder(given: str | Path | None) -> Path:
     return Path(given or os.environ.get("SEGSKD_DATA") or CARDS_FOLDER).expanduser().resolve()
 
 
-def card_paths() -> Iterator[Path]:
-    """The cards that come with the project, by name."""
-    return iter(sorted(CARDS_FOLDER.glob("*.yaml")))
+@dataclass(frozen=True)
+class CardEntry:
+    """A card in a list: `place` is what `load_card` takes, `own` says that it didn't come with SegSKD.
+
+    A card that can't be read has no `card` but a `problem`, one line.
+    """
+
+    card: Card | None
+    place: str
+    own: bool
+    problem: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.card.name if self.card else Path(self.place).stem
 
 
-def load_card(name_or_path: str | Path) -> Card:
-    """A card by its name in datasets/ or by the path of a YAML file.
+def list_cards(data: Path) -> list[CardEntry]:
+    """The cards that come with SegSKD, then those of the user: every `data/*.yaml` that is a card, by file name."""
+    entries = [_entry(CARDS_FOLDER / f"{name}.yaml", name, own=False) for name in PROJECT_CARDS]
+    own = sorted(path for path in data.glob("*.yaml") if not path.name.startswith("."))
+    return entries + [
+        _entry(path, str(path), own=True) for path in own if not _is_projects(path) and _may_be_card(path)
+    ]
+
+
+def load_card(name_or_path: str | Path, data: Path | None = None) -> Card:
+    """A card by its name, from the project's or else the folder `data` (SEGSKD_DATA), or by a YAML file's path.
 
     Raises UserError when there is none, or when it says something that can't be.
     """
-    given = str(name_or_path)
-    path = Path(given).expanduser() if _is_path(given) else CARDS_FOLDER / f"{given}.yaml"
-    if not path.is_file():
-        known = ", ".join(p.stem for p in card_paths())
+    given, folder = str(name_or_path), data_folder(data)
+    named = [folder / f"{given}.yaml" for folder in (CARDS_FOLDER, folder)]
+    places = [Path(given).expanduser()] if _is_path(given) else named
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        known = ", ".join(entry.name for entry in list_cards(folder))
         raise UserError(f"no card '{given}': name one of {known}, or the path of a card (a YAML file)")
+    return _read_card(path)
+
+
+def _read_card(path: Path) -> Card:
     try:
         return Card.model_validate(read_yaml(path))
     except ValidationError as error:
         raise UserError(f"card {path}: {first_problem(error)}") from error
+
+
+def _entry(path: Path, place: str, own: bool) -> CardEntry:
+    try:
+        return CardEntry(_read_card(path), place, own)
+    except UserError as error:
+        return CardEntry(None, place, own, str(error))
+
+
+def _is_projects(path: Path) -> bool:
+    return path.parent.resolve() == CARDS_FOLDER and path.stem in PROJECT_CARDS
+
+
+def _may_be_card(path: Path) -> bool:
+    """Whether a YAML file is meant as a card: recipes and the like aren't; one that can't be read may be."""
+    try:
+        content = read_yaml(path)
+    except UserError:
+        return True
+    return isinstance(content, dict) and not {"classes", "splits"}.isdisjoint(content)

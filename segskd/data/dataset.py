@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections.abc import Sequence
+import struct
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,13 +14,21 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from segskd.config import MAX_SIDE
 from segskd.data.cards import UNKNOWN, Card, Split, packed_rgb
 from segskd.errors import UserError
 
 Uint8 = npt.NDArray[np.uint8]
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
+MAX_PIXELS = 100_000_000
+
+# Pillow looks at the header's size as it opens a file: beyond its limit it warns, beyond twice that it raises.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+_TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 
 
 class Pair(NamedTuple):
@@ -53,10 +63,13 @@ def list_split(card: Card, data: Path, split_name: str) -> Listing:
         )
     images = _matching(root, split.images)
     masks = _matching(root, split.masks)
-    listed = _listed_names(root, split)
+    listed = _listed_names(root, split, images.keys() | masks.keys())
     if listed is not None:
         images = {name: path for name, path in images.items() if name in listed}
         masks = {name: path for name, path in masks.items() if name in listed}
+    for name in split.left_out:
+        images.pop(name, None)
+        masks.pop(name, None)
     if not images:
         raise UserError(f"split '{split_name}' of '{card.name}' has no images: nothing matches {root / split.images}")
     both = _share(sorted(images.keys() & masks.keys()), split)
@@ -64,7 +77,7 @@ def list_split(card: Card, data: Path, split_name: str) -> Listing:
         pairs=[Pair(name, images[name], masks[name]) for name in both],
         images_without_mask=[images[name] for name in sorted(images.keys() - masks.keys())],
         masks_without_image=[masks[name] for name in sorted(masks.keys() - images.keys())],
-        listed_but_missing=sorted((listed or set()) - images.keys()),
+        listed_but_missing=sorted((listed or set()) - images.keys() - set(split.left_out)),
     )
 
 
@@ -99,11 +112,34 @@ def hash_order(names: Sequence[str], seed: object) -> list[str]:
 
 
 def read_image(path: Path) -> Uint8:
-    """An image as RGB uint8 (H, W, 3). Raises UserError when the file can't be read."""
-    decoded = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if decoded is None:
-        raise UserError(f"can't read image {path}: replace or remove it ('data check' finds all such files)")
+    """An image as RGB uint8 (H, W, 3).
+
+    Raises UserError when the file can't be read, or has more than MAX_SIDE pixels a side or MAX_PIXELS in all.
+    """
+    decoded = _decoded(path, "image", cv2.IMREAD_COLOR)
     return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+
+
+def read_upload(path: Path) -> Uint8:
+    """A single picture that somebody handed in, as RGB uint8 (H, W, 3), upright as its EXIF data say.
+
+    Transparency is laid on white, 16 bits become 8. Raises UserError, which calls the file by its name without
+    its folder, when it is no picture, damaged, animated or too large.
+    """
+    try:
+        with Image.open(path, formats=UPLOAD_FORMATS) as picture:
+            _check_size(picture, f"'{path.name}'")
+            # A camera's JPEG may hold a preview as a second picture.
+            if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
+                raise UserError(f"'{path.name}' is animated or has several pages: upload one picture")
+            return _as_rgb(ImageOps.exif_transpose(picture), path.name)
+    except _TOO_LARGE as error:
+        raise _too_large(f"'{path.name}'", error) from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"'{path.name}' is no picture: upload a PNG, JPEG, WebP, TIFF or BMP file") from error
+    except _DAMAGED as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"'{path.name}' is damaged or cut short ({reason}): upload it again") from error
 
 
 def read_mask(path: Path, card: Card) -> Uint8:
@@ -138,11 +174,65 @@ def describe_unknown(path: Path, card: Card, decoded: npt.NDArray[np.int16]) -> 
     return f"value{'s' if len(kinds) > 1 else ''} {shown}{more}"
 
 
+def read_unchanged(path: Path) -> npt.NDArray[Any]:
+    """A mask file as OpenCV decodes it: (H, W), or BGR(A) (H, W, C) also for a palette PNG. Raises UserError."""
+    return _decoded(path, "mask", cv2.IMREAD_UNCHANGED)
+
+
+def _decoded(path: Path, what: str, mode: int) -> npt.NDArray[Any]:
+    """The file's pixels, decoded only after its header has told an acceptable size. Raises UserError."""
+    try:
+        with Image.open(path) as picture:
+            _check_size(picture, f"{what} {path}")
+        decoded = cv2.imread(str(path), mode)
+    except _TOO_LARGE as error:
+        raise _too_large(f"{what} {path}", error) from error
+    except (*_DAMAGED, cv2.error) as error:
+        raise _unreadable(what, path) from error
+    if decoded is None:
+        raise _unreadable(what, path)
+    return decoded
+
+
+def _unreadable(what: str, path: Path) -> UserError:
+    return UserError(f"can't read {what} {path}: replace or remove it ('data check' finds all such files)")
+
+
+def _check_size(picture: Image.Image, called: str) -> None:
+    width, height = picture.size
+    if max(width, height) > MAX_SIDE:
+        raise UserError(f"{called} is {height}x{width}, and no side may exceed {MAX_SIDE} pixels: scale it down")
+    if width * height > MAX_PIXELS:
+        raise _too_large(called, f"({width * height} pixels)")
+
+
+def _too_large(called: str, reason: object) -> UserError:
+    """From Pillow's message, which has the number of pixels in brackets."""
+    found = re.search(r"(\d+) pixels", str(reason))
+    size = f"{math.ceil(int(found[1]) / 1e5) / 10:.1f} megapixels" if found else "too many pixels"
+    return UserError(f"{called} has {size}, and at most {MAX_PIXELS // 10**6} are read: scale it down")
+
+
+def _as_rgb(picture: Image.Image, name: str) -> Uint8:
+    if picture.mode == "F" or (picture.mode == "I" and not _fits_16_bits(picture)):
+        raise UserError(f"'{name}' holds measurements of more than 16 bits: save it as an 8-bit picture")
+    if picture.mode.startswith("I"):
+        grey = (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=-1)
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        opaque = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque)
+    return np.asarray(picture.convert("RGB"))
+
+
+def _fits_16_bits(picture: Image.Image) -> bool:
+    values = np.asarray(picture)
+    return bool(values.min() >= 0 and values.max() < 1 << 16)
+
+
 def _read_raw(path: Path, card: Card) -> npt.NDArray[Any]:
     """The file's values: (H, W) for index masks, RGB (H, W, 3) for colour masks."""
-    decoded = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if decoded is None:
-        raise UserError(f"can't read mask {path}: replace or remove it ('data check' finds all such files)")
+    decoded = read_unchanged(path)
     if card.mask_format == "color":
         if decoded.ndim != 3 or decoded.dtype != np.uint8:
             raise UserError(f"mask {path} is no 8-bit colour picture, but card '{card.name}' says mask_format: color")
@@ -166,7 +256,7 @@ def _palette_indices(path: Path, card: Card) -> npt.NDArray[Any]:
 def _matching(root: Path, pattern: str) -> dict[str, Path]:
     """Files below `root` that fit the pattern, by the part that stands for {name}."""
     before, after = pattern.split("{name}")
-    regex = re.compile(_regex(before) + "(?P<name>.+?)" + _regex(after) + r"\Z")
+    regex = re.compile(_regex(before) + "(?P<name>.+?)" + _ending(after) + r"\Z")
     fixed = Path(before.split("*")[0] + "x").parent
     found: dict[str, Path] = {}
     for path in sorted((root / fixed).rglob("*")):
@@ -182,15 +272,23 @@ def _regex(part: str) -> str:
     return "[^/]*".join(re.escape(piece) for piece in part.split("*"))
 
 
-def _listed_names(root: Path, split: Split) -> set[str] | None:
+def _ending(part: str) -> str:
+    """As `_regex`, but `.*` at the end is one suffix, so that the name keeps its own dots."""
+    return _regex(part.removesuffix(".*")) + r"\.[^./]+" if part.endswith(".*") else _regex(part)
+
+
+def _listed_names(root: Path, split: Split, known: Collection[str]) -> set[str] | None:
+    """The names in the split's list: a line that is no file's name counts up to its first space."""
     if split.names is None:
         return None
     path = root / split.names
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except OSError as error:
         raise UserError(f"can't read the split's list of names {path}: {error.strerror}") from error
-    return {line.split()[0] for line in lines if line.strip() and not line.startswith("#")}
+    except UnicodeDecodeError as error:
+        raise UserError(f"the split's list of names {path} is no UTF-8 text: save it as UTF-8") from error
+    return {line if line in known else line.split()[0] for line in lines if line and not line.startswith("#")}
 
 
 def _share(names: list[str], split: Split) -> list[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import cv2
 import numpy as np
 from filelock import FileLock
 
+from segskd.data.apart import ignore_interrupts, processes_for, report_piece, split_among
 from segskd.data.scene_ground import cast_shadows, paint_ground, paint_sky, paint_skyline
 from segskd.data.scene_parts import IGNORED, SKY, Bytes, Canvas, Floats, Light, Rng, noise
 from segskd.data.scene_street import Street, furnish, lay_out
@@ -22,6 +26,8 @@ VERSION = "1"
 SIZES: dict[str, int] = {"train": 400, "val": 100, "test": 100}
 HEIGHT = 192
 WIDTH = 256
+# A process takes as long to begin as ten scenes to draw.
+LEAST_APART = 50
 
 _VERSION_FILE = "VERSION"
 _BONNETS = 0.15
@@ -152,19 +158,36 @@ def _generate_beside(folder: Path, progress: Callable[[int, int], None] | None) 
 
 
 def _write_all(folder: Path, progress: Callable[[int, int], None] | None) -> None:
-    total, done = sum(SIZES.values()), 0
-    for split, size in SIZES.items():
+    """Draws all scenes, in several processes where there are many."""
+    for split in SIZES:
         for kind in ("images", "masks"):
             (folder / split / kind).mkdir(parents=True)
-        for index in range(size):
-            image, mask = draw_scene(split, index)
-            name = f"scene_{index:04d}.png"
-            _write_png(folder / split / "images" / name, image[..., ::-1])
-            _write_png(folder / split / "masks" / name, mask)
-            done += 1
+    total, lock = sum(SIZES.values()), threading.Lock()
+    numbers = iter(range(1, total + 1))
+
+    def told() -> None:
+        with lock:
+            done = next(numbers)
             if progress is not None:
                 progress(done, total)
+
+    processes = processes_for(total, LEAST_APART)
+    if processes > 1:
+        split_among(processes, "segskd.data.scenes", [str(folder)], told)
+    else:
+        _write_part(folder, 0, 1, told)
     (folder / _VERSION_FILE).write_text(f"{VERSION}\n", encoding="utf-8")
+
+
+def _write_part(folder: Path, part: int, parts: int, told: Callable[[], None]) -> None:
+    """Every scene whose place among all of them leaves `part` when divided by `parts`."""
+    scenes = [(split, index) for split, size in SIZES.items() for index in range(size)]
+    for split, index in scenes[part::parts]:
+        image, mask = draw_scene(split, index)
+        name = f"scene_{index:04d}.png"
+        _write_png(folder / split / "images" / name, image[..., ::-1])
+        _write_png(folder / split / "masks" / name, mask)
+        told()
 
 
 def _write_png(path: Path, pixels: Bytes) -> None:
@@ -173,3 +196,17 @@ def _write_png(path: Path, pixels: Bytes) -> None:
     if not done:
         raise RuntimeError(f"OpenCV can't encode {path.name} as PNG")
     path.write_bytes(encoded.tobytes())
+
+
+def _main(folder: str, part: str, parts: str) -> None:
+    """One of the processes in which scenes are drawn."""
+    ignore_interrupts()
+    cv2.setNumThreads(1)  # the cores are taken by the other processes
+    try:
+        _write_part(Path(folder), int(part), int(parts), report_piece)
+    except OSError as error:
+        report_piece(error.errno or errno.EIO)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -6,11 +6,12 @@ import lzma
 import shutil
 import stat
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
@@ -21,31 +22,55 @@ _SPARE_BYTES = 64 << 20
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
 
 
+_DEEPEST, _LONGEST_PART, _LONGEST_PATH = 32, 255, 1024
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an archive of unknown origin may hold: bytes and files in all, and how far one member may be packed."""
+
+    total_bytes: int = 20 * 10**9
+    files: int = 200_000
+    ratio: float = 200.0
+    ratio_from_bytes: int = 100 * 10**6
+
+
 @dataclass(frozen=True)
 class _Entry:
     path: PurePosixPath
     size: int
+    packed: int
     open: Callable[[], IO[bytes] | None]
 
 
-def unpack(archive: Path, folder: Path, member: str = "", progress: Callable[[int, int], None] | None = None) -> None:
+def unpack(
+    archive: Path,
+    folder: Path,
+    member: str = "",
+    progress: Callable[[int, int], None] | None = None,
+    limits: Limits | None = None,
+) -> None:
     """Write what a zip or tar file (plain, gzip, bzip2 or xz) holds below `member` into `folder`.
 
     The kind is told by content, not by name. `member` itself is dropped from the paths. `progress` is called
     with the bytes written and their total. Raises UserError, before anything is written, for a member that is
-    a link or a device or whose path leads outside, and when the disk is too full; and for a file that is
-    damaged, of another kind, or has nothing below `member`.
+    a link, a device or encrypted, or whose path leads outside or can't be a file's, for more than `limits` allow,
+    and when the disk is too full; and for a file that is damaged, of another kind, or has nothing below `member`.
     """
     try:
         with _entries(archive) as entries:
             kept = _below(entries, PurePosixPath(member))
-            if not kept:
+            if not kept and member:
                 raise UserError(f"{archive.name} holds nothing below '{member}': mend the card's archives.member")
+            if not kept:
+                raise UserError(f"{archive.name} holds no files: pack the dataset's folder and try again")
+            if limits is not None:
+                _check_limits(archive, kept, limits)
             total = sum(entry.size for entry in kept)
             _check_space(archive, folder, total)
             _write(archive, folder, kept, total, progress)
     except _DAMAGED as error:
-        raise UserError(f"{archive.name} is damaged and can't be unpacked ({error}): fetch it again") from error
+        raise UserError(f"{archive.name} is damaged and can't be unpacked ({error}): get it again") from error
 
 
 @contextmanager
@@ -61,7 +86,7 @@ def _entries(archive: Path) -> Iterator[list[_Entry]]:
     try:
         tar = tarfile.open(archive)  # noqa: SIM115 - closed below; only failure to open means "no archive"
     except tarfile.ReadError as error:
-        raise UserError(f"{archive.name} is neither a zip nor a tar file: mend the card's archives.url") from error
+        raise UserError(f"{archive.name} is neither a zip nor a tar file: check where it is from") from error
     with tar:
         checked = [_tar_entry(archive, tar, info) for info in tar.getmembers()]
         yield [entry for entry in checked if entry is not None]
@@ -72,8 +97,9 @@ def _zip_entry(archive: Path, opened: zipfile.ZipFile, info: zipfile.ZipInfo) ->
     if kind not in (0, stat.S_IFREG):
         raise _refused(archive, info.filename, "is a link or a device")
     if info.flag_bits & 1:
-        raise _refused(archive, info.filename, "is encrypted")
-    return _Entry(_safe_path(archive, info.filename), info.file_size, lambda: opened.open(info))
+        raise _refused(archive, info.filename, "is encrypted", "pack it without a password")
+    path = _safe_path(archive, info.filename)
+    return _Entry(path, info.file_size, info.compress_size, lambda: opened.open(info))
 
 
 def _tar_entry(archive: Path, opened: tarfile.TarFile, info: tarfile.TarInfo) -> _Entry | None:
@@ -82,24 +108,55 @@ def _tar_entry(archive: Path, opened: tarfile.TarFile, info: tarfile.TarInfo) ->
         return None
     if not info.isreg():
         raise _refused(archive, info.name, "is a link or a device")
-    return _Entry(path, info.size, lambda: opened.extractfile(info))
+    return _Entry(path, info.size, info.size, lambda: opened.extractfile(info))
 
 
 def _safe_path(archive: Path, name: str) -> PurePosixPath:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts:
         raise _refused(archive, name, "leads outside the dataset's folder")
+    if not fit_for_text(name):
+        raise _refused(archive, name, "has a control character in its name", "rename it and pack again")
+    if (
+        len(path.parts) > _DEEPEST
+        or len(str(path).encode()) > _LONGEST_PATH
+        or any(len(part.encode()) > _LONGEST_PART for part in path.parts)
+    ):
+        raise _refused(archive, name[:80] + "…", "lies too deep or has too long a name", "rename it and pack again")
     return path
 
 
-def _refused(archive: Path, name: str, why: str) -> UserError:
-    return UserError(f"{archive.name} was not unpacked: its member '{name}' {why}; don't trust this archive")
+def fit_for_text(name: str) -> bool:
+    """Whether a file's name can stand in a message and in a file: no control characters, no stray bytes."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
+
+
+def _refused(archive: Path, name: str, why: str, mend: str = "don't trust this archive") -> UserError:
+    shown = name if fit_for_text(name) else name.encode("unicode_escape").decode()
+    return UserError(f"{archive.name} was not unpacked: its member '{shown}' {why}; {mend}")
+
+
+def _check_limits(archive: Path, entries: list[_Entry], limits: Limits) -> None:
+    total = sum(entry.size for entry in entries)
+    if len(entries) > limits.files:
+        mend = f"at most {limits.files} are allowed: leave out what is neither image nor mask"
+        raise UserError(f"{archive.name} was not unpacked: it holds {len(entries)} files, and {mend}")
+    if total > limits.total_bytes:
+        allowed = f"{limits.total_bytes / 1e9:g} GB are allowed: put the unpacked folder among the datasets instead"
+        raise UserError(f"{archive.name} was not unpacked: it holds {total / 1e9:.1f} GB, and {allowed}")
+    seen: set[PurePosixPath] = set()
+    for entry in entries:
+        if entry.path in seen:
+            raise _refused(archive, str(entry.path), "is there twice", "pack it again")
+        seen.add(entry.path)
+        if entry.size > limits.ratio_from_bytes and entry.size > limits.ratio * max(entry.packed, 1):
+            raise _refused(archive, str(entry.path), f"unpacks to {entry.size / 1e6:.0f} MB from next to nothing")
 
 
 def _below(entries: list[_Entry], member: PurePosixPath) -> list[_Entry]:
     depth = len(member.parts)
     return [
-        _Entry(PurePosixPath(*entry.path.parts[depth:]), entry.size, entry.open)
+        replace(entry, path=PurePosixPath(*entry.path.parts[depth:]))
         for entry in entries
         if entry.path.parts[:depth] == member.parts and len(entry.path.parts) > depth
     ]
@@ -142,5 +199,5 @@ def _copy(archive: Path, entry: _Entry, source: IO[bytes], target: IO[bytes]) ->
             raise _refused(archive, str(entry.path), f"is bigger than the {entry.size} bytes it declares")
         target.write(chunk)
     if copied < entry.size:
-        raise UserError(f"{archive.name} is damaged: its member '{entry.path}' ends early; fetch it again")
+        raise UserError(f"{archive.name} is damaged: its member '{entry.path}' ends early; get it again")
     return copied

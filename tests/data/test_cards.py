@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from segskd.data.cards import CARDS_FOLDER, UNKNOWN, Card, data_folder, load_card
+from segskd.data.cards import CARDS_FOLDER, PROJECT_CARDS, UNKNOWN, Card, data_folder, list_cards, load_card
 from segskd.errors import UserError
 
 CONTENT: dict[str, Any] = {
@@ -41,7 +41,7 @@ def written(tmp_path: Path) -> Callable[[Callable[[dict[str, Any]], object]], Pa
     return write
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in CARDS_FOLDER.glob("*.yaml")))
+@pytest.mark.parametrize("name", PROJECT_CARDS)
 def test_every_card_of_the_project_loads(name: str) -> None:
     card = load_card(name)
     assert card.name == name
@@ -108,6 +108,14 @@ def test_the_unchanged_card_loads(written: Callable[..., Path]) -> None:
     assert card.ignore_index == 255
 
 
+def test_cards_that_say_the_same_are_equal_whatever_was_worked_out() -> None:
+    one, same, other = (Card.model_validate({**CONTENT, "title": title}) for title in ("a", "a", "b"))
+    assert one.value_table[0] == same.value_table[0] == other.value_table[0] == 0
+    assert one == same
+    assert one != other
+    assert one != CONTENT
+
+
 def test_value_table_without_values_is_the_identity() -> None:
     table = Card.model_validate({**CONTENT, "ignore_index": 9}).value_table
     assert table.shape == (257,)
@@ -139,3 +147,43 @@ def test_where_datasets_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("SEGSKD_DATA", str(tmp_path / "env"))
     assert data_folder(None) == tmp_path / "env"
     assert data_folder(tmp_path / "given") == tmp_path / "given"
+
+
+def test_a_card_in_the_data_folder_goes_by_its_name(
+    written: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(lambda content: None)
+    (tmp_path / "camvid.yaml").write_text((tmp_path / "three.yaml").read_text())
+    assert load_card("three", tmp_path).title == "three classes"
+    assert load_card("camvid", tmp_path).name == "camvid"
+    monkeypatch.delenv("SEGSKD_DATA", raising=False)
+    with pytest.raises(UserError, match=r"no card 'three': name one of camvid, .*scenes, or the path"):
+        load_card("three")
+    monkeypatch.setenv("SEGSKD_DATA", str(tmp_path))
+    assert load_card("three").name == "three"
+    with pytest.raises(UserError, match=r"no card 'four': name one of camvid, .*, three, or the path"):
+        load_card("four")
+
+
+def test_cards_are_listed_the_projects_first_and_broken_ones_with_a_reason(
+    written: Callable[..., Path], tmp_path: Path
+) -> None:
+    written(lambda content: None)
+    (tmp_path / "a.yaml").write_text("name: [")
+    (tmp_path / "b.yaml").write_text("name: b\nclasses: []\n")
+    (tmp_path / "recipe.yaml").write_text("kind: distill\ndata: {card: three}\n")
+    (tmp_path / ".hidden.yaml").write_text("name: [")
+    entries = list_cards(tmp_path)
+    assert [entry.name for entry in entries] == [*PROJECT_CARDS, "a", "b", "three"]
+    assert [entry.own for entry in entries] == [False] * len(PROJECT_CARDS) + [True] * 3
+    assert [entry.card is None for entry in entries[-3:]] == [True, True, False]
+    assert "is not YAML" in (entries[-3].problem or "")
+    assert "card" in (entries[-2].problem or "")
+    assert entries[-1].problem is None
+    assert all(load_card(entry.place).name == entry.name for entry in entries if entry.card)
+
+
+def test_the_projects_cards_are_listed_once_where_data_lies_beside_them() -> None:
+    entries = list_cards(CARDS_FOLDER)
+    assert [entry.place for entry in entries if not entry.own] == list(PROJECT_CARDS)
+    assert not {Path(entry.place).stem for entry in entries if entry.own} & set(PROJECT_CARDS)

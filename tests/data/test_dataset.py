@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+import zlib
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segskd.data import dataset
 from segskd.data.cards import Card
-from segskd.data.dataset import has_split, hash_order, list_pairs, list_split, read_image, read_mask
+from segskd.data.dataset import has_split, hash_order, list_pairs, list_split, read_image, read_mask, read_upload
 from segskd.errors import UserError
 
 IMAGES, MASKS = "images/{name}.png", "masks/{name}.png"
@@ -85,6 +88,39 @@ def test_a_missing_list_of_names(tmp_path: Path) -> None:
     both(tmp_path, "a")
     with pytest.raises(UserError, match=r"list of names .*train\.txt"):
         list_pairs(make_card({"names": "train.txt"}), tmp_path, "train")
+
+
+def test_a_listed_name_may_hold_blanks(tmp_path: Path) -> None:
+    both(tmp_path, "my a", "my", "b")
+    (tmp_path / "three/train.txt").write_text("\ufeffmy a\nb 1 0\n", encoding="utf-8")
+    listing = list_split(make_card({"names": "train.txt"}), tmp_path, "train")
+    assert [pair.name for pair in listing.pairs] == ["b", "my a"]
+    assert listing.listed_but_missing == []
+    (tmp_path / "three/train.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"train\.txt is no UTF-8 text"):
+        list_split(make_card({"names": "train.txt"}), tmp_path, "train")
+
+
+def test_names_left_out_are_gone_before_shares_are_cut(tmp_path: Path) -> None:
+    names = [f"n{number}" for number in range(7)]
+    both(tmp_path, *names)
+    touch(tmp_path, "images/lonely.png")
+    out = ("n1", "n5", "lonely")
+    parts = [
+        list_split(make_card({"left_out": out, "share": share}), tmp_path, "train") for share in [(0, 0.8), (0.8, 1)]
+    ]
+    assert [len(part.pairs) for part in parts] == [4, 1]
+    assert sorted(pair.name for part in parts for pair in part.pairs) == ["n0", "n2", "n3", "n4", "n6"]
+    assert parts[0].images_without_mask == []
+    (tmp_path / "three/train.txt").write_text("n0\nn1\ngone\n")
+    listing = list_split(make_card({"left_out": out, "names": "train.txt"}), tmp_path, "train")
+    assert ([pair.name for pair in listing.pairs], listing.listed_but_missing) == (["n0"], ["gone"])
+
+
+def test_a_star_for_the_suffix_leaves_dots_to_the_name(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.1.jpg", "images/a.2.png", "masks/a.1_m.png", "masks/a.2_m.tif", "masks/a.3.png")
+    pairs = list_pairs(make_card({"images": "images/{name}.*", "masks": "masks/{name}_m.*"}), tmp_path, "train")
+    assert [(pair.name, pair.mask.name) for pair in pairs] == [("a.1", "a.1_m.png"), ("a.2", "a.2_m.tif")]
 
 
 def test_shares_are_disjoint_and_complete(tmp_path: Path) -> None:
@@ -240,3 +276,141 @@ def test_unreadable_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
         read_mask(tmp_path / "x.png", make_card())
     with pytest.raises(UserError, match=r"can't read image .*none\.png"):
         read_image(tmp_path / "none.png")
+
+
+# -- pictures of strange sizes and kinds ---------------------------------------------------------------
+
+
+def header_only(path: Path, width: int, height: int) -> Path:
+    """A PNG whose header says a size, with next to nothing behind it."""
+    Image.new("1", (1, 1)).save(path)
+    content = bytearray(path.read_bytes())
+    content[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    content[29:33] = zlib.crc32(bytes(content[12:29])).to_bytes(4, "big")
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "said"),
+    [
+        (20_000, 300, "is 300x20000, and no side may exceed 16384 pixels"),
+        (300, 16_385, "is 16385x300, and no side may exceed 16384 pixels"),
+        (10_001, 10_000, r"has 100\.1 megapixels, and at most 100 are read"),
+        (20_000, 20_000, r"has 400\.0 megapixels, and at most 100 are read"),
+        (2**31 - 1, 2**31 - 1, r"has \d+\.\d megapixels, and at most 100 are read"),
+    ],
+)
+def test_large_pictures_are_refused_by_their_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int, height: int, said: str
+) -> None:
+    path = header_only(tmp_path / "huge.png", width, height)
+    monkeypatch.setattr(dataset.cv2, "imread", None)
+    with pytest.raises(UserError, match=rf"image .*huge\.png {said}"):
+        read_image(path)
+    with pytest.raises(UserError, match=rf"mask .*huge\.png {said}"):
+        read_mask(path, make_card())
+    with pytest.raises(UserError, match=rf"^'huge\.png' {said}"):
+        read_upload(path)
+
+
+def test_a_large_picture_is_refused_where_warnings_are_none(tmp_path: Path) -> None:
+    path = header_only(tmp_path / "huge.png", 10_001, 10_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(UserError, match=r"has 100\.1 megapixels"):
+            read_image(path)
+        with pytest.raises(UserError, match=r"has 100\.1 megapixels"):
+            read_upload(path)
+
+
+def test_a_picture_at_the_limit_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The header passes, so the decoder gets it (and says that nothing is behind the header)."""
+    asked: list[str] = []
+    monkeypatch.setattr(dataset.cv2, "imread", lambda path, mode: asked.append(path))
+    for width, height in ((16_384, 6_103), (10_000, 10_000)):
+        with pytest.raises(UserError, match="can't read image"):
+            read_image(header_only(tmp_path / "x.png", width, height))
+    assert len(asked) == 2
+
+
+def test_what_opencv_refuses_is_a_plain_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str, mode: int) -> None:
+        raise dataset.cv2.error("assertion failed")
+
+    monkeypatch.setattr(dataset.cv2, "imread", refuse)
+    with pytest.raises(UserError, match=r"can't read image .*i\.png"):
+        read_image(write(tmp_path / "i.png", [[1]]))
+
+
+RED, HALF_RED = (255, 0, 0), (255, 0, 0, 128)
+
+
+def test_uploads_become_rgb(tmp_path: Path) -> None:
+    plain = Image.new("RGB", (3, 2), RED)
+    plain.save(tmp_path / "rgb.png")
+    Image.new("L", (3, 2), 7).save(tmp_path / "grey.png")
+    plain.convert("P").save(tmp_path / "palette.png")
+    Image.new("RGBA", (3, 2), HALF_RED).save(tmp_path / "alpha.png")
+    Image.new("LA", (3, 2), (0, 0)).save(tmp_path / "clear.png")
+    write(tmp_path / "deep.png", [[0, 256 * 9, 65535]] * 2, dtype=np.uint16)
+    plain.save(tmp_path / "one.gif")
+    found = {path.name: read_upload(path) for path in tmp_path.iterdir()}
+    assert {picture.shape for picture in found.values()} == {(2, 3, 3)}
+    assert {picture.dtype for picture in found.values()} == {np.dtype(np.uint8)}
+    first = {name: picture[0, 0].tolist() for name, picture in found.items()}
+    # 128 of 255 red on white: green and blue are 255 · (1 - 128/255) = 127.
+    assert first == {
+        **{name: [255, 0, 0] for name in ("rgb.png", "palette.png", "one.gif")},
+        "grey.png": [7, 7, 7],
+        "alpha.png": [255, 127, 127],
+        "clear.png": [255, 255, 255],
+        "deep.png": [0, 0, 0],
+    }
+    assert found["deep.png"][1, :, 2].tolist() == [0, 9, 255]
+
+
+def test_an_upload_in_cmyk_and_one_from_a_camera_held_sideways(tmp_path: Path) -> None:
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "print.jpg", quality=95)
+    red, green, blue = read_upload(tmp_path / "print.jpg")[8, 8].tolist()
+    assert red > 230 > 25 > max(green, blue)
+    photograph = Image.new("RGB", (32, 16), RED)
+    photograph.paste((0, 0, 255), (0, 0, 16, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn a quarter to the right to see it upright: its left side is then on top
+    photograph.save(tmp_path / "phone.jpg", exif=exif, quality=95)
+    upright = read_upload(tmp_path / "phone.jpg")
+    assert upright.shape == (32, 16, 3)
+    assert upright[4, 8, 2] > 200 > 50 > upright[28, 8, 2]
+
+
+def test_uploads_that_are_no_single_whole_picture(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "pages.tif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "film.png", save_all=True, append_images=frames[1:])
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    for kind in ("png", "jpg"):
+        Image.fromarray(noise).save(tmp_path / f"whole.{kind}")
+        whole = (tmp_path / f"whole.{kind}").read_bytes()
+        (tmp_path / f"cut.{kind}").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.png").write_text("<svg onload=alert(1)>")
+    (tmp_path / "page.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    (tmp_path / "empty.png").touch()
+    Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(np.full((2, 2), 1 << 20, np.int32)).save(tmp_path / "wide.tif")
+    said = {
+        **dict.fromkeys(("film.gif", "pages.tif", "film.png"), "is animated or has several pages"),
+        **dict.fromkeys(("cut.png", "cut.jpg"), "is damaged or cut short"),
+        **dict.fromkeys(("text.png", "page.jpg", "empty.png"), "is no picture: upload a PNG"),
+        **dict.fromkeys(("float.tif", "wide.tif"), "holds measurements of more than 16 bits"),
+    }
+    for name, reason in said.items():
+        with pytest.raises(UserError, match=f"^'{name}' {reason}"):
+            read_upload(tmp_path / name)
+
+
+def test_a_cameras_two_pictures_in_one_file_are_the_first(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=frames[1:])
+    assert read_upload(tmp_path / "phone.jpg")[0, 0, 0] > 240

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -283,3 +286,39 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="can't write the sample scenes"):
         scenes.generate(tmp_path / "file" / "scenes")
+
+
+@pytest.mark.usefixtures("small")
+def test_the_parts_of_two_processes_are_all_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[list[tuple[str, int]]] = [[], []]
+    blank = np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8)
+    for split in SMALL:
+        for kind in ("images", "masks"):
+            (tmp_path / split / kind).mkdir(parents=True)
+    for part in range(2):
+        monkeypatch.setattr(scenes, "draw_scene", lambda *scene, part=part: (drawn[part].append(scene), blank)[1])
+        scenes._write_part(tmp_path, part, 2, lambda: None)
+    assert [len(scene) for scene in drawn] == [3, 3]
+    assert sorted(drawn[0] + drawn[1]) == sorted((split, n) for split, size in SMALL.items() for n in range(size))
+
+
+def test_many_scenes_are_split_among_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, str, list[str]]] = []
+    monkeypatch.setattr(scenes, "processes_for", lambda total, least: 3 if (total, least) == (600, 50) else 1)
+    monkeypatch.setattr(scenes, "split_among", lambda count, module, given, told: calls.append((count, module, given)))
+    scenes.generate(tmp_path / "scenes")
+    ((count, module, given),) = calls
+    assert (count, module, Path(given[0]).name) == (3, scenes.__name__, "new")
+
+
+def test_a_process_of_its_own_draws_the_same_and_tells(tmp_path: Path) -> None:
+    """Of 600 processes the one numbered 405 has one scene, the sixth of val."""
+    for kind in ("images", "masks"):
+        (tmp_path / "val" / kind).mkdir(parents=True)
+    command = [sys.executable, "-m", scenes.__name__, str(tmp_path), "405", "600"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "0\n"
+    image, mask = scenes.draw_scene("val", 5)
+    assert np.array_equal(read_image(tmp_path / "val" / "images" / "scene_0005.png"), image)
+    assert np.array_equal(cv2.imread(str(tmp_path / "val" / "masks" / "scene_0005.png"), cv2.IMREAD_UNCHANGED), mask)
+    (tmp_path / "val" / "images").rename(tmp_path / "gone")
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"{errno.ENOENT}\n"

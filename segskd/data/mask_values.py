@@ -1,0 +1,231 @@
+"""Reads masks of unknown meaning and works out what their values mean: which are classes, and in which colours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from segskd.data.cards import ClassEntry, Colour, packed_rgb
+from segskd.data.dataset import read_unchanged
+from segskd.data.labels import Labels
+from segskd.data.palette import MOST, distinct_colours, voc_colours
+from segskd.errors import UserError
+
+IGNORE = 255
+# The pale border around every object, in the colour map of PASCAL VOC.
+VOC_BORDER: Colour = (224, 224, 192)
+_THREADS = 4
+_PHOTOGRAPHS = (
+    f"these look like photographs: a mask has at most {MOST} values or colours, one for each class, and no blurred "
+    "edges; save masks as PNG, never as JPEG"
+)
+
+
+@dataclass(frozen=True)
+class FileValues:
+    """What one mask file holds: its numbers, and its colours as packed RGB; None where it can't be read as such.
+
+    A palette PNG has both, and the colours of its palette; a grey picture saved as RGB has both, too.
+    """
+
+    path: Path
+    numbers: frozenset[int] | None
+    colours: frozenset[int] | None
+    palette: tuple[Colour, ...] = ()
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a card says about its masks (see `Card`)."""
+
+    classes: tuple[ClassEntry, ...]
+    mask_format: Literal["index", "color"] = "index"
+    values: dict[int, int] | None = None
+    ignore_colors: tuple[Colour, ...] = ()
+
+
+def read_all_values(masks: Sequence[Path], report: Callable[[int, int], None] | None = None) -> list[FileValues]:
+    """What each mask that can be read holds; single ones that can't are left to `data check`.
+
+    Raises UserError, with the reason for the first, when none can.
+    """
+    found: list[FileValues] = []
+    problem: UserError | None = None
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for done, values in enumerate(threads.map(_read_or_error, masks), start=1):
+            if isinstance(values, UserError):
+                problem = problem or values
+            else:
+                found.append(values)
+            if report:
+                report(done, len(masks))
+    if not found:
+        raise UserError(f"no mask can be used: {problem}") from problem
+    return found
+
+
+def read_values(path: Path) -> FileValues:
+    """What one mask holds. Raises UserError when it can't be read, or is a JPEG, whose values are never exact."""
+    raw = read_unchanged(path)
+    if not np.issubdtype(raw.dtype, np.integer):
+        raise UserError(f"mask {path} holds fractions: save it as an 8-bit PNG")
+    with Image.open(path) as image:
+        if image.format in ("JPEG", "MPO"):
+            raise UserError(f"mask {path} is a JPEG, which changes the values of its pixels: save masks as PNG")
+        if raw.ndim == 3 and image.mode == "P":
+            return _palette_values(path, image)
+    if raw.ndim == 2:
+        return FileValues(path, _few({int(value) for value in np.unique(raw)}), None)
+    if raw.dtype != np.uint8:
+        raise UserError(f"mask {path} holds colours of more than 8 bits: save it as an 8-bit PNG")
+    rgb = cv2.cvtColor(raw[..., :3], cv2.COLOR_BGR2RGB)
+    colours = {int(colour) for colour in np.unique(packed_rgb(rgb))}
+    grey = all(colour % 0x010101 == 0 for colour in colours)
+    numbers = _few({colour & 255 for colour in colours}) if grey else None
+    return FileValues(path, numbers, _few(colours))
+
+
+def work_out(files: Sequence[FileValues], labels: Labels | None, voc: bool) -> Meaning:
+    """The classes that the masks hold, named by `labels` or else by their number.
+
+    `voc` says that classes without a colour of their own have PASCAL VOC's. Raises UserError for pictures that
+    are no masks, for masks that hold one class only, and for names that don't fit.
+    """
+    numbered = [file for file in files if file.numbers is not None]
+    coloured = [file for file in files if file.colours is not None]
+    if not numbered and not coloured:
+        raise UserError(f"{files[0].path}: {_PHOTOGRAPHS}")
+    if labels is not None and labels.colours is not None and coloured:
+        return _of_labelmap(coloured, labels, labels.colours)
+    if len(coloured) > len(numbered) or (coloured and _palettes_differ(numbered)):
+        return _of_colours(coloured, labels, voc)
+    return _of_numbers(numbered, labels, voc)
+
+
+def renamed(meaning: Meaning, labels: Labels) -> Meaning:
+    """The same classes by other names. Raises UserError when these are more or fewer."""
+    if len(labels.names) != len(meaning.classes):
+        raise UserError(f"{labels.source}: {len(labels.names)} names for {len(meaning.classes)} classes; give one each")
+    pairs = zip(labels.names, meaning.classes, strict=True)
+    return replace(meaning, classes=tuple(ClassEntry(name=name, color=entry.color) for name, entry in pairs))
+
+
+# -- one file -----------------------------------------------------------------------------------------
+
+
+def _read_or_error(path: Path) -> FileValues | UserError:
+    try:
+        return read_values(path)
+    except UserError as error:
+        return error
+
+
+def _palette_values(path: Path, image: Image.Image) -> FileValues:
+    flat = image.getpalette("RGB") or []
+    palette = tuple((flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3))
+    numbers = {int(value) for value in np.unique(np.asarray(image))}
+    colours = {_packed(palette[number]) for number in numbers if number < len(palette)}
+    return FileValues(path, _few(numbers), _few(colours), palette)
+
+
+def _few(values: set[int]) -> frozenset[int] | None:
+    """The values if a mask can have so many, with one more for pixels that count nowhere."""
+    return frozenset(values) if len(values) <= MOST + 1 else None
+
+
+# -- numbers ------------------------------------------------------------------------------------------
+
+
+def _of_numbers(files: Sequence[FileValues], labels: Labels | None, voc: bool) -> Meaning:
+    seen = {number for file in files for number in file.numbers or () if 0 <= number <= 255}
+    numbers = _class_numbers(seen, len(labels.names) if labels else None)
+    if len(numbers) > MOST:
+        raise UserError(f"{files[0].path}: {_PHOTOGRAPHS}")
+    if len(numbers) < 2:
+        held = f"nothing but {numbers[0]}" if numbers else "no number from 0 to 254"
+        raise UserError(f"the masks hold {held}, and a dataset needs two classes: check whether these are the masks")
+    names = labels.names if labels else [f"class {number}" for number in numbers]
+    made = [voc_colours(256)[number] for number in numbers] if voc else distinct_colours(len(numbers))
+    colours = _own_colours(files, numbers, labels) or made
+    values = None if numbers == list(range(len(numbers))) else {number: i for i, number in enumerate(numbers)}
+    if values is not None and IGNORE not in values:
+        values[IGNORE] = IGNORE
+    return Meaning(_entries(names, colours), values=values)
+
+
+def _class_numbers(seen: set[int], named: int | None) -> list[int]:
+    """The number in the file of each class: all that were seen, or 0 … n-1 where n names cover more than these."""
+    classes = sorted(seen - {IGNORE})
+    if seen == {0, IGNORE} and named in (None, 2):
+        return [0, IGNORE]
+    if named is None or (named == len(classes) and classes[-1] >= named):
+        return classes
+    return list(range(named))
+
+
+def _own_colours(files: Sequence[FileValues], numbers: Sequence[int], labels: Labels | None) -> list[Colour] | None:
+    """The labels' colours, else those of the files' palette when it tells all classes apart."""
+    if labels is not None and labels.colours is not None and len(labels.colours) == len(numbers):
+        return list(labels.colours)
+    palette = max((file.palette for file in files), key=len, default=())
+    if len(palette) <= max(numbers):
+        return None
+    colours = [palette[number] for number in numbers]
+    grey_ramp = all(colour == (number, number, number) for number, colour in zip(numbers, colours, strict=True))
+    return None if grey_ramp or len(set(colours)) < len(colours) else colours
+
+
+def _palettes_differ(files: Sequence[FileValues]) -> bool:
+    """Whether a number means one colour in one file and another in the next."""
+    known: dict[int, Colour] = {}
+    for file in files:
+        for number in file.numbers or ():
+            if number < len(file.palette) and known.setdefault(number, file.palette[number]) != file.palette[number]:
+                return True
+    return False
+
+
+# -- colours ------------------------------------------------------------------------------------------
+
+
+def _of_labelmap(files: Sequence[FileValues], labels: Labels, colours: Sequence[Colour]) -> Meaning:
+    if len(set(colours)) < len(colours):
+        raise UserError(f"{labels.source}: two classes have the same colour, so masks can't tell them apart")
+    border = VOC_BORDER not in colours and any(_packed(VOC_BORDER) in (file.colours or ()) for file in files)
+    return Meaning(_entries(labels.names, colours), "color", ignore_colors=(VOC_BORDER,) if border else ())
+
+
+def _of_colours(files: Sequence[FileValues], labels: Labels | None, voc: bool) -> Meaning:
+    packed = {colour for file in files for colour in file.colours or ()}
+    order = {_packed(colour): number for number, colour in enumerate(voc_colours(MOST))}
+    border = voc and _packed(VOC_BORDER) in packed
+    seen = sorted(packed - {_packed(VOC_BORDER)} if border else packed)
+    if voc and set(seen) <= order.keys():
+        seen.sort(key=order.__getitem__)
+        names = [f"class {order[colour]}" for colour in seen]
+    else:
+        names = [f"class {number}" for number in range(len(seen))]
+    if len(seen) > MOST:
+        raise UserError(f"{files[0].path} and others: {_PHOTOGRAPHS}")
+    if len(seen) < 2:
+        raise UserError("the masks hold one colour, and a dataset needs two classes: check whether these are the masks")
+    if labels is not None and voc and set(seen) <= {_packed(colour) for colour in voc_colours(len(labels.names))}:
+        names, seen = list(labels.names), [_packed(colour) for colour in voc_colours(len(labels.names))]
+    colours = [(colour >> 16, colour >> 8 & 255, colour & 255) for colour in seen]
+    meaning = Meaning(_entries(names, colours), "color", ignore_colors=(VOC_BORDER,) if border else ())
+    return renamed(meaning, labels) if labels is not None else meaning
+
+
+def _entries(names: Sequence[str], colours: Sequence[Colour]) -> tuple[ClassEntry, ...]:
+    return tuple(ClassEntry(name=name, color=colour) for name, colour in zip(names, colours, strict=True))
+
+
+def _packed(colour: Colour) -> int:
+    return colour[0] << 16 | colour[1] << 8 | colour[2]
