@@ -24,7 +24,7 @@ Size = tuple[int, int]
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "32", "bf16", "fp16"]
-SubsetRule = Literal["random", "balanced"]
+SubsetRule = Literal["random", "balanced", "diverse", "hardest", "hand"]
 StoreKind = Literal["auto", "memory", "disk", "recompute"]
 MAX_SIDE = 16384
 
@@ -68,11 +68,27 @@ class SubsetPart(_Part):
     fraction: float | None = Field(default=None, description="share of the training images, (0, 1]")
     count: int | None = Field(default=None, ge=0, description="number of training images, instead of a fraction")
     rule: SubsetRule = Field(default="random", description="how they are chosen")
+    names: tuple[str, ...] | None = Field(default=None, description="the images themselves, with rule hand")
 
     @model_validator(mode="after")
     def _one_of(self) -> SubsetPart:
         if self.fraction is not None and self.count is not None:
             raise ValueError("give a fraction or a count, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _names_by_hand(self) -> SubsetPart:
+        if (self.names is not None) != (self.rule == "hand"):
+            raise ValueError("rule hand takes names (--names FILE), and no other rule does")
+        if self.names is None:
+            return self
+        if self.fraction is not None or self.count is not None:
+            raise ValueError("rule hand takes names, and neither a fraction nor a count")
+        if len(set(self.names)) < len(self.names):
+            twice = next(name for name in self.names if self.names.count(name) > 1)
+            raise ValueError(f"'{twice}' is named more than once")
+        if len(self.names) < 2:
+            raise ValueError(f"{len(self.names)} images are named, and training needs at least 2")
         return self
 
 
@@ -92,6 +108,13 @@ class StorePart(_Part):
     budget_gib: float | None = Field(default=None, ge=0, le=1e6, description="memory for taps; half of what is free")
 
 
+class BeginPart(_Part):
+    """Training again from a stage of another run: its earlier stages stay as that run left them."""
+
+    run: str = Field(description="folder or name of a run by the same method")
+    stage: str = Field(description="the first stage that is trained again")
+
+
 class Recipe(_Part):
     """A run's whole cause. With every default filled in it is the run's recipe.yaml."""
 
@@ -105,6 +128,7 @@ class Recipe(_Part):
         default="teacher", description="the student's first weights: the teacher's where shapes agree, or drawn"
     )
     method: str = Field(default="stagewise", description="which list of phases")
+    begin: BeginPart | None = Field(default=None, description="a run whose student goes on from one of its stages")
     optimisation: OptimisationPart = OptimisationPart()
     select: Literal["last", "best"] = Field(default="last", description="which epoch's weights a phase keeps")
     select_on: Literal["holdout", "val"] = Field(default="holdout", description="what 'best' is measured on")
@@ -121,6 +145,12 @@ class Recipe(_Part):
             raise ValueError(f"method {self.method} needs a teacher: name a folder, a run or a hub id with --teacher")
         if self.kind == "teach" and self.teacher:
             raise ValueError("a teacher is trained without a teacher")
+        return self
+
+    @model_validator(mode="after")
+    def _begins_stage_by_stage(self) -> Recipe:
+        if self.begin and (self.kind != "distill" or self.method != "stagewise"):
+            raise ValueError("only a run by method stagewise can begin from a stage of another: leave 'begin' out")
         return self
 
 

@@ -28,11 +28,19 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "recipe.yaml") == made
 
 
+def test_names_chosen_by_hand_round_trip(tmp_path: Path) -> None:
+    names = ["0001", "aachen/ä: 1", "#b", "null"]
+    made = make_recipe(merged(SMALLEST, {"subset": {"rule": "hand", "names": names}}))
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(made), encoding="utf-8")
+    assert load_recipe(tmp_path / "recipe.yaml") == made
+    assert made.subset.names == tuple(names)
+
+
 def test_dump_holds_every_default(tmp_path: Path) -> None:
     content = yaml.safe_load(dump_recipe(make_recipe(SMALLEST)))
     assert set(content) == set(Recipe.model_fields)
     assert content["data"]["size"] == "192x256"
-    assert content["subset"] == {"fraction": None, "count": None, "rule": "random"}
+    assert content["subset"] == {"fraction": None, "count": None, "rule": "random", "names": None}
     assert content["optimisation"]["batch"] == 8
     assert content["select"] == "last"
 
@@ -75,6 +83,14 @@ def test_what_is_no_size(written: object) -> None:
         ({"store": {"kind": "cloud"}}, r"store\.kind"),
         ({"subset": {"rule": "first"}}, r"subset\.rule"),
         ({"subset": {"fraction": 0.1, "count": 30}}, "subset: .*fraction or a count"),
+        ({"subset": {"rule": "hand"}}, r"subset: rule hand takes names \(--names FILE\)"),
+        ({"subset": {"names": ["a", "b"]}}, "subset: rule hand takes names .*, and no other rule does"),
+        ({"subset": {"rule": "diverse", "names": ["a", "b"]}}, "subset: .*no other rule does"),
+        ({"subset": {"rule": "hand", "names": ["a", "b"], "count": 2}}, "neither a fraction nor a count"),
+        ({"subset": {"rule": "hand", "names": ["a", "b"], "fraction": 0.5}}, "neither a fraction nor a count"),
+        ({"subset": {"rule": "hand", "names": ["a", "b", "a"]}}, "subset: 'a' is named more than once"),
+        ({"subset": {"rule": "hand", "names": ["a"]}}, "subset: 1 images are named, and training needs at least 2"),
+        ({"subset": {"rule": "hand", "names": []}}, "subset: 0 images are named"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**31}, "seed"),
         ({"precision": "64"}, "precision"),

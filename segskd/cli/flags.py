@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -27,8 +28,10 @@ class DataFlags:
     """Share of the training images, above 0 and at most 1."""
     count: int | None = None
     """Number of training images, instead of a fraction."""
-    rule: Literal["random", "balanced"] | None = None
-    """How they are chosen."""
+    rule: Literal["random", "balanced", "diverse", "hardest", "hand"] | None = None
+    """Drawn; rare classes first; unlike each other, or hardest, in the teacher's eyes; by name (random)."""
+    names: Path | None = None
+    """A file with the images' names, one a line, such as a run's subset.txt; the rule is then hand."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def recipe_changes(data: DataFlags, train: TrainFlags) -> dict[str, Any]:
     """The flags that were given, as parts of a recipe."""
     return {
         "data": {"card": data.dataset, "folder": data.data, "size": data.size, "views": data.views},
-        "subset": {"fraction": data.fraction, "count": data.count, "rule": data.rule},
+        "subset": _subset_changes(data),
         "optimisation": {
             "epochs": train.epochs,
             "batch": train.batch,
@@ -86,3 +89,22 @@ def recipe_changes(data: DataFlags, train: TrainFlags) -> dict[str, Any]:
         "precision": train.precision,
         "threads": train.threads,
     }
+
+
+def replaced_in_subset(data: DataFlags) -> list[str]:
+    """Fields of a recipe's subset that a flag given beside the recipe takes the place of."""
+    given = {
+        "fraction": data.count is not None or data.names is not None,
+        "count": data.fraction is not None or data.names is not None,
+        "names": data.rule not in (None, "hand"),
+    }
+    return [field for field, replaced in given.items() if replaced]
+
+
+def _subset_changes(data: DataFlags) -> dict[str, Any]:
+    changes: dict[str, Any] = {"fraction": data.fraction, "count": data.count, "rule": data.rule}
+    if data.names is not None:
+        from segskd.data.subset import read_names
+
+        changes |= {"rule": data.rule or "hand", "names": read_names(data.names)}
+    return changes

@@ -1,21 +1,40 @@
-"""Subsets: which training images a run may see. Reproducible on every machine, smaller ones inside larger."""
+"""Subsets: which training images a run may see. Reproducible, smaller ones inside larger."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from segskd.config import SubsetRule
 from segskd.data.cards import Card
-from segskd.data.dataset import Pair, hash_order, read_mask
+from segskd.data.census import Census, count_pixels
+from segskd.data.dataset import Pair, hash_order
 from segskd.errors import UserError
 
 MINIMUM = 2
 POOL = 64
 HOLDOUT_PARTS = 5
+ASK_TEACHER: tuple[SubsetRule, ...] = ("diverse", "hardest")
+SHOWN = 3
+
+
+class TeacherSurvey(Protocol):
+    """What the teacher makes of each image: `evaluate.survey.Survey`."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    @property
+    def features(self) -> npt.NDArray[np.float32]: ...
+
+    @property
+    def entropy(self) -> npt.NDArray[np.float32]: ...
 
 
 def subset_size(total: int, fraction: float | None, count: int | None) -> int:
@@ -37,17 +56,79 @@ def subset_size(total: int, fraction: float | None, count: int | None) -> int:
     return size
 
 
-def draw_subset(pairs: Sequence[Pair], size: int, seed: int, rule: SubsetRule, card: Card) -> list[Pair]:
-    """`size` of the pairs, sorted by name.
-
-    The choice is the beginning of an order that depends on the names, the seed and the rule alone, so a
-    smaller subset is part of every larger one.
-    """
+def draw_subset(
+    pairs: Sequence[Pair],
+    size: int,
+    seed: int,
+    rule: SubsetRule,
+    card: Card,
+    survey: TeacherSurvey | None = None,
+    census: Census | None = None,
+) -> list[Pair]:
+    """`size` of the pairs, sorted by name: the beginning of `subset_order`."""
     by_name = {pair.name: pair for pair in pairs}
-    order = hash_order(list(by_name), seed)
+    return [by_name[name] for name in sorted(subset_order(pairs, rule, seed, card, size, survey, census))]
+
+
+def subset_order(
+    pairs: Sequence[Pair],
+    rule: SubsetRule,
+    seed: int,
+    card: Card,
+    size: int,
+    survey: TeacherSurvey | None = None,
+    census: Census | None = None,
+) -> list[str]:
+    """The first `size` names of the order in which a rule takes the pairs; the whole order at `len(pairs)`.
+
+    The order never depends on `size`, so a smaller subset is part of every larger one. `random` and
+    `balanced` depend on the names, the seed and the masks alone; `balanced` counts the masks' pixels itself
+    where no census is given. `diverse` and `hardest` depend on the teacher, not on the seed.
+    Raises UserError when these two have no survey.
+    """
+    names = sorted(pair.name for pair in pairs)
+    if rule == "random":
+        return hash_order(names, seed)[:size]
     if rule == "balanced":
-        order = _balanced_order(order, lambda name: class_shares(by_name[name], card), size)
-    return [by_name[name] for name in sorted(order[:size])]
+        return _balanced_order(hash_order(names, seed), census or count_pixels(card, pairs), size)
+    if rule == "hand":
+        raise ValueError("a subset by hand has no order: take pick_subset")
+    if survey is None:
+        raise UserError(
+            f"rule {rule} asks a teacher about the images, and this run has none: "
+            "take --rule random or balanced, or distill with a --teacher"
+        )
+    rows = _rows(survey.names, names)
+    if rule == "diverse":
+        return [names[place] for place in _k_centre_order(survey.features[rows], size)]
+    return [names[place] for place in np.argsort(-survey.entropy[rows], kind="stable")[:size]]
+
+
+def pick_subset(pairs: Sequence[Pair], names: Sequence[str]) -> list[Pair]:
+    """The named pairs, sorted by name. Raises UserError for names that no pair has."""
+    by_name = {pair.name: pair for pair in pairs}
+    unknown = [name for name in names if name not in by_name]
+    if unknown:
+        shown = ", ".join(f"'{name}'" for name in unknown[:SHOWN])
+        more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+        raise UserError(
+            f"no training image is named {shown}{more}: name images of the split 'train', such as '{min(by_name)}'"
+        )
+    return [by_name[name] for name in sorted(names)]
+
+
+def read_names(path: Path) -> list[str]:
+    """The names in a text file, one a line; blank lines and lines that begin with # are left out.
+
+    A run's subset.txt is such a file. Raises UserError when it can't be read.
+    """
+    try:
+        lines = path.expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise UserError(f"can't read --names {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--names {path} is no text: write one image name a line") from error
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def split_holdout(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair]]:
@@ -60,29 +141,45 @@ def split_holdout(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pa
     return [by_name[n] for n in sorted(order[held:])], [by_name[n] for n in sorted(order[:held])]
 
 
-def class_shares(pair: Pair, card: Card) -> npt.NDArray[np.float64]:
-    """Share of the mask's pixels that each class has: (C,), summing to at most 1."""
-    mask = read_mask(pair.mask, card)
-    counts = np.bincount(mask.ravel(), minlength=256)[: len(card.classes)]
-    return np.asarray(counts / mask.size, dtype=np.float64)
-
-
-def _balanced_order(names: list[str], shares_of: Callable[[str], npt.NDArray[np.float64]], size: int) -> list[str]:
+def _balanced_order(names: list[str], census: Census, size: int) -> list[str]:
     """The first `size` names of an order that brings the rare classes in early.
 
     Stochastic greedy maximisation (Mirzasoleiman et al. 2015) of sum_c log(pixels of class c): each step
     takes the best of the first POOL names left in the drawn order.
     """
-    pool: list[tuple[str, npt.NDArray[np.float64]]] = []
-    waiting = iter(names)
+    counts = census.of(names)
+    shares = counts[:, :-1] / counts.sum(axis=1, keepdims=True)
+    total = np.full(shares.shape[1], 1e-3)
+    waiting = iter(range(len(names)))
+    pool: list[int] = []
     chosen: list[str] = []
-    total = np.zeros(0)
-    while len(chosen) < size:
-        pool += [(name, shares_of(name)) for name in islice(waiting, POOL - len(pool))]
-        if not len(total):
-            total = np.full_like(pool[0][1], 1e-3)
-        gains = np.log(np.stack([shares for _, shares in pool]) + total).sum(axis=1)
-        name, shares = pool.pop(int(gains.argmax()))
-        chosen.append(name)
-        total = total + shares
+    while len(chosen) < min(size, len(names)):
+        pool += islice(waiting, POOL - len(pool))
+        gains = np.log(shares[pool] + total).sum(axis=1)
+        place = pool.pop(int(gains.argmax()))
+        chosen.append(names[place])
+        total = total + shares[place]
     return chosen
+
+
+def _k_centre_order(features: npt.NDArray[np.float32], size: int) -> list[int]:
+    """The first `size` rows of the k-centre greedy order of (N, C) features, by L2 distance.
+
+    Begins with the row nearest the mean of all, then always takes the one farthest from all taken (Gonzalez
+    1985; Sener & Savarese 2018); of equals the first.
+    """
+    points = torch.from_numpy(features)
+    taken: list[int] = []
+    nearest = torch.full((len(points),), torch.inf)
+    place = int(torch.linalg.vector_norm(points - points.mean(0), dim=1).argmin())
+    while len(taken) < min(size, len(points)):
+        taken.append(place)
+        nearest = nearest.minimum(torch.linalg.vector_norm(points - points[place], dim=1))
+        nearest[place] = -1.0  # so that an image just like it may follow, and it itself may not
+        place = int(nearest.argmax())
+    return taken
+
+
+def _rows(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    places = {name: row for row, name in enumerate(names)}
+    return [places[name] for name in wanted]
