@@ -9,5 +9,14 @@ class UserError(Exception):
     """
 
 
+class NoRoom(UserError):
+    """The machine has less memory than a job needs, both in bytes; a smaller job may fit."""
+
+    def __init__(self, message: str, needed: int, free: int) -> None:
+        super().__init__(message)
+        self.needed = needed
+        self.free = free
+
+
 class Stopped(Exception):
     """A run was asked to stop and has saved its state; exit status 130."""

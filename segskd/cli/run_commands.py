@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 from tyro.conf import OmitArgPrefixes, Positional
 
-from segskd.cli.flags import NO_DATA_FLAGS, NO_TRAIN_FLAGS, DataFlags, Json, TrainFlags, recipe_changes
+from segskd.cli.flags import (
+    NO_DATA_FLAGS,
+    NO_TRAIN_FLAGS,
+    DataFlags,
+    Json,
+    TrainFlags,
+    recipe_changes,
+    replaced_in_subset,
+)
 from segskd.cli.output import ERR, listeners, print_result, show
 from segskd.errors import UserError
+
+if TYPE_CHECKING:
+    from segskd.config import Recipe
 
 
 def teach(
@@ -43,6 +54,8 @@ def distill(
     student: str | None = None,
     init: Literal["random", "teacher"] | None = None,
     method: str | None = None,
+    begin_run: str | None = None,
+    begin_stage: str | None = None,
     run: str | None = None,
     until: str | None = None,
     *,
@@ -58,28 +71,49 @@ def distill(
         student: ARCH:ENCODER of the student (unet:resnet10).
         init: The student's first weights: the teacher's where stage, name and shape agree, or random (teacher).
         method: Which list of phases (stagewise).
+        begin_run: A run whose student, images and settings this one begins with, in place of a dataset and a teacher.
+        begin_stage: The first of its stages to be trained again; those before it stay as they are.
         run: Name below checkpoints/, or a path.
         until: Stop after this stage; `resume` goes on.
     """
+    begin = _begin(begin_run, begin_stage)
+    flags = {"teacher": teacher, "student": student, "init": init, "method": method, "begin": begin}
+    made = asked_recipe(recipe, flags, data, train)
+    _run(made, _run_folder(run or _default_name(made), run is None), until, json)
+
+
+def asked_recipe(recipe: Path | None, flags: dict[str, Any], data: DataFlags, train: TrainFlags) -> Recipe:
+    """The recipe of a file, or the default one, with the flags laid over it."""
     from segskd.config import make_recipe, merged, read_yaml
 
-    base = read_yaml(recipe) if recipe else {"data": {"card": "scenes"}}
+    begin = flags.get("begin")
+    if recipe and begin:
+        raise UserError("--begin-run takes the recipe of that run: leave --recipe out")
+    base = _branch(begin) if begin else read_yaml(recipe) if recipe else {"data": {"card": "scenes"}}
     if not isinstance(base, dict):
         raise UserError(f"{recipe} is no recipe: a run's recipe.yaml is one")
-    for given, other in ((data.count, "fraction"), (data.fraction, "count")):
-        if given is not None and isinstance(base.get("subset"), dict):
-            base["subset"].pop(other, None)
-    flags = {
-        "teacher": _run_path(teacher),
-        "student": student,
-        "init": init,
-        "method": method,
-        **recipe_changes(data, train),
-    }
-    if recipe is None and data.dataset is None:
+    if isinstance(base.get("subset"), dict):
+        for part in replaced_in_subset(data):
+            base["subset"].pop(part, None)
+    if recipe is None and begin is None and data.dataset is None:
         raise UserError("name what to train on with --dataset (see 'python -m segskd data list') or --recipe")
-    made = make_recipe(merged(base, flags))
-    _run(made, _run_folder(run or _default_name(made), run is None), until, json)
+    own = {**flags, "teacher": _run_path(flags["teacher"]), "begin": None}
+    return make_recipe(merged(base, {**own, **recipe_changes(data, train)}))
+
+
+def _begin(run: str | None, stage: str | None) -> dict[str, str] | None:
+    if run is None and stage is None:
+        return None
+    if run is None or stage is None:
+        raise UserError("--begin-run says which run and --begin-stage from which of its stages on: give both")
+    return {"run": run, "stage": stage}
+
+
+def _branch(begin: dict[str, str]) -> dict[str, Any]:
+    from segskd.distill.branch import branch_recipe
+    from segskd.runs import find_run
+
+    return branch_recipe(find_run(begin["run"]), begin["stage"]).model_dump(mode="json")
 
 
 def resume(run: Positional[str], until: str | None = None, json: Json = False) -> None:
@@ -123,7 +157,7 @@ def runs(json: Json = False) -> None:
     show(table, {"runs": rows}, json)
 
 
-def demo(out: Path | None = None, data: str | None = None, json: Json = False) -> None:
+def demo(out: Path | None = None, data: Path | None = None, json: Json = False) -> None:
     """Train a teacher on the built-in scenes, distill a student from a tenth of them, and show both.
 
     Args:
@@ -172,7 +206,10 @@ def _run_folder(name_or_path: str, made_up: bool) -> Path:
 def _default_name(recipe: Any) -> str:
     from segskd.data.cards import load_card
 
-    share = f"{recipe.subset.count}" if recipe.subset.count else f"{100 * (recipe.subset.fraction or 1):g}pc"
+    if recipe.begin:
+        return f"{Path(recipe.begin.run).name}-from-{recipe.begin.stage}"
+    count = recipe.subset.count or len(recipe.subset.names or ())
+    share = f"{count}" if count else f"{100 * (recipe.subset.fraction or 1):g}pc"
     encoder = recipe.student.partition(":")[2]
     return f"{load_card(recipe.data.card).name}-{encoder}-{recipe.method}-{share}-s{recipe.seed}"
 

@@ -15,7 +15,7 @@ from segskd.devices import free_device_memory, free_memory
 from segskd.distill.methods import Phase
 from segskd.distill.needs import MASK_KEY, Key, Keys, span
 from segskd.distill.store import Kind
-from segskd.errors import UserError
+from segskd.errors import NoRoom
 from segskd.models.stages import IMAGE, StagedNetwork, cut, ghost, set_trained, tap_shapes
 
 GIB = 2**30
@@ -102,12 +102,15 @@ def choose_store(sizes: Sizes, holdings: Sequence[Holding], views: int, part: St
 def check_step_fits(
     student: StagedNetwork, phases: Sequence[Phase], size: Size, batch: int, reserved: int, device: torch.device
 ) -> None:
-    """Raises UserError when the largest training step needs more memory than is free beside `reserved` bytes."""
-    needed = reserved + max(step_bytes(student, phase, size, batch) for phase in phases)
+    """Raises NoRoom when the largest training step needs more memory than is free beside `reserved` bytes."""
+    shadow = cut(ghost(student.model))  # copied for each phase, which is quick without storage
+    needed = reserved + max(step_bytes(shadow, phase, size, batch) for phase in phases)
     if needed > (free := free_device_memory(device)):
-        raise UserError(
+        raise NoRoom(
             f"--size {size[0]}x{size[1]} with --batch {batch} needs about {needed / GIB:.1f} GiB of memory and "
-            f"{free / GIB:.1f} GiB are free: make --size, --batch or --store-budget smaller"
+            f"{free / GIB:.1f} GiB are free: make --size, --batch or --store-budget smaller",
+            needed,
+            free,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,22 +11,27 @@ import torch
 
 from segskd.config import Recipe, Size, make_recipe, merged
 from segskd.data.cards import Card, card_place, data_folder, load_card
+from segskd.data.census import census
 from segskd.data.dataset import Pair, list_pairs
 from segskd.data.fetch import Report, fetch
+from segskd.data.kept import cache_folder
 from segskd.data.samples import Samples
-from segskd.data.subset import draw_subset, split_holdout, subset_size
+from segskd.data.subset import ASK_TEACHER, draw_subset, pick_subset, split_holdout, subset_size
 from segskd.data.transforms import ViewMaker, padded_size
 from segskd.devices import choose_device, choose_precision, free_memory
+from segskd.distill.branch import Beginning, phases_from
 from segskd.distill.budget import Choice, Holding, Room, Sizes, check_step_fits, choose_store, choose_views, room
 from segskd.distill.methods import Phase, default_epochs, default_lr, plan, stagewise
 from segskd.distill.needs import Keys, Planner, graft_needs, phase_needs
 from segskd.distill.phase import steps_an_epoch
 from segskd.distill.store import FeatureStore, Networks
-from segskd.errors import UserError
+from segskd.errors import NoRoom, UserError
 from segskd.evaluate.metrics import check_outputs
+from segskd.evaluate.survey import survey
 from segskd.models.adapters import Adapters, probe_adapters
 from segskd.models.build import create, load, model_folder, output_classes, parse_spec
 from segskd.models.stages import StagedNetwork, copy_matching, cut, freeze
+from segskd.runs import runs_folder
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -122,15 +127,20 @@ def prepare(
     Raises UserError for anything that the user can mend.
     """
     recipe = _with_machine(recipe)
-    card = load_card(recipe.data.card)
     data = data_folder(recipe.data.folder)
+    card = load_card(recipe.data.card, data)
     if card.generator:
         fetch(card, data, report)
-    subset = _subset(recipe, card, data, names)
     teacher = _teacher(recipe, card)
+    beginning = Beginning.of(recipe, card, folder)
+    names = names or (beginning.names() if beginning else None)
+    subset = _subset(recipe, card, data, names, teacher, report)
     student = _student(recipe, card, teacher)
-    phases = plan(recipe, teacher.names if teacher else None, student.names, len(subset.train))
-    adapters = _adapters(recipe, student, teacher, phases)
+    planned = plan(recipe, teacher.names if teacher else None, student.names, len(subset.train))
+    phases = phases_from(planned, recipe.begin)
+    adapters = _adapters(recipe, student, teacher, planned)
+    if beginning and teacher:
+        beginning.hand_over(student, adapters, teacher)
     holdings = _holdings(recipe, student, teacher, phases)
     available = room(recipe.store, folder)
     sizes = Sizes(student, teacher, padded_size(recipe.data.size), DTYPES[recipe.precision])
@@ -145,6 +155,7 @@ def prepare(
         "data": {"card": card_place(recipe.data.card), "folder": str(data), "views": views},
         "teacher": str(place.resolve()) if place else recipe.teacher,
         "init": recipe.init if teacher and recipe.method != "supervised" else "random",
+        "begin": {"run": beginning.path} if beginning else None,
     }
     return Job(_changed(recipe, filled), card, subset, student, teacher, adapters, phases, store, holdings)
 
@@ -161,16 +172,42 @@ def _with_machine(recipe: Recipe) -> Recipe:
     return _changed(recipe, {"device": device, "precision": precision, "threads": threads})
 
 
-def _subset(recipe: Recipe, card: Card, data: Path, names: tuple[list[str], list[str]] | None) -> Subset:
+def _subset(
+    recipe: Recipe,
+    card: Card,
+    data: Path,
+    names: tuple[list[str], list[str]] | None,
+    teacher: StagedNetwork | None,
+    report: Report | None,
+) -> Subset:
     pairs = list_pairs(card, data, "train")
     val = list_pairs(card, data, "val")
     if names is not None:
         return Subset(_named(pairs, names[0]), _named(pairs, names[1]), val)
-    size = subset_size(len(pairs), recipe.subset.fraction, recipe.subset.count)
-    chosen = draw_subset(pairs, size, recipe.seed, recipe.subset.rule, card)
+    chosen = _chosen(recipe, card, pairs, teacher, report)
     if recipe.select == "best" and recipe.select_on == "holdout":
         return Subset(*split_holdout(chosen, recipe.seed), val)
     return Subset(chosen, [], val)
+
+
+def _chosen(
+    recipe: Recipe, card: Card, pairs: Sequence[Pair], teacher: StagedNetwork | None, report: Report | None
+) -> list[Pair]:
+    part, cache = recipe.subset, cache_folder(runs_folder())
+    if part.names is not None:
+        return pick_subset(pairs, part.names)
+    size = subset_size(len(pairs), part.fraction, part.count)
+    asked = counted = None
+    if part.rule in ASK_TEACHER and teacher is not None:
+        heard = _heard(report, "asking the teacher about the images")
+        asked = survey(teacher, card, pairs, recipe.data.size, recipe.device, cache, heard)
+    elif part.rule == "balanced":
+        counted = census(card, pairs, cache, _heard(report, "counting the classes' pixels"))
+    return draw_subset(pairs, size, recipe.seed, part.rule, card, asked, counted)
+
+
+def _heard(report: Report | None, stage: str) -> Callable[[int, int], None] | None:
+    return None if report is None else lambda done, total: report(stage, done, total)
 
 
 def _named(pairs: Sequence[Pair], names: Sequence[str]) -> list[Pair]:
@@ -241,9 +278,11 @@ def _check_memory(
     device = torch.device(recipe.device)
     batch = min(recipe.optimisation.batch, len(subset.train))
     in_memory = store.bytes if store.kind == "memory" else 0
-    if in_memory > free_memory():
-        raise UserError(
-            f"the feature store needs {in_memory / 2**30:.1f} GiB of memory: take --store disk, or fewer --views"
+    if in_memory > (free := free_memory()):
+        raise NoRoom(
+            f"the feature store needs {in_memory / 2**30:.1f} GiB of memory: take --store disk, or fewer --views",
+            in_memory,
+            free,
         )
     in_memory *= device.type != "cuda"
     check_step_fits(student, phases, padded_size(recipe.data.size), batch, in_memory, device)

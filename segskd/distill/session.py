@@ -6,7 +6,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from typing import Any
 import torch
 
 from segskd.config import Recipe
+from segskd.data.fetch import Report
 from segskd.data.transforms import RESIZE_FILTER
 from segskd.devices import out_of_memory
+from segskd.distill.chosen import chosen_names, chosen_text
 from segskd.distill.job import Job, prepare
 from segskd.distill.trainer import Trainer
 from segskd.errors import Stopped, UserError
@@ -27,7 +29,6 @@ from segskd.models.stages import StagedNetwork
 from segskd.runs import Event, Run
 
 Listener = Callable[[Event], None]
-HELD_OUT = "# held out for choosing"
 PACKAGES = ("segskd", "torch", "torchvision", "segmentation-models-pytorch", "albumentations", "opencv-python-headless")
 
 
@@ -37,16 +38,11 @@ def start(recipe: Recipe, folder: Path, listeners: Sequence[Listener] = (), unti
     Returns the run's result, or {"run", "after"} when it paused at `until`. Raises UserError before anything
     is written when the recipe can't be carried out, Stopped when it was asked to stop.
     """
-
-    def report(stage: str, done: int, total: int | None) -> None:
-        for listener in listeners:
-            listener({"time": time.time(), "kind": "preparing", "stage": stage, "done": done, "total": total or done})
-
-    job = prepare(recipe, folder, report=report)
+    job = prepare(recipe, folder, report=_preparing(listeners))
     _check_until(job, until)
     run = Run.create(folder, job.recipe)
     run.listeners += listeners
-    run.write("subset.txt", _subset_text(job).encode())
+    run.write("subset.txt", chosen_text(job.subset.train, job.subset.holdout).encode())
     return _work(job, run, until)
 
 
@@ -57,11 +53,22 @@ def resume(run: Run, listeners: Sequence[Listener] = (), until: str | None = Non
         return dict(result)
     if not run.is_alive():
         shutil.rmtree(run.path / "store", ignore_errors=True)  # what a killed worker left, so that its room counts
-    job = prepare(run.recipe, run.path, _chosen_names(run))
-    _check_until(job, until)
     run.listeners += listeners
-    run.write("subset.txt", _subset_text(job).encode())
+    with nullcontext() if run.is_alive() else _errors_told(run):
+        job = prepare(run.recipe, run.path, chosen_names(run), _preparing(listeners))
+    _check_until(job, until)
+    run.write("subset.txt", chosen_text(job.subset.train, job.subset.holdout).encode())
     return _work(job, run, until)
+
+
+def _preparing(listeners: Sequence[Listener]) -> Report:
+    """Tells the listeners what is drawn or computed before a run can begin."""
+
+    def report(stage: str, done: int, total: int | None) -> None:
+        for listener in listeners:
+            listener({"time": time.time(), "kind": "preparing", "stage": stage, "done": done, "total": total or done})
+
+    return report
 
 
 def _work(job: Job, run: Run, until: str | None) -> dict[str, Any]:
@@ -192,25 +199,6 @@ def _check_until(job: Job, until: str | None) -> None:
     names = [phase.name for phase in job.phases]
     if until is not None and until not in names:
         raise UserError(f"--until {until}: this run has no such phase; it has {', '.join(names)}")
-
-
-def _subset_text(job: Job) -> str:
-    lines = [pair.name for pair in job.subset.train]
-    if job.subset.holdout:
-        lines += [HELD_OUT, *(pair.name for pair in job.subset.holdout)]
-    return "\n".join(lines) + "\n"
-
-
-def _chosen_names(run: Run) -> tuple[list[str], list[str]] | None:
-    """The names in subset.txt; None when the run was cut off before it had any, so that they are drawn again."""
-    path = run.path / "subset.txt"
-    if not path.exists() and not (run.path / "state.pt").exists():
-        return None
-    try:
-        train, _, held = path.read_text(encoding="utf-8").partition(HELD_OUT)
-    except OSError as error:
-        raise UserError(f"can't read {path}: {error.strerror}; start the run anew under another name") from error
-    return train.split("\n")[:-1], [name for name in held.split("\n") if name]
 
 
 def _device_name(recipe: Recipe) -> str:

@@ -210,7 +210,7 @@ def test_the_best_epoch_is_chosen_on_images_held_out(recipe: Callable[..., Any],
     assert state is not None
     assert state["progress"]["phases"][0]["best_epoch"] == best
 
-    job = prepare(run.recipe, folder, session._chosen_names(run))
+    job = prepare(run.recipe, folder, session.chosen_names(run))
     assert job.teacher is not None
     job.student.model.load_state_dict(state["student"])
     images, _ = job.feature_store(job.subset.holdout, 1, folder).samples.load(range(2))
@@ -257,6 +257,29 @@ def test_a_stop_saves_and_leaves_the_run_resumable(recipe: Callable[..., Any], t
     assert state is not None
     assert (state["progress"]["epoch"], state["progress"]["step"]) == (0, 3)
     assert resume(run, until="encoder.0")["after"] == "encoder.0"
+
+
+def test_a_stop_after_the_epoch_waits_for_its_last_step(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    def stop_after_the_first_epoch(event: Event) -> None:
+        if event["kind"] == "step" and event["step"] == 1:
+            Run(folder).request_stop(after_epoch=True)
+
+    with pytest.raises(Stopped, match=r"stopped in encoder\.0, epoch 1; "):
+        start(recipe(), folder, [stop_after_the_first_epoch])
+    state = Run.open(folder).load_state()
+    assert state is not None
+    assert (state["progress"]["epoch"], state["progress"]["step"]) == (1, 0)
+    assert resume(Run.open(folder), until="encoder.0")["after"] == "encoder.0"
+
+
+def test_what_keeps_a_run_from_beginning_stands_in_its_events(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", recipe(teacher=str(tmp_path / "gone")))
+    with pytest.raises(UserError, match="no model at"):
+        resume(run)
+    assert run.status() == "failed"
+    assert run.events()[-1]["message"].startswith(f"no model at {tmp_path / 'gone'}")
 
 
 def test_a_finished_run_is_not_trained_again(finished: tuple[Path, dict[str, Any]]) -> None:

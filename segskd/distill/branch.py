@@ -1,0 +1,110 @@
+"""Branches: a run's student trained again from one of its stages on, as a new run; the old one is only read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from segskd.config import BeginPart, Recipe, make_recipe, merged
+from segskd.data.cards import Card, data_folder, load_card
+from segskd.distill.chosen import chosen_names
+from segskd.distill.methods import Phase
+from segskd.errors import UserError
+from segskd.evaluate.grafts import trained_stages
+from segskd.models.adapters import Adapters
+from segskd.models.build import digest, load
+from segskd.models.stages import StagedNetwork, cut
+from segskd.runs import Run, find_run
+
+AS_BEFORE = ("student", "subset", "select", "select_on")
+"""Parts of a recipe that a branch shares with the run it begins from."""
+
+
+def branch_recipe(run: Run, stage: str, epochs: int | None = None) -> Recipe:
+    """The recipe of a run that trains `stage` and those after it again, for `epochs` each (as many as before).
+
+    Raises UserError when the run has not trained that stage, or not stage by stage.
+    """
+    begin = {"run": str(run.path.resolve()), "stage": stage}
+    content = run.recipe.model_dump(mode="json")
+    made = make_recipe(merged(content, {"begin": begin, "optimisation": {"epochs": epochs}}))
+    _check_stage(run, run.load_state(), cut(load(run.model_folder)), stage)
+    return made
+
+
+class Beginning:
+    """What a branch begins from: the finished stages of another run, its adapters and its images."""
+
+    def __init__(self, begin: BeginPart) -> None:
+        try:
+            self.run = find_run(begin.run)
+        except UserError as error:
+            raise UserError(f"the run to begin from is gone: {error}") from error
+        self.stage = begin.stage
+        if self.run.is_alive():
+            raise UserError(f"run {self.run.name} is being trained: wait until it has finished, or stop it first")
+
+    @classmethod
+    def of(cls, recipe: Recipe, card: Card, folder: Path) -> Beginning | None:
+        """That of a recipe; None where it has none, or the branch in `folder` has a state of its own by now.
+
+        Raises UserError when there is no such run, or the recipe asks for another student, subset or dataset.
+        """
+        if recipe.begin is None or (folder / "state.pt").exists():
+            return None
+        beginning = cls(recipe.begin)
+        before = beginning.run.recipe
+        changed = [part for part in AS_BEFORE if getattr(before, part) != getattr(recipe, part)]
+        their_card = load_card(before.data.card, data_folder(before.data.folder))
+        changed += ["data.card"] if their_card != card else []
+        if changed:
+            raise UserError(
+                f"{changed[0]} differs from that of run {beginning.run.name}, from whose stage {beginning.stage} "
+                "this one begins: leave it as it was there"
+            )
+        return beginning
+
+    @property
+    def path(self) -> str:
+        return str(self.run.path.resolve())
+
+    def names(self) -> tuple[list[str], list[str]] | None:
+        """The old run's images, training and held out."""
+        return chosen_names(self.run)
+
+    def hand_over(self, student: StagedNetwork, adapters: Adapters, teacher: StagedNetwork) -> None:
+        """Gives `student` and `adapters` the weights and statistics that the old run left.
+
+        Raises UserError when that run has not trained the stage, or the teacher is another one now.
+        """
+        state = self.run.load_state()
+        left = load(self.run.model_folder)
+        _check_stage(self.run, state, student, self.stage)
+        assert state is not None
+        if state["teacher_digest"] != digest(teacher.model):
+            raise UserError(f"the teacher is not the one that run {self.run.name} was distilled from: name that one")
+        try:
+            student.model.load_state_dict(left.state_dict())
+            adapters.load_state_dict(state["adapters"])
+        except RuntimeError as error:
+            raise UserError(f"the student of run {self.run.name} is not the network that its recipe names") from error
+
+
+def phases_from(phases: Sequence[Phase], begin: BeginPart | None) -> list[Phase]:
+    """The phases of a method from the stage on at which a branch begins; all of them where it doesn't.
+
+    Raises UserError when there is no such stage.
+    """
+    if begin is None:
+        return list(phases)
+    names = [phase.name for phase in phases]
+    if begin.stage not in names:
+        raise UserError(f"there is no stage '{begin.stage}' to begin from: name one of {', '.join(names)}")
+    return list(phases[names.index(begin.stage) :])
+
+
+def _check_stage(run: Run, state: dict[str, Any] | None, student: StagedNetwork, stage: str) -> None:
+    trained = trained_stages(run, state, student.names)
+    if stage not in trained:
+        raise UserError(f"run {run.name} has not trained stage '{stage}': name one of {', '.join(trained)}")

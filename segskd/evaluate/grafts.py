@@ -1,0 +1,123 @@
+"""Grafts of a run that was trained stage by stage: the student's stages so far, then the teacher's remaining ones.
+
+Earlier stages stand still while later ones train, so the final student's first stages are the very ones that
+stood when a stage was finished: its grafts can be made again at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segskd.config import Device, Size
+from segskd.data.cards import Card, data_folder, load_card
+from segskd.data.dataset import Uint8
+from segskd.data.transforms import padded_size, unpad
+from segskd.devices import choose_device
+from segskd.errors import UserError
+from segskd.evaluate.metrics import drop_surplus
+from segskd.models.adapters import Adapters, probe_adapters
+from segskd.models.build import load
+from segskd.models.stages import HEAD, IMAGE, StagedNetwork, cut
+from segskd.runs import Run
+
+
+class Grafts:
+    """The grafts after each finished stage of a run, in fp32 and eval mode."""
+
+    def __init__(
+        self,
+        student: StagedNetwork,
+        teacher: StagedNetwork,
+        adapters: Adapters,
+        stages: Sequence[str],
+        card: Card,
+        size: Size,
+    ) -> None:
+        self.stages = list(stages)
+        self.adapters = adapters
+        self._student = student
+        self._teacher = teacher
+        self._card = card
+        self._size = size
+
+    @classmethod
+    def open(cls, run: Run, device: Device = "auto") -> Grafts:
+        """Those of a run in which at least one stage is finished.
+
+        Raises UserError when there are none (another method, nothing trained yet), or a file is gone.
+        """
+        place = torch.device(choose_device(device))
+        recipe = run.recipe
+        if recipe.teacher is None:
+            raise UserError(f"run {run.name} has no teacher, so there are no grafts: they are its remaining stages")
+        card = load_card(recipe.data.card, data_folder(recipe.data.folder))
+        models = [load(source).to(place).to(memory_format=torch.channels_last) for source in _sources(run)]
+        return cls.of(run, cut(models[0]), cut(models[1]), card)
+
+    @classmethod
+    def of(cls, run: Run, student: StagedNetwork, teacher: StagedNetwork, card: Card) -> Grafts:
+        """The same with the run's networks at hand, on one device. Raises UserError as `open` does."""
+        state = run.load_state()
+        stages = trained_stages(run, state, student.names)
+        assert state is not None
+        size = run.recipe.data.size
+        compared = [name for name in student.names if name != HEAD]
+        adapters = probe_adapters(student, teacher, compared, padded_size(size))
+        try:
+            adapters.load_state_dict(state["adapters"])
+        except RuntimeError as error:
+            raise UserError(
+                f"the adapters of run {run.name} don't fit its networks: put its student and teacher back"
+            ) from error
+        device = next(student.model.parameters()).device
+        adapters = adapters.to(device).to(memory_format=torch.channels_last).eval()
+        return cls(student, teacher, adapters, stages, card, size)
+
+    @torch.inference_mode()
+    def classes(self, image: Tensor) -> Uint8:
+        """The mask after every stage, for a normalised image (1, 3, h, w) at the padded size.
+
+        uint8 (S, H, W) at the run's size; that after the head is the student's own.
+        """
+        size = (image.shape[-2], image.shape[-1])
+        device = next(self._student.model.parameters()).device
+        pixels = image.to(device, memory_format=torch.channels_last)
+        last = self._student.index(self.stages[-1])
+        taps = self._student.run({IMAGE: pixels}, size, last=last)
+        adapted = {name: self.adapters.adapt(name, tap) for name, tap in taps.items() if name != HEAD}
+        masks = [self._mask(taps[HEAD] if name == HEAD else self._rest(name, adapted, size)) for name in self.stages]
+        return np.stack(masks)
+
+    def _rest(self, name: str, adapted: dict[str, Tensor], size: Size) -> Tensor:
+        """Logits of the teacher's stages behind `name`, fed by the student's taps up to there."""
+        return self._teacher.run(adapted, size, self._teacher.index(name) + 1)[HEAD]
+
+    def _mask(self, logits: Tensor) -> Uint8:
+        return drop_surplus(unpad(logits, self._size), self._card)[0].argmax(0).cpu().numpy().astype(np.uint8)
+
+
+def trained_stages(run: Run, state: dict[str, Any] | None, names: Sequence[str]) -> list[str]:
+    """The first of the student's stages `names`: those whose weights the run has finished, or began with.
+
+    `state` is what `run.load_state()` gave. Raises UserError when the run has trained none yet, or wasn't
+    trained stage by stage.
+    """
+    begin = run.recipe.begin
+    first = names.index(begin.stage) if begin and begin.stage in names else 0
+    phases = [phase["phase"] for phase in state["progress"]["phases"]] if state else []
+    if phases != list(names[first : first + len(phases)]):
+        raise UserError(
+            f"run {run.name} was trained by method '{run.recipe.method}', not stage by stage, so there are no grafts"
+        )
+    if not phases:
+        raise UserError(f"run {run.name} has finished no stage yet: there are grafts from the first one on")
+    return list(names[: first + len(phases)])
+
+
+def _sources(run: Run) -> tuple[str, str]:
+    return str(run.model_folder), str(run.recipe.teacher)
