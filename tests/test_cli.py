@@ -220,3 +220,34 @@ def test_cards_are_listed(call: Callable[..., Any], tmp_path: Path) -> None:
     cards = {row["card"]: row["splits_here"] for row in last_line(out)["cards"]}
     assert {"camvid", "cityscapes", "oxford_pets", "pascal_voc", "scenes"} <= cards.keys()
     assert not any(cards.values())
+
+
+def test_a_dataset_is_added_listed_and_checked_by_its_name(
+    call: Callable[..., Any], data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data / "bands", tmp_path / "data" / "My bands")
+    (tmp_path / "data" / "broken.yaml").write_text("name: [")
+    (tmp_path / "data" / "My bands" / "val" / "masks" / "b03.png").unlink()
+    flags = ("--data", tmp_path / "data", "--json")
+    status, out, err = call("data", "add", tmp_path / "data" / "My bands", "--classes", "ground,wall, sky", *flags)
+    assert status == 0
+    added = last_line(out)
+    assert (added["card"], added["layout"], added["images"]) == (
+        "My-bands",
+        "images and masks",
+        {"train": 12, "val": 3},
+    )
+    assert added["place"] == str(tmp_path / "data" / "My-bands.yaml")
+    assert [problem["kind"] for problem in added["problems"]] == ["unpaired"]
+    assert "My-bands (images and masks) is described in" in err
+    status, out, _ = call("data", "list", *flags)
+    rows = {row["card"]: row for row in last_line(out)["cards"]}
+    assert rows["My-bands"]["classes"] == ["ground", "wall", "sky"]
+    assert (rows["My-bands"]["own"], rows["camvid"]["own"]) == (True, False)
+    assert "is not YAML" in rows["broken"]["problem"]
+    status, _, err = call("data", "check", "My-bands", *flags)
+    assert status == 2
+    assert "1 problems, the first: image" in err
+    status, _, err = call("data", "add", tmp_path / "nowhere", *flags)
+    assert status == 2
+    assert "no folder and no file" in err

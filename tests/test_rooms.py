@@ -19,6 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {*BASE},
     "runs": {*BASE},
     "evaluate": {*BASE, "data", "models", "runs"},
+    "export": {*BASE, "data", "models", "runs", "evaluate"},
     "distill": {*BASE, "data", "models", "runs", "evaluate"},
 }
 

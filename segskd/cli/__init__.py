@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from segskd.cli import data_commands, model_commands, run_commands
+from segskd.cli import data_commands, model_commands, plan_commands, run_commands
 from segskd.errors import Stopped, UserError
 
 DESCRIPTION = "Compress segmentation networks by stagewise knowledge distillation."
@@ -40,6 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _commands() -> tyro.extras.SubcommandApp:
     app = tyro.extras.SubcommandApp()
     app.command(data_commands.data_app, name="data", help="List, check and download datasets.")
-    for command in (*run_commands.COMMANDS, *model_commands.COMMANDS):
+    for command in (*run_commands.COMMANDS, *plan_commands.COMMANDS, *model_commands.COMMANDS):
         app.command(command)
     return app

@@ -1,8 +1,9 @@
-"""`evaluate`, `predict`, `compare`."""
+"""`evaluate`, `predict`, `compare`, `export`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from rich.table import Table
 from tyro.conf import Positional
@@ -130,4 +131,31 @@ def compare(
     show(table, {"out": str(out), "miou": found.student.miou, "teacher_miou": found.teacher.miou}, json)
 
 
-COMMANDS = (evaluate, predict, compare)
+def export(
+    run: Positional[str], format: Literal["safetensors"] = "safetensors", out: Path | None = None, json: Json = False
+) -> None:
+    """Pack a finished run's network with all that it takes to use it, and prove the package.
+
+    Args:
+        run: A finished run.
+        format: What the network comes as.
+        out: Folder for RUN.zip and certificate.json (exports/FORMAT in the run).
+        json: Print JSON.
+    """
+    from segskd.export.package import package
+    from segskd.runs import find_run
+
+    found_run = find_run(run)
+    with bar("comparing with the checkpoint") as report:
+        made = package(found_run, out, report)
+    own = made.certificate
+    lines = (
+        f"{made.path}: {own.bytes / 1e6:.1f} MB",
+        f"sha256 {own.sha256}",
+        f"loaded back in a fresh process: {own.pixels_differing} of {own.pixels} pixels differ from the checkpoint's "
+        f"on {own.images} images, logits by at most {own.max_logit_difference:.2g}",
+    )
+    show("\n".join(lines), made.as_dict(), json)
+
+
+COMMANDS = (evaluate, predict, compare, export)
