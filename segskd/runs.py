@@ -30,6 +30,7 @@ DAMAGED = (RuntimeError, EOFError, ValueError, LookupError, AttributeError, Type
 # A folder that holds one of these is somebody's model, not room for a run.
 FOREIGN = ("config.json", "model.safetensors", "pytorch_model.bin", "state.pt", "events.jsonl")
 LOCK_SECONDS = 1.0
+AFTER_EPOCH = "after this epoch"
 
 
 class Run:
@@ -125,14 +126,20 @@ class Run:
     def _stop_file(self) -> Path:
         return self.path / "stop"
 
-    def request_stop(self) -> None:
-        """Asks the worker to stop at its next step."""
+    def request_stop(self, after_epoch: bool = False) -> None:
+        """Asks the worker to stop at its next step, or at the end of its epoch."""
         with writing(self._stop_file):
-            self._stop_file.touch()
+            self._stop_file.write_text(AFTER_EPOCH if after_epoch else "")
 
-    def stop_requested(self) -> bool:
-        """Whether somebody asked, by `request_stop` or by a signal."""
-        return self._signalled or self._stop_file.exists()
+    def stop_requested(self, epoch_over: bool = False) -> bool:
+        """Whether somebody asked, by `request_stop` or by a signal; `epoch_over` says that an epoch just ended."""
+        if self._signalled:
+            return True
+        try:
+            asked = self._stop_file.read_text()
+        except FileNotFoundError:
+            return False
+        return epoch_over or asked != AFTER_EPOCH
 
     @contextmanager
     def listening_to_signals(self) -> Iterator[None]:

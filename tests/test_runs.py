@@ -171,3 +171,13 @@ def test_the_summary_of_a_run_without_result(run: Run) -> None:
 def test_a_damaged_recipe_is_listed_as_such(run: Run) -> None:
     (run.path / "recipe.yaml").write_text("data: [")
     assert run.summary()["state"] == "damaged"
+
+
+def test_a_stop_after_the_epoch_is_due_only_when_one_is_over(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert not run.stop_requested(epoch_over=True)
+    run.request_stop(after_epoch=True)
+    assert run.stop_requested(epoch_over=True)
+    assert not run.stop_requested()
+    run.request_stop()
+    assert run.stop_requested()

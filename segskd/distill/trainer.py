@@ -110,6 +110,8 @@ class Trainer:
         figures = self._validate(loop, epoch)
         self.run.event("epoch", phase=phase.name, epoch=epoch + 1, epochs=phase.epochs, loss=loss, **figures)
         progress.epoch, progress.step, progress.loss_sum, progress.loss = epoch + 1, 0, 0.0, loss
+        if self.run.stop_requested(epoch_over=True):
+            self._stop(loop)
 
     def _batches(self, phase: Phase, epoch: int) -> Iterator[Tensor]:
         job = self.job
@@ -199,9 +201,17 @@ class Trainer:
         if stop or time.monotonic() - self._saved_at >= self.job.recipe.checkpoint_seconds:
             self.save(loop)
         if stop:
-            where = f"{loop.phase.name}, epoch {self.progress.epoch + 1}"
-            self.run.event("stopped", phase=loop.phase.name, epoch=self.progress.epoch + 1)
-            raise Stopped(f"stopped in {where}; 'python -m segskd resume {self.run.name}' goes on")
+            self._tell_stopped(loop)
+
+    def _stop(self, loop: Loop) -> None:
+        self.save(loop)
+        self._tell_stopped(loop)
+
+    def _tell_stopped(self, loop: Loop) -> None:
+        epoch = self.progress.epoch + (self.progress.step > 0)
+        self.run.event("stopped", phase=loop.phase.name, epoch=epoch)
+        where = f"{loop.phase.name}, epoch {epoch}"
+        raise Stopped(f"stopped in {where}; 'python -m segskd resume {self.run.name}' goes on")
 
     # -- telling ------------------------------------------------------------------------------------
 

@@ -1,0 +1,36 @@
+"""What to change in a run before it is tried again."""
+
+from __future__ import annotations
+
+from segskd.config import make_recipe, merged
+from segskd.errors import UserError
+from segskd.runs import Run
+
+
+def halve_batch(run: Run) -> int:
+    """Halves the batch of a run that ran out of memory, and returns the new one.
+
+    Finished phases stay; the phase in which it failed begins anew, from the weights of the last checkpoint.
+    Raises UserError while a worker is at it, and when a batch is one image already.
+    """
+    if run.is_alive():
+        raise UserError(f"run {run.name} is running: stop it first")
+    recipe = run.recipe
+    batch = min(recipe.optimisation.batch, _images(run) or recipe.optimisation.batch)
+    if batch < 2:
+        raise UserError("a batch is one image already: take a smaller --size")
+    state = run.load_state()
+    if state is not None:
+        begun = {"epoch": 0, "step": 0, "seconds": 0.0, "loss_sum": 0.0, "best": None, "best_epoch": None}
+        run.save_state(state | {"progress": state["progress"] | begun, "inside": {}, "best_weights": {}})
+    halved = batch // 2
+    changed = merged(recipe.model_dump(mode="json"), {"optimisation": {"batch": halved}})
+    run.write_recipe(make_recipe(changed))
+    run.event("warning", message=f"memory ran out: the batch is {halved} from here on, and was {batch}")
+    return halved
+
+
+def _images(run: Run) -> int:
+    """Lines of the run's subset, 0 when it has none yet; held-out images count too, which is safe here."""
+    path = run.path / "subset.txt"
+    return len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
