@@ -4,9 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test lint format clean
+.PHONY: run demo test lint format screenshots clean
 
 run: $(READY)
+	$(BIN)/python app.py
+
+demo: $(READY)
 	$(BIN)/python -m segskd demo
 
 test: lint

@@ -1,0 +1,165 @@
+"""How quickly the page answers while a run trains on the same cores: milliseconds of every question it asks.
+
+    python benchmarks/page.py --runs FOLDER [--run NAME] [--data DIR]
+
+FOLDER holds a finished run NAME (demo-student) and its teacher. A server is started on it, asked while nothing
+trains, and asked again while a copy of that run trains beside it. Each figure is the median and the worst of
+REPEATS answers as a browser on this machine gets them; the questions take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from segskd.config import make_recipe, merged
+from segskd.runs import Run
+from ui.jobs import Jobs
+from ui.server import choose_port
+
+ROOT = Path(__file__).resolve().parents[1]
+REPEATS = 40
+LIMIT_MS = 200
+PATIENCE = 180.0
+
+
+class Asker:
+    """Asks a server's components what their scripts on the page ask."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._session = requests.Session()
+        self._session.trust_env = False
+        config = self._session.get(f"{url}/config", timeout=60).json()
+        self._components = {
+            name: part["id"] for part in config["components"] for name in part["props"].get("server_fns") or []
+        }
+
+    def page(self) -> None:
+        """The page itself."""
+        self._session.get(self._url, timeout=60).raise_for_status()
+
+    def ask(self, name: str, asked: dict[str, Any]) -> Any:
+        """One server function's answer."""
+        body = {"session_hash": "bench", "component_id": self._components[name], "fn_name": name, "data": [asked]}
+        answer = self._session.post(f"{self._url}/gradio_api/component_server", json=body, timeout=60)
+        answer.raise_for_status()
+        return answer.json()
+
+
+def main() -> None:
+    """Prints a table, and one JSON object as the last line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--run", default="demo-student")
+    parser.add_argument("--data", type=Path, default=None)
+    arguments = parser.parse_args()
+    run = Run.open(arguments.runs.resolve() / arguments.run)
+    data = (arguments.data or Path(run.recipe.data.folder or "")).resolve()
+    port = choose_port("127.0.0.1", None)
+    server = _serve(run.path.parent, data, port)
+    try:
+        asker = Asker(f"http://127.0.0.1:{port}")
+        questions = _questions(asker, run)
+        idle = _measure(asker, questions)
+        training = _while_training(run, data, lambda: _measure(asker, questions))
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait()
+    _tell(idle, training)
+
+
+def _serve(runs: Path, data: Path, port: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "app.py", "--port", str(port), "--runs", str(runs), "--data", str(data)]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    for line in server.stdout:
+        if "is open" in line:
+            return server
+    raise SystemExit("the server did not start")
+
+
+def _questions(asker: Asker, run: Run) -> dict[str, tuple[str, dict[str, Any]]]:
+    """What is asked, by what a person sees of it; the comparison is opened beforehand."""
+    deadline = time.monotonic() + PATIENCE
+    while "images" not in (gaps := asker.ask("compare_gaps", {"run": run.name, "class": None})):
+        asker.ask("compare_open", {"run": run.name})
+        if time.monotonic() > deadline:
+            raise SystemExit(f"the comparison did not open: {gaps}")
+        time.sleep(0.5)
+    image = gaps["images"][0]
+    name = image["name"] if isinstance(image, dict) else image[0]
+    return {
+        "run strip": ("strip_state", {}),
+        "Start": ("start_state", {}),
+        "Watch": ("watch_page", {"run": run.name}),
+        "Runs": ("runs_rows", {}),
+        "Compare, one image": ("compare_frame", {"run": run.name, "image": name}),
+        "Export": ("export_state", {"run": run.name}),
+    }
+
+
+def _measure(asker: Asker, questions: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {"the page": [], **{title: [] for title in questions}}
+    for _ in range(REPEATS):
+        times["the page"].append(_timed(asker.page))
+        for title, (name, asked) in questions.items():
+            times[title].append(_timed(lambda name=name, asked=asked: asker.ask(name, asked)))
+    return times
+
+
+def _timed(act: Any) -> float:
+    start = time.perf_counter()
+    act()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _while_training(run: Run, data: Path, measure: Any) -> dict[str, list[float]]:
+    """What `measure` gives while a copy of the run trains, started as the interface starts it."""
+    with tempfile.TemporaryDirectory(prefix="segskd-") as folder:
+        jobs = Jobs(Path(folder), data)
+        jobs.start()
+        try:
+            recipe = merged(run.recipe.model_dump(mode="json"), {"optimisation": {"epochs": 2000}})
+            started = jobs.submit(make_recipe(recipe), "beside")
+            deadline = time.monotonic() + PATIENCE
+            while not any(event["kind"] == "step" for event in started.events()):
+                if time.monotonic() > deadline:
+                    raise SystemExit("the run beside it did not begin to train")
+                time.sleep(0.5)
+            found: dict[str, list[float]] = measure()
+        finally:
+            jobs.close()
+            worker = jobs.worker("beside")
+            if worker and worker.process():
+                os.killpg(worker.pid, signal.SIGKILL)
+                while worker.process():
+                    time.sleep(0.1)
+        return found
+
+
+def _tell(idle: dict[str, list[float]], training: dict[str, list[float]]) -> None:
+    print(f"{'answer, ms':24}{'idle: median':>14}{'worst':>8}{'training: median':>18}{'worst':>8}")
+    for title, quiet in idle.items():
+        busy = training[title]
+        figures = (statistics.median(quiet), max(quiet), statistics.median(busy), max(busy))
+        print(f"{title:24}{figures[0]:14.1f}{figures[1]:8.1f}{figures[2]:18.1f}{figures[3]:8.1f}")
+    medians = {title: statistics.median(times) for title, times in training.items()}
+    worst = {title: max(times) for title, times in training.items()}
+    within = all(value <= LIMIT_MS for value in medians.values())
+    print(json.dumps({"limit_ms": LIMIT_MS, "medians_within": within, "median_ms": medians, "worst_ms": worst}))
+
+
+if __name__ == "__main__":
+    main()

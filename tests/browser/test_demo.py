@@ -1,0 +1,71 @@
+"""The two-minute demo as a person sees it: from the Start button to a compared and exported student."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import segmentation_models_pytorch as smp
+import torch
+from PIL import Image
+from playwright.sync_api import Page, expect
+from serving import Server, wait_until
+
+from segskd.runs import Run
+
+MINUTE = 60_000
+
+
+def test_from_the_start_button_to_masks(server: Server, open_tab: Callable[[str], Page]) -> None:
+    page = open_tab("start")
+    page.get_by_role("button", name="Run the two-minute demo", exact=True).click()
+    expect(page.get_by_role("tab", name="Watch", exact=True)).to_have_attribute("aria-selected", "true")
+    strip = page.locator(".strip")
+    expect(strip).to_contain_text("demo-teacher", timeout=MINUTE)
+    expect(strip).to_contain_text("1 waiting", timeout=MINUTE)
+    expect(strip).to_contain_text("demo-student", timeout=4 * MINUTE)
+    expect(page.locator("#watch .rail-cell")).to_have_count(11, timeout=2 * MINUTE)
+    first = page.locator("#watch .rail-cell").first
+    expect(first).to_have_attribute("data-state", "done", timeout=MINUTE)
+    expect(first).to_contain_text("mIoU")
+    pictures = page.locator("#watch [data-part=previews] canvas, #watch [data-part=previews] img")
+    expect(pictures.first).to_be_visible(timeout=MINUTE)
+    wait_until(lambda: Run(server.runs / "demo-student").status() == "finished", "the demo's end", seconds=240)
+    result = Run(server.runs / "demo-student").read_json("result.json")
+    assert result["teacher_miou"] > 0.4
+    assert result["percent_of_teacher"] > 85
+
+
+def test_teacher_and_student_side_by_side(open_tab: Callable[[str], Page]) -> None:
+    page = open_tab("start")
+    page.locator("#start .step-card").nth(2).click()
+    expect(page.get_by_role("tab", name="Compare", exact=True)).to_have_attribute("aria-selected", "true")
+    panels = page.locator("#compare canvas")
+    expect(panels.nth(3)).to_be_visible(timeout=2 * MINUTE)
+    page.wait_for_function("document.querySelectorAll('#compare canvas').length >= 4", timeout=MINUTE)
+    shots = [Image.open(io.BytesIO(panels.nth(i).screenshot())).convert("RGB") for i in range(4)]
+    colours = [len(np.unique(np.asarray(shot).reshape(-1, 3), axis=0)) for shot in shots]
+    assert min(colours) > 3, f"an empty panel: {colours}"
+    assert np.abs(np.asarray(shots[2], dtype=int) - np.asarray(shots[0], dtype=int)).mean() > 5
+
+
+def test_the_student_is_exported_and_runs_without_us(
+    server: Server, open_tab: Callable[[str], Page], tmp_path: Path
+) -> None:
+    page = open_tab("export&run=demo-student")
+    page.get_by_role("button", name="Export", exact=True).click()
+    expect(page.get_by_role("heading", name="Certificate", exact=True)).to_be_visible(timeout=2 * MINUTE)
+    button = page.locator("#export-save")
+    expect(button).to_contain_text("Download demo-student", timeout=MINUTE)
+    with page.expect_download() as download:
+        button.click()
+    download.value.save_as(tmp_path / "student.zip")
+    with zipfile.ZipFile(tmp_path / "student.zip") as archive:
+        archive.extractall(tmp_path / "student")
+    folder = next((tmp_path / "student").rglob("config.json")).parent
+    model = smp.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        assert model(torch.zeros(1, 3, 96, 128)).shape == (1, 9, 96, 128)

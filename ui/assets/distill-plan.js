@@ -1,0 +1,64 @@
+// The phases that will be trained, in groups, with their epochs.
+const make = (tag, className, text) => {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
+};
+const GROUPS = [["encoder", "Encoder"], ["decoder", "Decoder"], ["", ""]];
+const number = (value) => value.toLocaleString("en");
+
+function cells(phases) {
+  const list = make("ol", "cells");
+  for (const phase of phases) {
+    const cell = make("li", "cell");
+    cell.append(make("span", "cell-name", phase.name), make("span", "cell-epochs", `${number(phase.epochs)} epochs`));
+    cell.title = `${phase.name}: ${number(phase.epochs)} epochs on ${phase.on}`;
+    list.append(cell);
+  }
+  return list;
+}
+
+function stages(phases) {
+  const box = make("div", "groups");
+  for (const [prefix, title] of GROUPS) {
+    const some = phases.filter((phase) => prefix
+      ? phase.name.startsWith(prefix + ".")
+      : !/^(encoder|decoder)\./.test(phase.name));
+    if (!some.length) continue;
+    const group = make("section", "group");
+    const on = some[0].on ? `learns from ${some[0].on}` : "";
+    const line = make("p", "group-line");
+    line.append(make("strong", "", title || (some.length === 1 ? some[0].name : "Whole network")), ` ${on}`);
+    group.append(line, cells(some));
+    box.append(group);
+  }
+  return box;
+}
+
+function summary(run) {
+  const total = run.phases.reduce((sum, phase) => sum + phase.epochs, 0);
+  const why = run.chosen ? `, chosen for ${number(run.images)} images` : "";
+  const each = run.phases.length > 1
+    ? `${run.phases.length} stages, ${number(run.epochs)} epochs each${why}; ${number(total)} in all`
+    : `1 phase of ${number(total)} epochs${why}`;
+  return make("p", "summary", each);
+}
+
+function render() {
+  const box = element.querySelector(".panel");
+  const value = props.value || {};
+  box.replaceChildren(make("h3", "", "What will be trained"));
+  if (!value.run) {
+    box.append(make("p", "summary", "Mend the fields that are marked, and the stages appear here."));
+    return;
+  }
+  if (value.teacher) {
+    const images = `${number(value.teacher.images)} images`;
+    const epochs = `${number(value.teacher.phases[0].epochs)} epochs`;
+    box.append(make("p", "summary", `First the teacher: ${epochs} on the labels of ${images}. Then the student:`));
+  }
+  box.append(summary(value.run), stages(value.run.phases));
+}
+watch("value", render);
+render();

@@ -1,0 +1,25 @@
+// Tells Python when the tab comes into view, and when teachers or training changed while it is looked at.
+const EVERY = 1500;
+let seen = null;
+let visible = false;
+
+async function beat() {
+  const now = element.closest("#distill")?.offsetParent != null;
+  if (now && !visible) trigger("shown", {});
+  visible = now;
+  if (!now) return;
+  const answer = await server.distill_pulse({});
+  if (!answer) return; // no server: the next beat asks again
+  const state = JSON.stringify(answer.now);
+  if (seen !== null && state !== seen) trigger("moved", {});
+  seen = state;
+}
+
+async function run() {
+  try {
+    await beat();
+  } finally {
+    setTimeout(run, visible ? EVERY : 300);
+  }
+}
+run();

@@ -1,0 +1,182 @@
+"""`python app.py`: its arguments, and the server that they ask for."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from segskd.data.cards import data_folder
+from segskd.errors import UserError
+from segskd.runs import runs_folder
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+FIRST_PORT = 7860
+TRIED_PORTS = 100
+TAKEN = (errno.EADDRINUSE, errno.EACCES)
+UPLOAD_LIMIT = "2gb"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Opens the browser interface."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; any other than this machine's own needs --auth."""
+    port: int | None = None
+    """Port to listen on (7860, or the next free one)."""
+    auth: Path | None = None
+    """A file of lines NAME:PASSWORD; only these may look."""
+    data: Path | None = None
+    """Where datasets lie (SEGSKD_DATA, else datasets/)."""
+    runs: Path | None = None
+    """Where runs lie (SEGSKD_RUNS, else checkpoints/)."""
+    open: bool = False
+    """Open a browser, too."""
+
+
+def main() -> int:
+    """Serves until it is interrupted; the exit status."""
+    arguments = tyro.cli(Arguments, prog="app.py")
+    try:
+        serve(arguments)
+    except UserError as error:
+        print(f"segskd: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def serve(arguments: Arguments) -> None:
+    """Serves until SIGINT or SIGTERM. Raises UserError for arguments that can't be."""
+    auth = read_auth(arguments.auth) if arguments.auth else None
+    if arguments.host not in LOCAL and auth is None:
+        raise UserError(
+            f"--host {arguments.host} lets other machines in: say who may, with --auth FILE (lines NAME:PASSWORD)"
+        )
+    runs, data = _folders(arguments)
+    port = choose_port(arguments.host, arguments.port)
+    _prepare_environment(arguments.host)
+    over = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: over.set())
+    print("SegSKD is starting …", flush=True)
+    from ui.app import build
+    from ui.context import Context
+    from ui.jobs import Jobs
+
+    os.environ |= {"SEGSKD_RUNS": str(runs), "SEGSKD_DATA": str(data)}
+    jobs = Jobs(runs, data)
+    jobs.start()
+    blocks = build(Context(data, runs, jobs)).queue(default_concurrency_limit=8)
+    try:
+        blocks.launch(server_name=_in_address(arguments.host), server_port=port, auth=auth, **_launch(arguments))
+        print(f"SegSKD is open at http://{_in_address(arguments.host)}:{port}", flush=True)
+        over.wait()
+    finally:
+        jobs.close()
+        blocks.close()
+
+
+def _folders(arguments: Arguments) -> tuple[Path, Path]:
+    """Where runs and where datasets lie; neither need be there yet."""
+    runs = arguments.runs.expanduser().resolve() if arguments.runs else runs_folder()
+    data = data_folder(arguments.data)
+    for option, folder in (("--runs", runs), ("--data", data)):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{option} {folder} is no folder: name another one")
+    return runs, data
+
+
+def _launch(arguments: Arguments) -> dict[str, Any]:
+    """How the page is served, wherever that is: nothing of it may come from another host."""
+    from ui.app import HEAD, theme
+    from ui.parts import ASSETS
+
+    return {
+        "theme": theme(),
+        "css_paths": sorted(ASSETS.glob("*.css")),
+        "head": HEAD,
+        "share": False,
+        "run_history": False,
+        "enable_monitoring": False,
+        "ssr_mode": False,
+        "pwa": False,
+        "footer_links": [],
+        "max_file_size": UPLOAD_LIMIT,
+        "inbrowser": arguments.open,
+        "show_error": True,
+        "quiet": True,
+        "prevent_thread_lock": True,
+    }
+
+
+def read_auth(path: Path) -> list[tuple[str, str]]:
+    """The (name, password) pairs of a file with a line NAME:PASSWORD each; '#' begins a comment."""
+    try:
+        lines = path.expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"can't read {path}: {getattr(error, 'strerror', None) or 'it is not text'}") from error
+    pairs: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, colon, password = line.strip().partition(":")
+        if not (name and colon and password):
+            raise UserError(f"{path}, line {number}: write NAME:PASSWORD")
+        if name in pairs:
+            raise UserError(f"{path}, line {number}: {name} has a password already")
+        pairs[name] = password
+    if not pairs:
+        raise UserError(f"{path} names nobody: write a line NAME:PASSWORD for each person who may look")
+    return list(pairs.items())
+
+
+def choose_port(host: str, asked: int | None) -> int:
+    """The port asked for, else the next free one from FIRST_PORT.
+
+    Raises UserError when it is taken, and when the host is no address of this machine.
+    """
+    if asked is not None and not 1 <= asked <= 65535:
+        raise UserError(f"--port {asked}: name one between 1 and 65535")
+    for port in [asked] if asked is not None else range(FIRST_PORT, FIRST_PORT + TRIED_PORTS):
+        try:
+            _bind(host, port)
+        except OSError as error:
+            reason = error.strerror or error
+            if error.errno not in TAKEN:
+                raise UserError(f"--host {host} is no address of this machine to listen on: {reason}") from error
+            if asked is not None:
+                raise UserError(f"--port {asked} on {host} can't be taken: {reason}; name another one") from error
+        else:
+            return port
+    raise UserError(f"no free port between {FIRST_PORT} and {FIRST_PORT + TRIED_PORTS - 1}: name one with --port")
+
+
+def _bind(host: str, port: int) -> None:
+    """Listens for a moment. Raises OSError as the system does."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
+
+
+def _in_address(host: str) -> str:
+    """A host as it stands in an address, IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+def _prepare_environment(host: str) -> None:
+    """Before gradio and torch are imported: nothing is sent anywhere, and waiting threads don't spin."""
+    for name in ("no_proxy", "NO_PROXY"):
+        hosts = [host for host in os.environ.get(name, "").split(",") if host]
+        os.environ[name] = ",".join(dict.fromkeys([*hosts, *LOCAL, host]))
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,0 +1,89 @@
+"""Recipes from outside: files, clones and scripts, brought to this server's own datasets, teachers and runs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from segskd.config import Recipe
+from segskd.data.cards import CARDS_FOLDER, load_card
+from segskd.errors import UserError
+from ui.context import Context
+from ui.state.form import SHARED, Form, TeachForm
+from ui.state.outline import beside
+from ui.state.places import PLACES
+from ui.state.teachers import check_hub_id, find_teacher, list_teachers
+
+
+def fill(context: Context, recipe: Recipe) -> dict[str, Any]:
+    """Values for the page's fields, "choice" included, that ask for that recipe.
+
+    A teacher that is not on this server is left for a person to choose. Raises FieldError for all else.
+    """
+    recipe = _at_home(context, recipe)
+    if recipe.kind == "teach":
+        teach, form = TeachForm.from_recipe(recipe)
+        own = {f"teach_{name}": value for name, value in asdict(teach).items()}
+        source = {"teacher_from": "train", **own, "teach_weights": teach.weights or ""}
+        fields: tuple[str, ...] = SHARED
+    else:
+        form = Form.from_recipe(recipe)
+        source = _source(context, recipe.teacher)
+        fields = tuple(name for name in PLACES if name != "teacher")
+    values = {name: getattr(form, name) for name in fields if name != "folder"}
+    values |= {"weights": values["weights"] or ""} if "weights" in values else {}
+    return {**values, **source, "seed": form.choice.seed, "choice": form.choice.as_dict()}
+
+
+def _source(context: Context, teacher: str | None) -> dict[str, Any]:
+    """The page's teacher fields for a recipe's teacher."""
+    if teacher is None:
+        return {"teacher_from": "none", "known": None, "hub": ""}
+    if found := find_teacher(list_teachers(context), teacher):
+        return {"teacher_from": "known", "known": found.key, "hub": ""}
+    try:
+        return {"teacher_from": "hub", "known": None, "hub": check_hub_id(teacher)}
+    except UserError:
+        return {"teacher_from": "known", "known": None, "hub": ""}
+
+
+def _at_home(context: Context, recipe: Recipe) -> Recipe:
+    """The recipe on this server's data. Raises FieldError when its dataset is none of them."""
+    with beside("data"):
+        _check_card(context, recipe.data.card)
+        load_card(recipe.data.card)
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"folder": str(context.data)})})
+
+
+def admit(context: Context, recipe: Recipe) -> Recipe:
+    """A recipe from outside, its dataset, teacher and earlier run being this server's own. Raises FieldError.
+
+    Teachers may be named by their run, by their place in the server's list, or by a hub id.
+    """
+    recipe = _at_home(context, recipe)
+    changes: dict[str, Any] = {}
+    if recipe.teacher is not None:
+        changes["teacher"] = teacher_place(context, recipe.teacher)
+    if begin := getattr(recipe, "begin", None):
+        with beside("begin"):
+            changes["begin"] = begin.model_copy(update={"run": str(context.run(Path(begin.run).name).path)})
+    return recipe.model_copy(update=changes)
+
+
+def teacher_place(context: Context, text: str) -> str:
+    """Where the teacher of a recipe from outside lies: one of this server's list, or a hub id. Raises FieldError."""
+    if found := find_teacher(list_teachers(context), text):
+        return str(found.place)
+    with beside("teacher"):
+        try:
+            return check_hub_id(text)
+        except UserError as error:
+            raise UserError("the recipe's teacher is not on this server: choose or upload it here") from error
+
+
+def _check_card(context: Context, card: str) -> None:
+    """Raises UserError for a path to anything but a card that lies directly below this server's data."""
+    path = Path(card)
+    if (len(path.parts) > 1 or path.suffix in (".yaml", ".yml")) and path.parent not in (context.data, CARDS_FOLDER):
+        raise UserError("the recipe's dataset is not on this server: add it on Data, and name it by its card's name")

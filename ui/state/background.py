@@ -1,0 +1,107 @@
+"""Work that takes longer than an answer may: each piece in a thread of its own, watched by a name."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from segskd.errors import Stopped, UserError
+
+Report = Callable[[str, int, int | None], None]
+"""What is being done, how far it is, and of how much if that is known."""
+
+TaskState = Literal["working", "done", "failed", "stopped"]
+KEPT = 50
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Task:
+    """One piece of work: how far it is, and in the end its result or what went wrong."""
+
+    key: str
+    state: TaskState = "working"
+    stage: str = ""
+    done: int = 0
+    total: int | None = None
+    problem: str | None = None
+    result: Any = None
+    began: float = field(default_factory=time.monotonic)
+    _over: threading.Event = field(default_factory=threading.Event, repr=False)
+    _stop: threading.Event = field(default_factory=threading.Event, repr=False)
+
+    def report(self, stage: str, done: int, total: int | None) -> None:
+        """Called by the work as it goes. Raises Stopped when somebody asked for that."""
+        if self._stop.is_set():
+            raise Stopped(self.key)
+        self.stage, self.done, self.total = stage, done, total
+
+    def stop(self) -> None:
+        """Asks the work to end at its next report."""
+        self._stop.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it is over, after waiting that long at most."""
+        return self._over.wait(seconds)
+
+    def run(self, work: Callable[[Report], Any]) -> None:
+        """Does the work, here and now."""
+        try:
+            self.result = work(self.report)
+            self.state = "done"
+        except Stopped:
+            self.state = "stopped"
+        except UserError as error:
+            self.state, self.problem = "failed", str(error)
+        except Exception as error:  # a bug: the page says so, and the server's output shows where
+            log.exception("%s failed", self.key)
+            self.state, self.problem = "failed", f"an error in SegSKD: {type(error).__name__}: {error}"
+        finally:
+            self._over.set()
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the page shows of it."""
+        return {
+            "state": self.state,
+            "stage": self.stage,
+            "done": self.done,
+            "total": self.total,
+            "problem": self.problem,
+            "seconds": round(time.monotonic() - self.began, 1),
+            "result": self.result if isinstance(self.result, dict) else None,
+        }
+
+
+class Tasks:
+    """The work of this server, by key. Who asks for what is being done already joins it."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, Task] = {}
+        self._lock = threading.Lock()
+
+    def start(self, key: str, work: Callable[[Report], Any]) -> Task:
+        """The task of that key: the one that is working, else a new one."""
+        with self._lock:
+            task = self._tasks.get(key)
+            if task is not None and task.state == "working":
+                return task
+            task = Task(key)
+            self._tasks.pop(key, None)
+            self._tasks[key] = task
+            self._forget_old()
+        threading.Thread(target=task.run, args=(work,), name=key, daemon=True).start()
+        return task
+
+    def get(self, key: str) -> Task | None:
+        """The last task of that key."""
+        return self._tasks.get(key)
+
+    def _forget_old(self) -> None:
+        over = [key for key, task in self._tasks.items() if task.state != "working"]
+        for key in over[: max(0, len(self._tasks) - KEPT)]:
+            del self._tasks[key]

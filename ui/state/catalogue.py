@@ -1,0 +1,188 @@
+"""The runs of this server in a list: what each is, how far it came, what it cost."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
+
+from segskd.config import Recipe
+from segskd.data.cards import load_card
+from segskd.errors import UserError
+from segskd.runs import RUN_NAME, Run, list_runs
+from segskd.shelf import note
+from ui.jobs import Jobs, JobState
+from ui.state.follow import Followers
+
+COSTS = ("bytes", "gmacs", "latency_ms")
+READ = ("recipe.yaml", "result.json")
+STOPPED = "It was stopped; Resume goes on from its last checkpoint."
+DIED = "Its worker died without a word; Resume goes on from its last checkpoint."
+Stamp = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run. Figures are None until the run is finished; mIoU as a share, latency in milliseconds."""
+
+    name: str
+    state: JobState
+    kind: str = ""
+    dataset: str = ""
+    student: str = ""
+    teacher: str | None = None
+    method: str = ""
+    size: str = ""
+    seed: int | None = None
+    images: int | None = None
+    miou: FiniteFloat | None = None
+    teacher_miou: FiniteFloat | None = None
+    percent_of_teacher: FiniteFloat | None = None
+    parameters: int | None = None
+    gmacs: FiniteFloat | None = None
+    bytes: int | None = None
+    latency_ms: FiniteFloat | None = None
+    teacher_cost: dict[str, FiniteFloat] | None = None
+    """bytes, gmacs and latency_ms of its teacher."""
+    seconds: FiniteFloat | None = None
+    changed: float = 0.0
+    note: str = ""
+    begun_from: str | None = None
+    problem: str | None = None
+    """What is wrong with its files."""
+    doing: str = ""
+    """What a run at work does now."""
+    share: float | None = None
+    """How much of its training is over, for a run that was begun and is not finished."""
+    ended: str = ""
+    """Why a run that is not finished stands still."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for the page."""
+        return asdict(self)
+
+
+_ROW = TypeAdapter(Row)
+
+
+class Catalogue:
+    """Reads the runs' directories; what has not changed since is not read again.
+
+    Without followers rows say nothing of how far a run is.
+    """
+
+    def __init__(self, jobs: Jobs, followers: Followers | None = None) -> None:
+        self._jobs = jobs
+        self._followers = followers
+        self._kept: dict[str, tuple[tuple[Stamp | None, ...], Row]] = {}
+        self._lock = threading.Lock()
+
+    def rows(self) -> list[Row]:
+        """All runs, those that changed last first. A folder that can't be a run's name is none."""
+        names = [run.name for run in list_runs(self._jobs.runs) if RUN_NAME.fullmatch(run.name)]
+        with self._lock:
+            self._kept = {name: kept for name, kept in self._kept.items() if name in names}
+        rows = [row for name in names if (row := self.row(name)) is not None]
+        return sorted(rows, key=lambda row: -row.changed)
+
+    def row(self, name: str) -> Row | None:
+        """One run as it stands now, None when it is gone."""
+        run = Run(self._jobs.runs / name)
+        stamps = tuple(_stamp(run.path / file) for file in READ)
+        if stamps[0] is None:
+            return None
+        with self._lock:
+            kept = self._kept.get(name)
+            if kept is None or kept[0] != stamps:
+                kept = self._kept[name] = (stamps, _read(run))
+        times = [stamp[0] for stamp in (*stamps, _stamp(run.path / "events.jsonl")) if stamp]
+        row = replace(kept[1], changed=max(times) / 1e9, note=note(run))
+        try:
+            return row if row.problem else self._with_state(row)
+        except UserError:  # gone while it was read
+            return None
+
+    def finished_students(self) -> list[Row]:
+        """Distilled runs that have a result and a teacher, the newest first."""
+        return [row for row in self.rows() if row.state == "finished" and row.kind == "distill" and row.teacher]
+
+    def _with_state(self, row: Row) -> Row:
+        if self._followers is None:
+            return replace(row, state=self._jobs.state(row.name))
+        state = self._followers.state(row.name)
+        if state in ("finished", "new", "waiting"):
+            return replace(row, state=state)
+        view = self._followers.get(row.name)
+        ended = {
+            "failed": view.error[0] if view.error else "",
+            "interrupted": STOPPED if view.stopped else DIED,
+            "paused": f"It stopped where it was told to; Resume goes on with stage {view.stage + 1}.",
+        }
+        doing = view.doing if state in ("starting", "running") else ""
+        return replace(row, state=state, doing=doing, share=view.share, ended=ended.get(state, ""))
+
+
+def _read(run: Run) -> Row:
+    try:
+        recipe, result = run.recipe, run.read_json("result.json") or {}
+        return _row(run, recipe, result)
+    except UserError as error:
+        return Row(run.name, "damaged", problem=str(error))
+    except OSError as error:
+        return Row(run.name, "damaged", problem=f"can't read {error.filename or run.path}: {error.strerror}")
+    except (AttributeError, KeyError, TypeError, ValidationError):  # JSON, but not what a run writes
+        return Row(run.name, "damaged", problem=f"{run.path / 'result.json'} is damaged: delete it and resume the run")
+
+
+def _row(run: Run, recipe: Recipe, result: dict[str, Any]) -> Row:
+    student, teacher = result.get("student") or {}, result.get("teacher") or {}
+    figures = {name: result.get(name) for name in ("images", "miou", "teacher_miou", "percent_of_teacher", "seconds")}
+    return _ROW.validate_python(
+        {
+            "name": run.name,
+            "state": "new",
+            "kind": recipe.kind,
+            "dataset": result.get("dataset") or _card_name(recipe.data.card),
+            "student": recipe.student,
+            "teacher": _teacher_name(recipe.teacher),
+            "method": "teach" if recipe.kind == "teach" else recipe.method,
+            "size": f"{recipe.data.size[0]}×{recipe.data.size[1]}",
+            "seed": recipe.seed,
+            **figures,
+            **{name: student.get(name) for name in ("parameters", *COSTS)},
+            "teacher_cost": {name: teacher[name] for name in COSTS} if teacher else None,
+            "begun_from": _begun_from(recipe),
+        }
+    )
+
+
+def _teacher_name(place: str | None) -> str | None:
+    """The run's name for a run's student/ folder, else the last part of a folder or hub id."""
+    if place is None:
+        return None
+    path = Path(place)
+    return path.parent.name if path.name == "student" and path.is_absolute() else path.name
+
+
+def _begun_from(recipe: Recipe) -> str | None:
+    return f"{Path(recipe.begin.run).name}, {recipe.begin.stage}" if recipe.begin else None
+
+
+def _card_name(place: str) -> str:
+    try:
+        return load_card(place).name
+    except UserError:
+        return Path(place).stem
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """Time (nanoseconds), size and inode of a file, None when it is not there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -1,0 +1,83 @@
+"""A recipe as the line that starts it from a shell, and the name of its run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from segskd.config import Recipe
+from ui.state.places import at, defaults, differences
+
+# Flags of `distill`; what has none goes by a recipe file.
+FLAGS: dict[tuple[str, ...], str] = {
+    ("data", "card"): "--dataset",
+    ("data", "folder"): "--data",
+    ("subset", "fraction"): "--fraction",
+    ("subset", "count"): "--count",
+    ("subset", "rule"): "--rule",
+    ("teacher",): "--teacher",
+    ("student",): "--student",
+    ("method",): "--method",
+    ("data", "size"): "--size",
+    ("data", "views"): "--views",
+    ("init",): "--init",
+    ("optimisation", "epochs"): "--epochs",
+    ("optimisation", "batch"): "--batch",
+    ("optimisation", "lr"): "--lr",
+    ("optimisation", "weight_decay"): "--weight-decay",
+    ("select",): "--select",
+    ("select_on",): "--select-on",
+    ("store", "kind"): "--store",
+    ("store", "budget_gib"): "--store-budget",
+    ("checkpoint_seconds",): "--checkpoint-seconds",
+    ("seed",): "--seed",
+    ("device",): "--device",
+    ("precision",): "--precision",
+    ("threads",): "--threads",
+}
+ALWAYS = {("teacher",), ("student",), ("method",), ("data", "size"), ("subset", "fraction"), ("data", "card")}
+TEACH_FLAGS = {place: flag for place, flag in FLAGS.items() if place not in (("student",), ("method",), ("init",))}
+
+
+def command(recipe: Recipe, run: str) -> str:
+    """The line that starts that recipe, quoted for a shell.
+
+    What flags can't say, such as names picked by hand, is left to the recipe's file beside it.
+    """
+    content = recipe.model_dump(mode="json")
+    teach = recipe.kind == "teach"
+    begin = ["python", "-m", "segskd", recipe.kind]
+    if teach:
+        arch, _, encoder = recipe.student.partition(":")
+        begin += ["--arch", arch, "--encoder", encoder]
+        begin += ["--weights", recipe.weights] if recipe.weights else []
+    elif unsaid(content):
+        return shlex.join([*begin, "--recipe", f"{Path(run).name}.yaml", "--run", run])
+    known = TEACH_FLAGS if teach else FLAGS
+    standard = defaults()
+    words = list(begin)
+    for place, flag in known.items():
+        value = at(content, place)
+        if value is not None and (place in ALWAYS or value != at(standard, place)):
+            words += [flag, str(value)]
+    return shlex.join([*words, "--out" if teach else "--run", run])
+
+
+def unsaid(content: Mapping[str, Any]) -> set[str]:
+    """Places of a distilling recipe that differ from the defaults and have no flag."""
+    flags = {".".join(place) for place in FLAGS}
+    return differences(content, defaults()) - flags - {"kind", "data.card"}
+
+
+def default_name(recipe: Recipe, card: str) -> str:
+    """A run's name by what it is about, such as camvid-resnet10-stagewise-10pc-s0."""
+    encoder = recipe.student.partition(":")[2]
+    if recipe.kind == "teach":
+        return f"{card}-{encoder}-teacher"
+    content = recipe.subset.model_dump()
+    count = content["count"] or len(content.get("names") or ())
+    share = str(count) if count else f"{100 * (recipe.subset.fraction or 1):g}pc"
+    rule = "" if recipe.subset.rule == "random" else f"-{recipe.subset.rule}"
+    return f"{card}-{encoder}-{recipe.method}-{share}{rule}-s{recipe.seed}"

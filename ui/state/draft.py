@@ -1,0 +1,267 @@
+"""What the Distill tab's fields come to: a run to be, its teacher's run if that comes first, and what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from segskd.config import Recipe
+from segskd.data.cards import CARDS_FOLDER, load_card
+from segskd.errors import UserError
+from segskd.runs import free_name
+from ui.context import Context
+from ui.jobs import ROOT, check_name
+from ui.state.choice import Choice
+from ui.state.command import command, default_name
+from ui.state.form import FieldError, Form, TeachForm
+from ui.state.outline import Outline, beside, outline
+from ui.state.places import PLACES, default
+from ui.state.teachers import Teacher, best_teacher, check_hub_id, find_teacher, fits, list_teachers
+
+TeacherFrom = Literal["known", "hub", "train", "none"]
+ASKING_RULES = ("diverse", "hardest")
+SAMPLE_SIZE = "96x128"
+"""Enough for the built-in scenes, and quick without a GPU."""
+T = TypeVar("T")
+
+
+@dataclass
+class Draft:
+    """A run to be. `problems` are messages by field; where there are any, parts may be missing.
+
+    `teach` is the recipe of the teacher's run when that is to be trained first, below `teach_name`.
+    `teacher` is the network chosen from this server's list.
+    """
+
+    name: str = ""
+    recipe: Recipe | None = None
+    outline: Outline | None = None
+    teacher: Teacher | None = None
+    teach: Recipe | None = None
+    teach_name: str = ""
+    teach_outline: Outline | None = None
+    problems: dict[str, str] = field(default_factory=dict)
+    hints: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def first(self) -> Recipe | None:
+        """The recipe that is carried out first, which the pre-flight can measure."""
+        return self.teach or self.recipe
+
+    @property
+    def measurable(self) -> bool:
+        """Whether the pre-flight can load all it needs: a teacher that still trains can't be loaded."""
+        return not self.problems and self.first is not None and (self.teacher is None or self.teacher.ready)
+
+    def data_line(self, choice: Choice) -> str:
+        """One line on what is trained on."""
+        if self.outline is None or self.recipe is None:
+            return Path(choice.card).stem
+        outline, rule = self.outline, self.recipe.subset.rule
+        how = "picked by hand" if rule == "hand" else f"chosen by the rule «{rule}»"
+        held = f", {outline.held_out} more held out for choosing" if outline.held_out else ""
+        return f"{outline.card.name} · {outline.images} of {outline.total} training images, {how}{held}"
+
+    def plan(self) -> dict[str, Any]:
+        """What the panel of stages shows: {"run", "teacher"}, empty while something is wrong."""
+        if self.outline is None:
+            return {}
+        return {"run": self.outline.as_dict(), "teacher": self.teach_outline and self.teach_outline.as_dict()}
+
+    def commands(self, context: Context) -> str:
+        """The same from a shell: a line for each run, "" while something is wrong."""
+        if self.problems or self.recipe is None:
+            return ""
+        lines = [command(_with_folder(self.recipe, context), _run_place(context, self.name))]
+        if self.teach is not None:
+            place = _run_place(context, self.teach_name, as_folder=True)
+            lines.insert(0, command(_with_folder(self.teach, context), place))
+        return "\n".join(lines)
+
+
+def make_draft(context: Context, values: Mapping[str, Any]) -> Draft:
+    """What the page's fields come to; whatever is wrong stands in `problems`, nothing is raised."""
+    draft = Draft()
+    form = read_form(context, values)
+    source: TeacherFrom = values.get("teacher_from") or "known"
+    place = _collect(draft, lambda: _teacher_place(context, draft, form, source, values))
+    form = replace(form, teacher=place or None)
+    known = dict(draft.problems)
+    draft.recipe = _collect(draft, form.recipe)
+    if place is None and "teacher" in draft.problems.keys() - known.keys():
+        del draft.problems["teacher"]  # what the recipe says of it is for the command line
+        draft.problems |= known or {"teacher": _no_teacher(source, form.method)}
+    if recipe := draft.recipe:
+        draft.outline = _collect(draft, lambda: outline(recipe, context.data))
+    _collect(draft, lambda: _name(context, draft, values))
+    if draft.outline and draft.teacher:
+        _collect(draft, lambda: _check_teacher(draft))
+    _hint(draft, form.choice)
+    return draft
+
+
+def read_form(context: Context, values: Mapping[str, Any]) -> Form:
+    """The form that the fields hold, its data in this server's folder; the teacher is left out."""
+    choice = Choice.from_dict(values.get("choice"))
+    seed = values.get("seed", choice.seed)
+    seed = int(seed) if isinstance(seed, float) and seed.is_integer() else seed
+    own = {name: values.get(name) for name in PLACES if name not in ("folder", "teacher")}
+    return Form(replace(choice, seed=0 if seed is None else seed), folder=str(context.data), **own)
+
+
+def propose(context: Context, choice: Choice, source: TeacherFrom, known: str | None) -> dict[str, Any]:
+    """What goes well with the chosen data: {"teacher_from", "known", "size"}, empty where nothing need change.
+
+    The teacher that Data asked, else the one that is chosen if it has the dataset's classes, else the best one
+    of this server, else training one first.
+    """
+    teachers = list_teachers(context)
+    try:
+        card = load_card(choice.card)
+    except UserError:  # said beside the data already
+        return {}
+    asked = choice.teacher if choice.rule in ASKING_RULES else None
+    current = find_teacher(teachers, known) if known else None
+    teacher = find_teacher(teachers, asked) if asked else None
+    if teacher is None:
+        if source in ("hub", "none") or (source == "known" and current and fits(current, card)):
+            return {}
+        teacher = best_teacher(teachers, card) if source == "known" else None
+    if teacher is None:
+        return {"teacher_from": "train", "size": SAMPLE_SIZE if card.generator else default("size")}
+    size = {"size": f"{teacher.size[0]}x{teacher.size[1]}"} if teacher.size else {}
+    return {"teacher_from": "known", "known": teacher.key, **size}
+
+
+def submit(context: Context, draft: Draft) -> str:
+    """Puts the draft's runs in the queue, the teacher's first, and returns the student's name.
+
+    Raises FieldError when something is wrong, or when a name was taken meanwhile; then nothing is started.
+    """
+    if draft.problems or draft.recipe is None:
+        first = next(iter(draft.problems), "form")
+        raise FieldError(first, draft.problems.get(first, "mend the fields that are marked"), draft.problems)
+    with beside("name"):
+        _check_free(context, draft.name)
+    if draft.teach is not None:
+        with beside("teach_name"):
+            context.jobs.submit(draft.teach, draft.teach_name)
+    with beside("name"):
+        context.jobs.submit(draft.recipe, draft.name)
+    return draft.name
+
+
+def submit_teacher(context: Context, draft: Draft) -> str:
+    """Puts the teacher's run alone in the queue and returns its name. Raises FieldError."""
+    if draft.teach is None or any(name.startswith("teach_") or name == "data" for name in draft.problems):
+        first = next((name for name in draft.problems if name.startswith("teach_")), "data")
+        raise FieldError(first, draft.problems.get(first, "choose «Train one first»"), draft.problems)
+    with beside("teach_name"):
+        context.jobs.submit(draft.teach, draft.teach_name)
+    return draft.teach_name
+
+
+def card_name(choice: Choice) -> str:
+    """The dataset's name, the card's file name while the card can't be read."""
+    try:
+        return load_card(choice.card).name
+    except UserError:
+        return Path(choice.card).stem
+
+
+def _teacher_place(
+    context: Context, draft: Draft, form: Form, source: TeacherFrom, values: Mapping[str, Any]
+) -> str | None:
+    if source == "hub":
+        with beside("hub"):
+            return check_hub_id(values.get("hub") or "")
+    if source == "train":
+        return _teach_first(context, draft, form, values)
+    if source == "known" and (key := values.get("known")):
+        draft.teacher = find_teacher(list_teachers(context), str(key))
+        if draft.teacher is None:
+            raise FieldError("teacher", "this teacher is gone, or its training stopped: choose another one")
+        return str(draft.teacher.place)
+    return None
+
+
+def _teach_first(context: Context, draft: Draft, form: Form, values: Mapping[str, Any]) -> str:
+    """Drafts the teacher's run; where it will lie."""
+    encoder = values.get("teach_encoder") or ""
+    asked = TeachForm(encoder, values.get("teach_epochs"), values.get("teach_lr"), values.get("teach_weights"))
+    with beside("teach_name"):
+        wish = (values.get("teach_name") or "").strip()
+        card = card_name(form.choice)
+        draft.teach_name = check_name(wish) if wish else free_name(f"{card}-{encoder}-teacher", context.runs)
+        _check_free(context, draft.teach_name)
+    draft.teach = asked.recipe(form)
+    try:
+        draft.teach_outline = outline(draft.teach, context.data)
+    except FieldError as error:
+        moved = "teach_encoder" if error.field == "student" else error.field
+        raise FieldError(moved, error.message) from error
+    return str(context.runs / draft.teach_name)
+
+
+def _name(context: Context, draft: Draft, values: Mapping[str, Any]) -> None:
+    wish = (values.get("name") or "").strip()
+    with beside("name"):
+        if wish:
+            draft.name = check_name(wish)
+            _check_free(context, wish)
+        elif draft.recipe and draft.outline:
+            draft.name = free_name(default_name(draft.recipe, draft.outline.card.name), context.runs)
+        if wish and wish == draft.teach_name:
+            raise UserError("the teacher's run has this name already: give the student another one")
+
+
+def _check_free(context: Context, name: str) -> None:
+    if (context.runs / name).exists():
+        raise UserError(f"there is a run {name} already: give another name")
+
+
+def _check_teacher(draft: Draft) -> None:
+    if draft.teacher and draft.outline:
+        with beside("teacher"):
+            draft.teacher.check(draft.outline.card)
+
+
+def _hint(draft: Draft, choice: Choice) -> None:
+    if draft.teacher and not draft.teacher.ready:
+        draft.hints["teacher"] = "This teacher is not finished: the student waits in the queue until it is."
+    asked = choice.teacher
+    if choice.rule in ASKING_RULES and asked and draft.teacher and find_teacher([draft.teacher], asked) is None:
+        draft.hints["data"] = (
+            f"The images shown on Data were chosen with {Path(asked).name}; this run chooses them with "
+            f"{draft.teacher.name}, so they may be others."
+        )
+
+
+def _no_teacher(source: TeacherFrom, method: str | None) -> str:
+    if source == "none":
+        return f"method {method} learns from a teacher: choose one, train one first, or take method supervised"
+    return "choose a teacher, upload one, or train one first"
+
+
+def _with_folder(recipe: Recipe, context: Context) -> Recipe:
+    """Says where datasets lie only where that is not the place in which a command looks anyway."""
+    usual = context.data == CARDS_FOLDER
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"folder": None})}) if usual else recipe
+
+
+def _run_place(context: Context, name: str, as_folder: bool = False) -> str:
+    usual = context.runs == ROOT / "checkpoints"
+    if usual:
+        return f"checkpoints/{name}" if as_folder else name
+    return str(context.runs / name)
+
+
+def _collect(draft: Draft, make: Callable[[], T]) -> T | None:
+    """What `make` gives, or None with its problems noted; the first message of a field stays."""
+    try:
+        return make()
+    except FieldError as error:
+        draft.problems = {**error.problems, **draft.problems}
+        return None

@@ -1,0 +1,160 @@
+"""Why a run did not get to its end, in plain words, and what can be done about it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import psutil
+
+from ui.state.follow import RunView
+
+Kind = Literal[
+    "memory", "disk", "teacher", "data", "loss", "device", "setting", "killed", "restarted", "damaged", "bug"
+]
+BUG_LINES = 30
+SAID = "segskd: "
+TRACEBACK = "Traceback (most recent call last):"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a person is told: what happened, what to do, and which buttons help."""
+
+    kind: Kind
+    title: str
+    mend: str
+    said: str = ""
+    """The core's own line."""
+    retry: bool = True
+    halve: bool = False
+    """Whether half the batch may help."""
+    lines: tuple[str, ...] = ()
+    """The last lines of the log, where nothing else explains it."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for the page."""
+        return asdict(self)
+
+
+MEMORY = Failure(
+    "memory",
+    "Memory ran out.",
+    "Try again at half the batch; stages that are done stay. Or close other programs and try again as it is.",
+    halve=True,
+)
+KILLED = Failure(
+    "killed",
+    "Its process was killed by the system or by somebody, without a word; most often memory had run out.",
+    "It goes on from the last checkpoint. If it happens again, try at half the batch.",
+    halve=True,
+)
+RESTARTED = Failure(
+    "restarted", "This machine was restarted while the run trained.", "It goes on from the last checkpoint."
+)
+NOT_AS_SET_UP = "The run can't go on as it is set up."
+# By what the core says; tests get each line from the core itself. The first that fits counts.
+BY_MESSAGE: tuple[tuple[str, Failure], ...] = (
+    (
+        r"^the feature store needs",
+        Failure(
+            "memory",
+            "The feature store is larger than the free memory.",
+            "Close other programs and try again, or begin a new run whose store lies on disk, or with fewer views.",
+        ),
+    ),
+    (r"^memory ran out|GiB of memory and .* are free", MEMORY),
+    (
+        r"No space left on device|quota exceeded|free some space",
+        Failure("disk", "The disk is full.", "Free some space, then try again: it goes on from the last checkpoint."),
+    ),
+    (
+        r"make it writable|Read-only file system|Permission denied",
+        Failure("disk", "The disk refuses to be written.", "Make the run's folder writable, then try again."),
+    ),
+    (
+        r"^the teacher .* has changed",
+        Failure("teacher", "The teacher is not the one that the run began with.", "Put it back, then try again."),
+    ),
+    (
+        r"can't be loaded as a model|^no model at|is no model:|but no weights|holds more than tensors",
+        Failure("teacher", "The teacher is gone or can't be read.", "Put it back, then try again."),
+    ),
+    (
+        r"subset is gone|^no folder .* for dataset|^split .* has no images|^no image of split|^no card"
+        r"|^can't read (image|mask|the split)|^mask .* has values? |differ in size",
+        Failure("data", "The data are gone or have changed.", "Put the files back or mend them, then try again."),
+    ),
+    (
+        r"^the loss of .* became",
+        Failure(
+            "loss",
+            "Training went astray: the loss is no number any more.",
+            "Begin a new run with a smaller learning rate, or with precision 32; trying again as it is ends alike.",
+            retry=False,
+        ),
+    ),
+    (
+        r"this machine has none|needs a CUDA device",
+        Failure("device", "The run asks for a device that this machine hasn't.", "Make it available, then try again."),
+    ),
+)
+
+
+def diagnose(view: RunView, log: Sequence[str] = (), worker_began: bool = False) -> Failure | None:
+    """Why the run stands still; None when it does not, or when somebody stopped it.
+
+    `log` are the last lines of its log, `worker_began` says that a worker was started for it.
+    """
+    if view.state == "damaged":
+        mend = "Mend or delete its folder; the other runs are not concerned."
+        return Failure("damaged", "The run's files are damaged or gone.", mend, view.problem, retry=False)
+    if view.state == "failed" and view.error:
+        message, kind = view.error
+        return _by_message(message) if kind == "UserError" else _by_message(message, bug=_bug(message, log))
+    if view.state == "interrupted" and not view.stopped:
+        return _without_event(view, log)
+    if view.state == "new" and worker_began:
+        return _without_event(view, log)
+    return None
+
+
+def _by_message(message: str, bug: Failure | None = None) -> Failure:
+    for pattern, failure in BY_MESSAGE:
+        if re.search(pattern, message):
+            return _saying(failure, message)
+    mend = "What it said tells what to change; then try again, or begin a new run."
+    return bug or Failure("setting", NOT_AS_SET_UP, mend, message)
+
+
+def _saying(failure: Failure, message: str) -> Failure:
+    return Failure(**{**asdict(failure), "said": message})
+
+
+def _bug(message: str, log: Sequence[str]) -> Failure:
+    return Failure(
+        "bug",
+        "This is a mistake in SegSKD, not yours.",
+        "It goes on from the last checkpoint; if it fails again, report it with the log.",
+        message,
+        lines=tuple(_last_traceback(log)),
+    )
+
+
+def _without_event(view: RunView, log: Sequence[str]) -> Failure:
+    """Of a worker that ended before it could write an event: its log, or the machine, must tell."""
+    last = log[-1] if log else ""
+    if last.startswith(SAID):
+        return _by_message(last.removeprefix(SAID))
+    if TRACEBACK in log:
+        return _bug(last, log)
+    if view.updated is not None and view.updated < psutil.boot_time():
+        return RESTARTED
+    return KILLED
+
+
+def _last_traceback(log: Sequence[str]) -> list[str]:
+    starts = [number for number, line in enumerate(log) if line.startswith(TRACEBACK)]
+    return list(log[starts[-1] :] if starts else log)[-BUG_LINES:]

@@ -1,0 +1,98 @@
+"""The demo as a person goes through it: four steps, each with what it is doing and where to look."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from segskd.demo import demo_recipes
+from segskd.errors import UserError
+from segskd.runs import Run
+from ui.jobs import Jobs, JobState
+from ui.state.exports import exported
+from ui.state.follow import RunView
+
+UNFINISHED = ("interrupted", "paused", "failed", "new")
+WORKING = ("running", "starting", "waiting")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the demo. `done` is the share that is over, between 0 and 1; `doing` what its run does now."""
+
+    title: str
+    text: str
+    state: str
+    run: str
+    tab: str
+    done: float = 0.0
+    doing: str = ""
+    seconds_left: float | None = None
+
+
+class Guide:
+    """Starts the demo and tells how far it is."""
+
+    def __init__(self, jobs: Jobs, data: Path, view: Callable[[str], RunView]) -> None:
+        self._jobs = jobs
+        self._data = data
+        self._view = view
+        self._lock = threading.Lock()
+        self._teacher, self._student = (name for name, _ in demo_recipes(data, jobs.runs))
+
+    def start(self) -> str:
+        """Queues what the demo still lacks; the name of the run to look at first.
+
+        A demo that finished is not repeated: its runs are there to be looked at. Raises UserError when a folder
+        of the demo's names holds something else.
+        """
+        with self._lock:  # of two pages that ask at once, the second finds the runs of the first
+            for name, recipe in demo_recipes(self._data, self._jobs.runs):
+                state = self.state(name)
+                if state is None:
+                    self._jobs.submit(recipe, name)
+                elif state in UNFINISHED:
+                    self._jobs.resume(name)
+        return self._student if self.state(self._teacher) == "finished" else self._teacher
+
+    @property
+    def finished(self) -> bool:
+        """Whether the demo's student is there to be compared."""
+        return self.state(self._student) == "finished"
+
+    def state(self, name: str) -> JobState | None:
+        """What a run of the demo is doing, None when it is not there."""
+        return self._jobs.state(name) if (self._jobs.runs / name / "recipe.yaml").is_file() else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Steps and whether they were begun, for the page."""
+        states = [self.state(self._teacher), self.state(self._student)]
+        ready = "ready" if states[1] == "finished" else "to come"
+        taken = "finished" if ready == "ready" and exported(Run(self._jobs.runs / self._student)) else ready
+        steps = [
+            self._trained("Teach", "A large network learns the built-in scenes.", self._teacher, states[0]),
+            self._trained("Distill", "A small one learns from it, stage by stage.", self._student, states[1]),
+            Step("Compare", "Both masks side by side.", ready, self._student, "compare"),
+            Step("Export", "The small network as a file.", taken, self._student, "export"),
+        ]
+        return {
+            "steps": [asdict(step) for step in steps],
+            "begun": any(states),
+            "busy": any(state in WORKING for state in states),
+            "finished": ready == "ready",
+        }
+
+    def _trained(self, title: str, text: str, run: str, state: JobState | None) -> Step:
+        step = Step(title, text, state or "to come", run, "watch")
+        try:
+            view = self._view(run) if state else None
+        except UserError:  # deleted just now
+            view = None
+        if view is None:
+            return step
+        error = view.error[0] if view.error and state == "failed" else ""
+        doing = view.doing if state == "running" else error
+        return replace(step, done=view.share, doing=doing, seconds_left=view.seconds_left)

@@ -1,0 +1,27 @@
+"""The end of a run's log, read from the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CHUNK = 64 * 1024
+MOST_BYTES = 512 * 1024
+LINES = 200
+
+
+def tail(path: Path, lines: int = LINES) -> list[str]:
+    """The last lines of a text file, at most MOST_BYTES of them; none when there is no such file."""
+    try:
+        with path.open("rb") as file:
+            start = file.seek(0, 2)
+            content = b""
+            while start > 0 and content.count(b"\n") <= lines and len(content) < MOST_BYTES:
+                step = min(CHUNK, start)
+                start -= step
+                file.seek(start)
+                content = file.read(step) + content
+    except FileNotFoundError:
+        return []
+    found = content.decode("utf-8", errors="replace").split("\n")
+    whole = found if start == 0 else found[1:]  # the first is cut off on the left
+    return (whole[:-1] if whole and whole[-1] == "" else whole)[-lines:]

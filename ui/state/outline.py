@@ -1,0 +1,139 @@
+"""What a recipe amounts to before anything is loaded: its images, its phases, and whether the parts go together."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segskd.config import Recipe
+from segskd.data.cards import Card, load_card
+from segskd.data.dataset import list_pairs
+from segskd.data.subset import MINIMUM, split_holdout, subset_size
+from segskd.distill.methods import METHODS, Phase, default_epochs, plan
+from segskd.errors import UserError
+from segskd.models.build import create, parse_spec
+from segskd.models.stages import cut
+from ui.state.form import FieldError
+from ui.state.places import in_page_words
+
+LISTED_SECONDS = 10.0
+_listed: dict[tuple[str, Path], tuple[float, int]] = {}
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Images and phases of a run to be; `epochs` are those of one stage, `chosen` says that nobody named them."""
+
+    card: Card
+    total: int
+    images: int
+    held_out: int
+    epochs: int
+    chosen: bool
+    phases: list[Phase]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for the page."""
+        return {
+            "dataset": self.card.name,
+            "total": self.total,
+            "images": self.images,
+            "held_out": self.held_out,
+            "epochs": self.epochs,
+            "chosen": self.chosen,
+            "phases": [
+                {"name": phase.name, "epochs": phase.epochs, "on": _learns_from(phase)} for phase in self.phases
+            ],
+        }
+
+
+def outline(recipe: Recipe, data: Path) -> Outline:
+    """Images and phases of a recipe whose datasets lie in `data`. Raises FieldError for parts that can't be."""
+    with beside("data"):
+        card = load_card(recipe.data.card)
+        total = count_images(card, data)
+        size = _subset_size(recipe, total)
+    with beside("select"):
+        held_out = _held_out(recipe, size)
+    images = size - held_out
+    with beside("student"):
+        stages = stage_names(recipe.student)
+    with beside("method"):
+        phases = plan(recipe, stages, stages, images)
+    named = recipe.optimisation.epochs
+    return Outline(card, total, images, held_out, named or default_epochs(images), named is None, phases)
+
+
+def count_images(card: Card, data: Path) -> int:
+    """Training images of a dataset; those of one that draws itself are known before it is drawn."""
+    expected = card.split("train").count
+    if card.generator and expected and not card.root(data).is_dir():
+        return expected
+    key = (card.name, data)
+    seen = _listed.get(key)
+    if seen is None or time.monotonic() - seen[0] > LISTED_SECONDS:
+        seen = _listed[key] = (time.monotonic(), len(list_pairs(card, data, "train")))
+    return seen[1]
+
+
+@lru_cache(maxsize=64)
+def stage_names(spec: str) -> tuple[str, ...]:
+    """Stages of a network by its name, built without storage. Raises UserError for one that has none."""
+    arch, encoder = parse_spec(spec)
+    with torch.device("meta"):
+        return tuple(cut(create(arch, encoder, classes=2)).names)
+
+
+@lru_cache(maxsize=64)
+def parameters(spec: str) -> int:
+    """Values that a network learns, by its name, for a typical number of classes."""
+    arch, encoder = parse_spec(spec)
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in create(arch, encoder, classes=12).parameters())
+
+
+def method_sentences() -> dict[str, str]:
+    """What each method does, in its own first sentence."""
+    return {name: (inspect.getdoc(method) or name).splitlines()[0] for name, method in METHODS.items()}
+
+
+@contextmanager
+def beside(field: str) -> Iterator[None]:
+    """Puts a UserError beside a field."""
+    try:
+        yield
+    except FieldError:
+        raise
+    except UserError as error:
+        raise FieldError(field, in_page_words(str(error))) from error
+
+
+def _subset_size(recipe: Recipe, total: int) -> int:
+    names = getattr(recipe.subset, "names", None)
+    if names is None:
+        return subset_size(total, recipe.subset.fraction, recipe.subset.count)
+    if len(names) < MINIMUM:
+        raise UserError(f"training needs at least {MINIMUM} images: pick more of them on Data")
+    return len(names)
+
+
+def _held_out(recipe: Recipe, size: int) -> int:
+    if recipe.kind == "teach" or recipe.select != "best" or recipe.select_on != "holdout":
+        return 0
+    from segskd.data.dataset import Pair
+
+    pairs = [Pair(str(number), Path(), Path()) for number in range(size)]
+    return len(split_holdout(pairs, recipe.seed)[1])
+
+
+def _learns_from(phase: Phase) -> str:
+    sources = ["the teacher's tap" if len(phase.taps) == 1 else "the teacher's taps"] if phase.taps else []
+    return " and ".join([*sources, *(["labels"] if phase.labels else [])])

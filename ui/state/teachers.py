@@ -1,0 +1,261 @@
+"""The teachers of this server: finished runs, uploads, and model folders that lie beside datasets and runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from segskd.config import Size
+from segskd.data.cards import Card
+from segskd.data.unpack import unpack
+from segskd.errors import UserError
+from segskd.evaluate.metrics import check_outputs
+from segskd.files import writing
+from segskd.models.build import HUB_ID, WEIGHTS_FILES, load
+from segskd.models.stages import cut
+from segskd.runs import Run, free_name, list_runs
+from ui.context import Context
+from ui.jobs import ROOT
+
+UPLOADS = ".teachers"
+CONFIG = "config.json"
+LARGEST_CONFIG = 1 << 20
+LONGEST_NAME = 80
+COMING = ("waiting", "starting", "running")
+Origin = Literal["run", "upload", "data", "runs"]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """One network to learn from. `key` stands for it on the page: what comes from there is never a path.
+
+    `state` is "ready", or what its run is doing while it still trains.
+    """
+
+    key: str
+    name: str
+    origin: Origin
+    place: Path
+    network: str
+    outputs: int | None = None
+    dataset: str | None = None
+    size: Size | None = None
+    miou: float | None = None
+    state: str = "ready"
+
+    @property
+    def ready(self) -> bool:
+        return self.state == "ready"
+
+    @property
+    def label(self) -> str:
+        """One line for a list."""
+        parts = [self.name, self.network]
+        if self.miou is not None:
+            parts.append(f"{100 * self.miou:.1f} % mIoU on {self.dataset}")
+        elif self.dataset:
+            parts.append(self.dataset)
+        if not self.ready:
+            parts.append("waits for its training" if self.state == "waiting" else "still training")
+        if self.origin == "upload":
+            parts.append("uploaded")
+        return " · ".join(parts)
+
+    def check(self, card: Card) -> None:
+        """Raises UserError unless it has the card's classes."""
+        if self.outputs is not None:
+            check_outputs(self.outputs, card, f"teacher {self.name}")
+        elif self.dataset is not None and self.dataset != card.name:
+            raise UserError(
+                f"teacher {self.name} learns '{self.dataset}', not '{card.name}': take one of these classes"
+            )
+
+
+_known: dict[Path, tuple[tuple[int, ...], Teacher | None]] = {}
+
+
+def list_teachers(context: Context) -> list[Teacher]:
+    """Runs first, the newest at the top, then uploads, then folders; those that still train included."""
+    runs = [teacher for run in list_runs(context.runs) if (teacher := _of_run(context, run))]
+    uploads = _folders(context.runs / UPLOADS, "upload")
+    return [*runs, *uploads, *_folders(context.data, "data"), *_folders(context.runs, "runs")]
+
+
+def find_teacher(teachers: Sequence[Teacher], text: str) -> Teacher | None:
+    """The one of that key, or run's name, or place."""
+    for teacher in teachers:
+        if text in (teacher.key, str(teacher.place)) or (teacher.origin == "run" and text == teacher.name):
+            return teacher
+    return None
+
+
+def best_teacher(teachers: Sequence[Teacher], card: Card) -> Teacher | None:
+    """The one to propose: a trained teacher of this dataset before any other network with its classes."""
+    fitting = [teacher for teacher in teachers if teacher.ready and fits(teacher, card)]
+    same = [teacher for teacher in fitting if teacher.dataset == card.name]
+    return next((t for t in same if t.key.startswith("run/") and (t.place / CONFIG).is_file()), None) or next(
+        iter([*same, *fitting]), None
+    )
+
+
+def fits(teacher: Teacher, card: Card) -> bool:
+    """Whether it has the card's classes."""
+    try:
+        teacher.check(card)
+    except UserError:
+        return False
+    return True
+
+
+def check_hub_id(text: str) -> str:
+    """A hub id as it is. Raises UserError for what is none, and for what is a path here."""
+    text = text.strip()
+    if not HUB_ID.match(text) or any(part.startswith(".") for part in text.split("/")):
+        raise UserError("a hub id is OWNER/NAME, in letters, digits, '.', '-' and '_'")
+    if Path(text).exists() or (ROOT / text).exists():
+        raise UserError(f"{text} is a folder of this server: choose it from the list")
+    return text
+
+
+def add_upload(files: Sequence[Path], runs: Path) -> str:
+    """Keeps an uploaded network below `runs` and returns its key.
+
+    `files` is one zip, or config.json with model.safetensors (or pytorch_model.bin, read as tensors alone).
+    Raises UserError when that is no network whose stages can be cut; then nothing is kept.
+    """
+    uploads = runs / UPLOADS
+    with writing(uploads):
+        uploads.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=uploads, prefix=".new-") as scratch:
+        folder, wish = _gather(files, Path(scratch))
+        _check(folder)
+        kept = Path(scratch) / "kept"
+        kept.mkdir()
+        for name in (CONFIG, *WEIGHTS_FILES):
+            if (folder / name).is_file():
+                (folder / name).rename(kept / name)
+        name = free_name(wish[:LONGEST_NAME] if re.search("[A-Za-z0-9]", wish) else "teacher", uploads)
+        with writing(uploads):
+            kept.rename(uploads / name)
+    return f"upload/{name}"
+
+
+def _gather(files: Sequence[Path], scratch: Path) -> tuple[Path, str]:
+    """The folder of the model among the files, and a name for it."""
+    if len(files) == 1 and files[0].suffix.lower() == ".zip":
+        folder = scratch / "zip"
+        folder.mkdir()
+        unpack(files[0], folder)
+        found = sorted(folder.rglob(CONFIG), key=lambda path: (len(path.parts), path))
+        if not found:
+            raise UserError(f"{files[0].name} holds no {CONFIG}: zip the folder that save_pretrained wrote")
+        return found[0].parent, files[0].stem
+    for file in files:
+        if file.name not in (CONFIG, *WEIGHTS_FILES):
+            raise UserError(f"{file.name} is no part of a model: give one zip, or {CONFIG} and {WEIGHTS_FILES[0]}")
+        with writing(scratch):
+            shutil.copyfile(file, scratch / file.name)
+    return scratch, "teacher"
+
+
+def _check(folder: Path) -> None:
+    """Raises UserError unless the folder holds a network whose stages can be cut."""
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{CONFIG} is missing: it lies beside the weights that save_pretrained wrote")
+    if not any((folder / name).is_file() for name in WEIGHTS_FILES):
+        raise UserError(f"the weights are missing: give {WEIGHTS_FILES[0]} together with {CONFIG}")
+    config = _read_config(folder)
+    if config is None:
+        raise UserError(f"{CONFIG} can't be read: it is no JSON object as save_pretrained writes it")
+    if config.get("_model_class") != "Unet":
+        raise UserError(f"this is a {config.get('_model_class')}, and only a Unet can be cut into stages")
+    try:
+        cut(load(folder))
+    except UserError as error:  # where it was unpacked says nothing to anybody
+        raise UserError(str(error).replace(str(folder), "the upload")) from error
+
+
+def _of_run(context: Context, run: Run) -> Teacher | None:
+    """The network of a finished run, or of a teacher's run that waits or trains."""
+    stamp = _stamp(run.path / "recipe.yaml", run.path / "result.json")
+    if _known.get(run.path, ((), None))[0] != stamp:
+        _known[run.path] = (stamp, _read_run(run))
+    teacher = _known[run.path][1]
+    if teacher is None or teacher.ready:
+        return teacher
+    state = context.jobs.state(run.name)
+    return replace(teacher, state=state) if state in COMING else None
+
+
+def _read_run(run: Run) -> Teacher | None:
+    try:
+        recipe, result = run.recipe, run.read_json("result.json")
+        config = _read_config(run.model_folder) if result else None
+    except UserError:  # a damaged run is no teacher; Runs says what is wrong with it
+        return None
+    if result is None and recipe.kind != "teach":
+        return None
+    if result is not None and config is None:  # its network is gone
+        return None
+    return Teacher(
+        key=f"run/{run.name}",
+        name=run.name,
+        origin="run",
+        place=run.path,
+        network=recipe.student,
+        outputs=_outputs(config),
+        dataset=(result or {}).get("dataset", Path(recipe.data.card).stem),
+        size=recipe.data.size,
+        miou=(result or {}).get("miou"),
+        state="ready" if result is not None else "new",
+    )
+
+
+def _folders(parent: Path, origin: Origin) -> list[Teacher]:
+    """Models directly below a folder that are no runs."""
+    found = []
+    for config_path in sorted(parent.glob(f"[!.]*/{CONFIG}")):
+        folder = config_path.parent
+        if (folder / "recipe.yaml").exists() or not any((folder / name).is_file() for name in WEIGHTS_FILES):
+            continue
+        stamp = _stamp(config_path)
+        if _known.get(folder, ((), None))[0] != stamp:
+            _known[folder] = (stamp, _read_folder(folder, origin))
+        if teacher := _known[folder][1]:
+            found.append(teacher)
+    return found
+
+
+def _read_folder(folder: Path, origin: Origin) -> Teacher | None:
+    config = _read_config(folder)
+    if config is None or not isinstance(config.get("_model_class"), str):
+        return None
+    network = f"{config['_model_class'].lower()}:{config.get('encoder_name')}"
+    return Teacher(f"{origin}/{folder.name}", folder.name, origin, folder, network, _outputs(config))
+
+
+def _read_config(folder: Path) -> dict[str, Any] | None:
+    path = folder / CONFIG
+    try:
+        if path.stat().st_size > LARGEST_CONFIG:
+            return None
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _outputs(config: dict[str, Any] | None) -> int | None:
+    classes = (config or {}).get("classes")
+    return classes if isinstance(classes, int) else None
+
+
+def _stamp(*paths: Path) -> tuple[int, ...]:
+    """Changes when a file does."""
+    return tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in paths)

@@ -1,0 +1,198 @@
+"""What the Watch tab asks the server for, as plain data. Every answer to a poll is a few kilobytes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from segskd.distill.retry import halve_batch
+from segskd.errors import UserError
+from segskd.runs import Run, list_runs
+from ui.context import Context
+from ui.state import previews
+from ui.state.choice import Choice
+from ui.state.failure import Failure, diagnose
+from ui.state.follow import Followers, RunView
+from ui.state.logs import tail
+from ui.state.progress import PhaseView
+
+Asked = dict[str, Any]
+LISTED = 200
+POINTS_A_PHASE = 60
+"""Of the curve over all phases."""
+FIGURES = ("network", "miou", "pixel_accuracy", "parameters", "gmacs", "bytes", "latency_ms")
+FACTS = ("seconds", "device", "chosen_on", "images", "size", "split")
+
+
+class Watching:
+    """Answers the page. `asked` comes from the browser: names are checked, nothing of it is a path."""
+
+    def __init__(self, context: Context, followers: Followers | None = None) -> None:
+        self._context = context
+        self._followers = followers or Followers(context)
+
+    def page(self, asked: Asked) -> dict[str, Any]:
+        """The run `asked["run"]`, or the one that trains, or the last one; and the list of all."""
+        runs = list_runs(self._context.runs)[:LISTED]
+        states = {run.name: self._followers.state(run.name) for run in runs}
+        view, problem = self._looked_at(asked.get("run"), runs, states)
+        answer: dict[str, Any] = {
+            "runs": [{"name": name, "state": state} for name, state in states.items()],
+            "problem": problem,
+            "run": None,
+        }
+        if view is not None:
+            answer |= self._of_run(view)
+        return answer
+
+    def curves(self, asked: Asked) -> dict[str, Any]:
+        """Losses of one phase, or of all phases one after the other with fewer points each; and scores on the way."""
+        view = self._followers.get(asked.get("run"))
+        chosen = [phase for phase in view.phases if phase.name == asked.get("phase")]
+        if chosen:
+            phase = chosen[0]
+            return {"steps": phase.curve, "epochs": phase.epoch_curve, "scores": phase.scores, "bounds": []}
+        return _in_a_row(view.phases)
+
+    def previews(self, asked: Asked) -> dict[str, Any]:
+        """The masks after phase `asked["phase"]` that the page hasn't (`asked["known"]`: name to stamp), with
+        photograph, truth and the teacher's mask of each image that it hasn't (`asked["pictures"]`)."""
+        run, phase = self._context.run(asked.get("run")), str(asked.get("phase"))
+        names = [view.name for view in self._followers.get(run.name).phases]
+        images = previews.pinned(run, phase) if phase in names else []
+        known, pictures = asked.get("known") or {}, asked.get("pictures") or []
+        try:
+            shown = [_picture(run, image, known, pictures) for image in images]
+            return {"images": shown, "legend": previews.legend(run), "problem": ""}
+        except (UserError, OSError) as error:
+            return {"images": [], "legend": [], "problem": str(error)}
+
+    def log(self, asked: Asked) -> dict[str, Any]:
+        """The last lines of the log, or with `asked["whole"]` all of it."""
+        path = self._context.run(asked.get("run")).path / "log.txt"
+        if asked.get("whole"):
+            return {"text": path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""}
+        return {"lines": tail(path)}
+
+    def retry(self, asked: Asked) -> dict[str, Any]:
+        """Puts the run into the queue again, at half the batch where asked; a problem comes back in words."""
+        try:
+            run = self._context.run(asked.get("run"))
+            if asked.get("halve"):
+                halve_batch(run)
+            self._context.jobs.resume(run.name)
+        except UserError as error:
+            return {"problem": str(error)}
+        return {"problem": ""}
+
+    def choice_for(self, teacher: str, chosen: dict[str, Any] | None) -> dict[str, Any]:
+        """What the Data tab chose, with that run as the teacher; its own data when others were chosen.
+
+        Raises UserError when there is no such run.
+        """
+        run = self._context.run(teacher)
+        before = Choice.from_dict(chosen)
+        same = chosen is not None and before.card == run.recipe.data.card
+        return replace(before if same else Choice(card=run.recipe.data.card), teacher=run.name).as_dict()
+
+    def _looked_at(self, name: object, runs: list[Run], states: dict[str, Any]) -> tuple[RunView | None, str]:
+        problem = ""
+        if name:
+            try:
+                return self._followers.get(name), ""
+            except UserError:
+                problem = f"There is no run {name!r} here any more."
+        default = _default(runs, states)
+        return (self._followers.get(default) if default else None), problem
+
+    def _of_run(self, view: RunView) -> dict[str, Any]:
+        run = self._context.run(view.name)
+        path = run.path / "log.txt"
+        status = path.stat() if path.is_file() else None
+        failure = self._failure(view, run)
+        return {
+            "run": view.as_dict(),
+            "failure": failure.as_dict() if failure else None,
+            "result": _summary(view.result),
+            "drawn": previews.drawn_phases(run),
+            "lately": self._lately(view, run),
+            "log": [status.st_size, status.st_mtime_ns // 1_000_000] if status else None,
+        }
+
+    def _lately(self, view: RunView, run: Run) -> str:
+        """What a worker that has not begun to train said last."""
+        beginning = view.state == "starting" or (view.state == "running" and view.activity == "beginning")
+        return " ".join(self._own_log(view.name, run)[-1:]) if beginning else ""
+
+    def _own_log(self, name: str, run: Run) -> list[str]:
+        """The last lines of the log, none when its last worker has written nothing: they are of one before."""
+        worker, path = self._context.jobs.worker(name), run.path / "log.txt"
+        if worker and path.is_file() and path.stat().st_mtime < worker.born:
+            return []
+        return tail(path)
+
+    def _failure(self, view: RunView, run: Run) -> Failure | None:
+        if view.state in ("running", "starting", "waiting", "finished"):
+            return None
+        worker = self._context.jobs.worker(view.name)
+        return diagnose(view, self._own_log(view.name, run), worker is not None)
+
+
+def _default(runs: list[Run], states: dict[str, Any]) -> str | None:
+    """The run that trains, else the one that is next, else the one that something happened to last."""
+    for wanted in ("running", "starting", "waiting"):
+        found = [name for name, state in states.items() if state == wanted]
+        if found:
+            return found[-1] if wanted == "waiting" else found[0]
+    times: dict[str, float] = {run.name: _touched(run) for run in runs}
+    return max(times, key=lambda name: times[name]) if times else None
+
+
+def _touched(run: Run) -> float:
+    for name in ("events.jsonl", "recipe.yaml"):
+        path = run.path / name
+        if path.is_file():
+            return path.stat().st_mtime
+    return 0.0
+
+
+def _in_a_row(phases: list[PhaseView]) -> dict[str, Any]:
+    """The losses of all phases, steps counted through; bounds are the steps at which phases end."""
+    steps: list[tuple[float, float]] = []
+    epochs: list[tuple[float, float]] = []
+    scores: list[tuple[float, float]] = []
+    bounds, before = [], 0
+    for phase in phases:
+        for ours, theirs in ((steps, phase.curve), (epochs, phase.epoch_curve), (scores, phase.scores)):
+            ours += [(before + x, y) for x, y in _thinned(theirs)]
+        before += phase.steps
+        bounds.append(before)
+    return {"steps": steps, "epochs": epochs, "scores": scores, "bounds": bounds}
+
+
+def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    every = -(-len(points) // POINTS_A_PHASE) if points else 1
+    return points[every - 1 :: every]
+
+
+def _picture(run: Run, image: previews.Pinned, known: dict[str, Any], pictures: list[Any]) -> dict[str, Any]:
+    shown: dict[str, Any] = {"name": image.name, "stamp": image.stamp}
+    if known.get(image.name) != image.stamp:
+        shown["mask"] = previews.mask(image.mask)
+    if image.name not in pictures:
+        shown["photo"] = previews.photograph(run, image.name)
+        shown["truth"] = previews.truth(run, image.name)
+        own = previews.teacher_masks(run).get(image.name)
+        shown["teacher"] = previews.mask(own) if own else ""
+    return shown
+
+
+def _summary(result: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the page shows of a result.json."""
+    if result is None:
+        return None
+    models = {who: result[who] for who in ("teacher", "student") if isinstance(result.get(who), dict)}
+    return {
+        **{name: result.get(name) for name in FACTS},
+        "models": {who: {name: model.get(name) for name in FIGURES} for who, model in models.items()},
+    }

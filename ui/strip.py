@@ -1,0 +1,98 @@
+"""The run strip above the tabs: what trains, how far it is, and the buttons that stop and resume it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any, Literal
+
+import gradio as gr
+
+from segskd.errors import UserError
+from segskd.runs import RUN_NAME
+from ui.context import Context
+from ui.handlers import QUIET, answered, looked
+from ui.page import Page
+from ui.parts import asset
+from ui.state.follow import Followers, RunView
+
+GOES_ON = ("interrupted", "paused", "failed", "new")
+SCRIPTS = ("watch-parts.js", "poll.js", "strip.js")
+
+
+def build(context: Context, page: Page, followers: Followers) -> None:
+    """Puts the strip where it is called."""
+
+    def strip_state(_: Any) -> dict[str, Any]:
+        return strip(context, followers)
+
+    def strip_stop(asked: dict[str, Any]) -> dict[str, Any]:
+        return answered(lambda: context.jobs.stop(context.run(asked.get("run")).name, bool(asked.get("epoch"))))
+
+    def strip_resume(asked: dict[str, Any]) -> dict[str, Any]:
+        return answered(lambda: context.jobs.resume(context.run(asked.get("run")).name))
+
+    component = gr.HTML(
+        None,
+        html_template='<div class="strip" role="group" aria-label="The run at work"></div>',
+        js_on_load="\n".join(asset(name) for name in SCRIPTS),
+        server_functions=[strip_state, strip_stop, strip_resume],
+        apply_default_css=False,
+        padding=False,
+        elem_id="strip",
+    )
+
+    def opened(event: gr.EventData) -> tuple[Any, Any]:
+        return looked(context, event)
+
+    component.look(opened, None, [page.run, page.tabs], **QUIET)
+
+
+def strip(context: Context, followers: Followers) -> dict[str, Any]:
+    """What the strip shows: the run that works, else the next that waits, else the last one if it can go on."""
+    busy = context.jobs.busy()
+    waiting = context.jobs.waiting()
+    names = [*busy, *waiting] or _last(context)
+    view = next((view for name in names if (view := _view(followers, name))), None)
+    if view is None or not (view.name in (*busy, *waiting) or view.state in GOES_ON):
+        return {"run": None}
+    return {
+        "run": view.name,
+        "state": view.state,
+        "stopping": _stopping(context, view),
+        "waiting": len([other for other in waiting if other != view.name]),
+        "others": len([other for other in busy if other != view.name]),
+        "seconds_left": view.seconds_left,
+        "memory": view.memory,
+        "share": view.share,
+        "stages": len(view.phases),
+        "stage": view.stage,
+        "doing": view.doing,
+    }
+
+
+def _view(followers: Followers, name: str) -> RunView | None:
+    """None for a folder that is no run, or no longer one."""
+    try:
+        return followers.get(name)
+    except UserError:
+        return None
+
+
+def _stopping(context: Context, view: RunView) -> Literal["now", "epoch"] | None:
+    """What a run at work was asked for."""
+    if view.state != "running":
+        return None
+    run = context.run(view.name)
+    if run.stop_requested():
+        return "now"
+    return "epoch" if run.stop_requested(epoch_over=True) else None
+
+
+def _last(context: Context) -> list[str]:
+    """The name of the run that was at work last, if there is one."""
+    stamps = []
+    for path in context.runs.glob("*/events.jsonl"):
+        with suppress(FileNotFoundError):  # deleted just now
+            stamps.append((path.stat().st_mtime_ns, path.parent.name))
+    names = [name for _, name in sorted(stamps, reverse=True) if RUN_NAME.fullmatch(name)]
+    return names[:1]

@@ -1,0 +1,1 @@
+"""One module a tab: components, and the handlers that join them to the core."""

@@ -1,0 +1,135 @@
+"""The Compare tab: teacher and student on the same images, one zoom and one cursor for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from segskd.errors import UserError
+from ui.context import Context
+from ui.page import TITLES, Page
+from ui.parts import Notice, asset, notice
+from ui.state.comparing import Comparisons, NotOpen
+
+# One script in several files, in this order.
+SCRIPTS = (
+    "viewer.js",
+    "compare-parts.js",
+    "compare-tables.js",
+    "compare-stages.js",
+    "compare-page.js",
+    "compare-paint.js",
+    "compare-images.js",
+    "compare.js",
+)
+# A link that names an image, and no tab, opens this one, once: Gradio draws a tab's parts only when it is opened.
+# The address as it was asked for: by now it may name the tab that was open at first.
+LINKED = """() => {
+  const asked = new URL(performance.getEntriesByType("navigation")[0].name).searchParams;
+  const first = !window.segskdCompareLinked;
+  window.segskdCompareLinked = true;
+  return first && asked.get("image") && !asked.get("tab") ? "compare" : "";
+}"""
+Asked = dict[str, Any]
+Answer = dict[str, Any]
+
+
+def build(context: Context, page: Page) -> None:
+    """Puts the tab's components where it is called."""
+    comparisons = Comparisons(context)
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    with gr.Column(elem_id="compare"):
+        view = gr.HTML(
+            {"run": "", "upload": None},
+            html_template='<div class="compare-view"></div>',
+            js_on_load="\n".join(asset(script) for script in SCRIPTS),
+            server_functions=_server_functions(comparisons),
+            apply_default_css=False,
+            padding=False,
+            elem_id="compare-view",
+        )
+        with gr.Row(elem_id="compare-upload", equal_height=True):
+            own = gr.UploadButton("Try your own image", elem_id="compare-own", type="filepath", scale=0, min_width=240)
+            problem = Notice(
+                "A photograph from anywhere: both networks look at it. There is no truth to compare with.", "hint"
+            )
+
+    def upload(path: str | None, run: str) -> tuple[Any, Any]:
+        if not path:
+            return gr.skip(), gr.skip()
+        try:
+            return {"run": run, "upload": comparisons.upload(run, Path(path))}, notice()
+        except UserError as error:
+            return gr.skip(), notice(str(error))
+
+    def look(event: gr.EventData) -> tuple[Any, Any]:
+        """A run by its name, or none; and the tab to go to, or the one that is open."""
+        name, tab = event._data.get("run"), event._data.get("tab")
+        return context.run(name).name if name else gr.skip(), page.go(tab) if tab in TITLES else gr.skip()
+
+    def linked(tab: str) -> Any:
+        return page.go("compare") if tab == "compare" else gr.skip()
+
+    own.upload(upload, [own, page.run], [view, problem], api_visibility="private")
+    view.look(look, None, [page.run, page.tabs], **quiet)
+    page.run.change(None, page.run, view, js="(run) => ({ run, upload: null })", **quiet)
+    page.run.change(linked, page.run, page.tabs, js=LINKED, **quiet)
+
+
+def _server_functions(comparisons: Comparisons) -> list[Callable[[Asked], Answer]]:
+    """What the tab's script asks for. Each answers with a "problem" when that is what there is."""
+
+    def compare_runs(asked: Asked) -> Answer:
+        return {"runs": comparisons.runs(), "relatives": comparisons.relatives(asked.get("run"))}
+
+    def compare_open(asked: Asked) -> Answer:
+        return comparisons.state(asked.get("run"), bool(asked.get("again")))
+
+    def compare_frame(asked: Asked) -> Answer:
+        if asked.get("upload"):
+            return _answered(lambda: comparisons.uploaded(str(asked["upload"])))
+        return _answered(lambda: comparisons.frame(asked.get("run"), str(asked.get("image"))))
+
+    def compare_stages(asked: Asked) -> Answer:
+        return _answered(lambda: comparisons.stages(asked.get("run"), str(asked.get("image"))))
+
+    def compare_gaps(asked: Asked) -> Answer:
+        return _answered(lambda: {"images": comparisons.gaps(asked.get("run"), asked.get("class"))})
+
+    def compare_thumbnails(asked: Asked) -> Answer:
+        names = [str(name) for name in asked.get("images", [])]
+        return _answered(lambda: {"pictures": comparisons.thumbnails(asked.get("run"), names)})
+
+    def compare_shares(asked: Asked) -> Answer:
+        return _answered(lambda: comparisons.shares(asked.get("run"), bool(asked.get("begin"))))
+
+    def compare_stop(asked: Asked) -> Answer:
+        return _answered(lambda: comparisons.stop_shares(asked.get("run")))
+
+    def compare_retrain(asked: Asked) -> Answer:
+        branch = (asked.get("run"), str(asked.get("stage")), asked.get("epochs"))
+        return _answered(lambda: {"run": comparisons.retrain(*branch)})
+
+    return [
+        compare_runs,
+        compare_open,
+        compare_frame,
+        compare_stages,
+        compare_gaps,
+        compare_thumbnails,
+        compare_shares,
+        compare_stop,
+        compare_retrain,
+    ]
+
+
+def _answered(find: Callable[[], Answer]) -> Answer:
+    try:
+        return find()
+    except NotOpen:
+        return {"closed": True}
+    except UserError as error:
+        return {"problem": str(error)}

@@ -1,0 +1,295 @@
+"""The Distill tab: teacher, student and method, what the run will need, and Start."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from segskd.config import Recipe, dump_recipe, load_recipe
+from segskd.errors import UserError
+from ui.context import Context
+from ui.page import Page
+from ui.parts import notice
+from ui.state.admission import fill
+from ui.state.choice import Choice
+from ui.state.draft import Draft, make_draft, propose, submit, submit_teacher
+from ui.state.form import FieldError
+from ui.state.outline import method_sentences
+from ui.state.places import as_text
+from ui.state.preflight import recipe_key
+from ui.state.teachers import add_upload, list_teachers
+from ui.tabs.distill_fields import ADVANCED_LISTS, ADVANCED_NUMBERS
+from ui.tabs.distill_layout import Layout
+
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+ADVANCED = {*ADVANCED_NUMBERS, *ADVANCED_LISTS, "weights"}
+Updates = dict[Any, Any]
+
+
+def build(context: Context, page: Page) -> None:
+    """Puts the tab's components where it is called."""
+    with gr.Column(elem_id="distill"):
+        Distill(context, page)
+
+
+class Distill(Layout):
+    """The tab's components and the handlers that join them to the core."""
+
+    def __init__(self, context: Context, page: Page) -> None:
+        super().__init__(context)
+        self.page = page
+        self._listen()
+
+    # -- events -------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        inputs = self.fields.inputs
+        given = [self.page.choice, *inputs.values()]
+        every = [
+            *inputs.values(), *self.fields.notices.values(), *self.teacher["groups"].values(), self.data, self.plan,
+            self.same, self.preflight, self.begin, self.unchecked, self.advanced, self.page.choice,
+            self.page.run, self.page.tabs, self.page.cloned,
+        ]  # fmt: skip
+
+        def on(trigger: Any, handler: Callable[..., Updates], more: Any = (), **arguments: Any) -> None:
+            trigger(handler, [*more, *given], every, **{**QUIET, **arguments})
+
+        on(self.pulse.shown, self._adopted)
+        on(self.page.choice.change, self._adopted)
+        on(self.pulse.moved, self._moved)
+        changes = [component.change for component in inputs.values()]
+        gr.on(changes, self._changed, given, every, trigger_mode="always_last", **QUIET)
+        inputs["seed"].input(self._seeded, [self.page.choice, inputs["seed"]], self.page.choice, **QUIET)
+        self.to_data.click(lambda: self.page.go("data"), None, self.page.tabs, **QUIET)
+        on(self.preflight.check, self._checked)
+        on(self.begin.click, self._started)
+        on(self.preflight.proceed, self._started)
+        on(self.unchecked.click, self._started_unchecked)
+        on(self.teacher["alone"].click, self._taught)
+        on(self.teacher["upload"].upload, self._uploaded, [self.teacher["upload"]], show_progress="minimal")
+        on(self.load.upload, self._loaded, [self.load])
+        on(self.page.cloned.change, self._cloned, [self.page.cloned])
+        self.preflight.take_batch(self._took_batch, None, inputs["batch"], **QUIET)
+
+    def _values(self, given: tuple[Any, ...]) -> dict[str, Any]:
+        return {"choice": given[0], **dict(zip(self.fields.inputs, given[1:], strict=True))}
+
+    def _draft(self, values: dict[str, Any]) -> Draft:
+        return make_draft(self.context, values)
+
+    # -- handlers: each returns the components that change ----------------------------------------------
+
+    def _changed(self, *given: Any) -> Updates:
+        values = self._values(given)
+        return self._shown(self._draft(values), values)
+
+    def _adopted(self, *given: Any) -> Updates:
+        """The tab is looked at, or Data chose something else: proposes what goes with it."""
+        values = self._values(given)
+        choice = Choice.from_dict(values["choice"])
+        proposed = propose(self.context, choice, values["teacher_from"], values["known"])
+        values |= proposed
+        if values["choice"] is not None:
+            values["seed"] = proposed["seed"] = choice.seed
+        inputs = {self.fields.inputs[name]: value for name, value in proposed.items() if name != "known"}
+        return self._shown(self._draft(values), values) | inputs | self._teachers(values["known"])
+
+    def _moved(self, *given: Any) -> Updates:
+        """A teacher came or went, or training began or ended."""
+        values = self._values(given)
+        return self._shown(self._draft(values), values) | self._teachers(values["known"])
+
+    def _seeded(self, choice: dict[str, Any] | None, seed: float | None) -> Any:
+        """One seed for Data and Distill; one that can't be stays here, with its message."""
+        if seed is None or seed != int(seed) or seed < 0:
+            return gr.skip()
+        return replace(Choice.from_dict(choice), seed=int(seed)).as_dict()
+
+    def _checked(self, *given: Any) -> Updates:
+        """Begins the pre-flight."""
+        values = self._values(given)
+        draft = self._draft(values)
+        if draft.problems or not draft.measurable or draft.first is None:
+            return self._shown(draft, values, complain=True)
+        self.preflights.ask(draft.first)
+        return self._shown(draft, values, poll=True)
+
+    def _started(self, *given: Any) -> Updates:
+        """Starts what was checked and fits; what was not is checked first, and the panel then asks again."""
+        values = self._values(given)
+        draft = self._draft(values)
+        if draft.problems or draft.first is None:
+            return self._shown(draft, values, complain=True)
+        if not draft.measurable:
+            return self._submitted(draft, values)
+        key = self.preflights.ask(draft.first)
+        verdict = self.preflights.state(key)
+        if verdict["state"] == "fits":
+            return self._submitted(draft, values)
+        if verdict["state"] in ("waiting", "running"):
+            return self._shown(draft, values, poll=True, proceed=True)
+        return self._refused(draft, values, verdict)
+
+    def _refused(self, draft: Draft, values: dict[str, Any], verdict: dict[str, Any]) -> Updates:
+        """Says why not. What was not found out, or is full only while another run works, may start all the same."""
+        busy = self.busy()
+        open_end = verdict["state"] == "failed" or (bool(busy) and verdict["result"] is not None)
+        text = f"Not started: {verdict['problem']}."
+        if open_end and busy:
+            text += f" {busy[0]} is training now, and this run would begin after it."
+        return self._shown(draft, values) | {
+            self.fields.notices["form"]: notice(text),
+            self.unchecked: gr.Button(f"{self.verb()} without the check", visible=open_end),
+        }
+
+    def _started_unchecked(self, *given: Any) -> Updates:
+        values = self._values(given)
+        return self._submitted(self._draft(values), values)
+
+    def _submitted(self, draft: Draft, values: dict[str, Any]) -> Updates:
+        try:
+            name = submit(self.context, draft)
+        except UserError as error:
+            draft.problems |= error.problems if isinstance(error, FieldError) else {"form": str(error)}
+            return self._shown(draft, values, complain=True)
+        cleared = {self.fields.inputs[field]: "" for field in ("name", "teach_name")}
+        return {self.page.run: name, self.page.tabs: self.page.go("watch"), **cleared}
+
+    def _taught(self, *given: Any) -> Updates:
+        """Queues the teacher alone, and chooses it for the student."""
+        values = self._values(given)
+        draft = self._draft(values)
+        try:
+            name = submit_teacher(self.context, draft)
+        except FieldError as error:
+            draft.problems |= error.problems
+            return self._shown(draft, values, complain=True)
+        values |= {"teacher_from": "known", "known": f"run/{name}", "teach_name": ""}
+        inputs = {self.fields.inputs["teacher_from"]: "known", self.fields.inputs["teach_name"]: ""}
+        return self._shown(self._draft(values), values) | inputs | self._teachers(values["known"])
+
+    def _uploaded(self, files: list[str] | None, *given: Any) -> Updates:
+        values = self._values(given)
+        try:
+            key = add_upload([Path(file) for file in files or ()], self.context.runs)
+        except UserError as error:
+            return {self.fields.notices["teacher"]: notice(str(error))}
+        values |= {"teacher_from": "known", "known": key}
+        return self._shown(self._draft(values), values) | self._teachers(key)
+
+    def _loaded(self, file: str, *given: Any) -> Updates:
+        """Fills the form with a recipe's file."""
+        name = Path(file).name
+        try:
+            return self._filled(load_recipe(file), given, name)
+        except UserError as error:
+            return {self.fields.notices["load"]: notice(str(error).replace(str(file), name))}
+
+    def _cloned(self, name: str, *given: Any) -> Updates:
+        """Fills the form with the recipe of a run that Runs was asked to clone."""
+        if not name:
+            return {self.page.cloned: ""}
+        try:
+            updates = self._filled(self.context.run(name).recipe, given, name)
+        except UserError as error:
+            updates = {self.fields.notices["form"]: notice(f"{name} can't be cloned: {error}")}
+        return updates | {self.page.cloned: ""}  # the same run can then be cloned again
+
+    def _filled(self, recipe: Recipe, given: tuple[Any, ...], source: str) -> Updates:
+        changes = fill(self.context, recipe)
+        values = self._values(given) | changes
+        inputs = {component: _typed(changes[name]) for name, component in self.fields.inputs.items() if name in changes}
+        updates = self._shown(self._draft(values), values) | inputs | self._teachers(values["known"])
+        lost = changes["teacher_from"] == "known" and changes["known"] is None
+        text = f"{source} fills the form" + (", but its teacher is not on this server." if lost else ".")
+        said = {self.fields.notices["form"]: notice(text, "hint" if lost else "good")}
+        updates[self.fields.inputs["method"]] = gr.Dropdown(
+            value=values["method"], info=method_sentences().get(values["method"] or "", "")
+        )
+        return updates | said | {self.page.choice: changes["choice"]}
+
+    def _took_batch(self, event: gr.EventData) -> Any:
+        batch = event._data.get("batch")
+        return str(batch) if isinstance(batch, int) else gr.skip()
+
+    # -- what is shown ------------------------------------------------------------------------------
+
+    def _shown(
+        self,
+        draft: Draft,
+        values: dict[str, Any],
+        complain: bool = False,
+        poll: bool = False,
+        proceed: bool = False,
+    ) -> Updates:
+        """Everything on the tab that follows from the fields."""
+        fields, source = self.fields, values["teacher_from"]
+        updates: Updates = {group: gr.Column(visible=source == name) for name, group in self.teacher["groups"].items()}
+        updates |= self._notices(draft, source, complain)
+        updates[self.data] = {"text": draft.data_line(Choice.from_dict(values["choice"]))}
+        updates[self.plan] = draft.plan()
+        updates[self.same] = {
+            "command": draft.commands(self.context),
+            "recipe": dump_recipe(draft.recipe) if draft.recipe and not draft.problems else "",
+            "name": draft.name,
+        }
+        key = recipe_key(draft.first) if draft.measurable and draft.first else None
+        updates[self.preflight] = {
+            "key": key,
+            "of_teacher": draft.teach is not None,
+            "teacher_coming": draft.teacher is not None and not draft.teacher.ready,
+            "asked": time.time() if poll else None,
+            "proceed": proceed,
+            "verb": self.verb(),
+        }
+        sentence = method_sentences().get(values.get("method") or "", "")
+        updates[fields.inputs["method"]] = gr.Dropdown(info=sentence)
+        updates[self.begin] = gr.Button(self.verb())
+        updates[self.unchecked] = gr.Button(visible=False)
+        for field, part in (("epochs", draft.outline), ("teach_epochs", draft.teach_outline)):
+            if part is not None:
+                updates[fields.inputs[field]] = gr.Textbox(placeholder=str(part.epochs))
+        if ADVANCED & draft.problems.keys():
+            updates[self.advanced] = gr.Accordion(open=True)
+        if draft.name and not values.get("name"):
+            updates[fields.inputs["name"]] = gr.Textbox(placeholder=draft.name, info="empty: the name shown")
+        if draft.teach_name and not values.get("teach_name"):
+            updates[fields.inputs["teach_name"]] = gr.Textbox(
+                placeholder=draft.teach_name, info="empty: the name shown"
+            )
+        return updates
+
+    def _notices(self, draft: Draft, source: str, complain: bool) -> Updates:
+        problems = dict(draft.problems)
+        if source != "known" and "teacher" in problems:  # its place is below the list, which is hidden now
+            problems["teacher_from"] = problems.pop("teacher")
+        elsewhere = [text for name, text in problems.items() if name not in self.fields.notices]
+        shown = {
+            component: notice(problems[name]) if name in problems else notice(draft.hints.get(name, ""), "hint")
+            for name, component in self.fields.notices.items()
+        }
+        if elsewhere:
+            shown[self.fields.notices["form"]] = notice(" ".join(elsewhere))
+        elif complain and problems:
+            shown[self.fields.notices["form"]] = notice(
+                f"Not started: {next(iter(problems.values()))}" if len(problems) == 1 else
+                f"Not started: {len(problems)} fields are marked, mend them first."
+            )  # fmt: skip
+        return shown
+
+    def _teachers(self, chosen: str | None) -> Updates:
+        """The list of teachers; one that is gone is chosen no longer."""
+        teachers = list_teachers(self.context)
+        value = chosen if any(teacher.key == chosen for teacher in teachers) else None
+        choices = [(teacher.label, teacher.key) for teacher in teachers]
+        return {self.fields.inputs["known"]: gr.Dropdown(choices=choices, value=value)}
+
+
+def _typed(value: Any) -> Any:
+    """A value as its field holds it: numbers with a point, and those that are left out, as text."""
+    return as_text(value) if value is None or isinstance(value, float) else value

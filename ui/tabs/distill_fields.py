@@ -1,0 +1,237 @@
+"""The fields of the Distill tab, each with room for a message below it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gradio as gr
+
+from segskd.distill.methods import TEACHER_LR
+from ui.parts import Notice
+from ui.state.outline import method_sentences, parameters
+from ui.state.places import as_text, default, help_text, if_empty, options
+
+STUDENTS = ("resnet10", "resnet14", "resnet20", "resnet26")
+OTHER_ENCODERS = ("resnet18", "resnet34", "tu-mobilenetv3_large_100", "tu-efficientnet_b0")
+SIZES = ("96x128", "128x128", "192x256", "256x256", "256x512", "384x512", "512x512", "512x1024", "1024x1024")
+TEACHER_ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101")
+TEACHER_SOURCES = [
+    ("On this server", "known"),
+    ("Train one first", "train"),
+    ("From a hub", "hub"),
+    ("None", "none"),
+]
+ADVANCED_LISTS = {
+    "init": "First weights",
+    "select": "Weights that a stage keeps",
+    "select_on": "«best» is measured on",
+    "store": "Feature store",
+    "device": "Device",
+    "precision": "Precision",
+}
+ADVANCED_NUMBERS = {
+    "batch": "Batch",
+    "views": "Views",
+    "lr": "Learning rate",
+    "weight_decay": "Weight decay",
+    "count": "Number of images",
+    "budget": "Memory for the store (GiB)",
+    "threads": "Threads",
+    "checkpoint_seconds": "Seconds between saves",
+}
+
+
+class Fields:
+    """Components by field, in the order of the page, and the notices below them."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[str, Any] = {}
+        self.notices: dict[str, Any] = {}
+
+    def put(self, name: str, make: Callable[..., Any], **arguments: Any) -> Any:
+        """A component with its notice; the page's tests find it by the id distill-NAME."""
+        with self.noticed(name):
+            self.inputs[name] = make(elem_id=f"distill-{name.replace('_', '-')}", **arguments)
+        return self.inputs[name]
+
+    @contextmanager
+    def noticed(self, name: str) -> Iterator[None]:
+        """Puts the field's notice below what is made inside."""
+        with gr.Column(elem_classes="field", min_width=200):
+            yield
+            self.notices[name] = Notice()
+
+
+def student_fields(fields: Fields) -> None:
+    """Student, method, size, epochs and seed."""
+    own = [(f"{name} U-Net · {parameters(f'unet:{name}') / 1e6:.1f} M parameters", f"unet:{name}") for name in STUDENTS]
+    others = [(f"{name} U-Net", f"unet:{name}") for name in OTHER_ENCODERS]
+    fields.put(
+        "student",
+        gr.Dropdown,
+        choices=[*own, *others],
+        value=default("student"),
+        label="Student",
+        info=f"{help_text('student')}; any other may be typed",
+        allow_custom_value=True,
+    )
+    fields.put(
+        "method",
+        gr.Dropdown,
+        choices=list(method_sentences()),
+        value=default("method"),
+        label="Method",
+        info=method_sentences()[default("method")],
+        filterable=False,
+    )
+    with gr.Row():
+        fields.put(
+            "size",
+            gr.Dropdown,
+            choices=list(SIZES),
+            value=default("size"),
+            label="Size (HEIGHTxWIDTH)",
+            info=help_text("size"),
+            allow_custom_value=True,
+        )
+        fields.put(
+            "epochs",
+            gr.Textbox,
+            value="",
+            max_lines=1,
+            max_length=20,
+            placeholder="chosen",
+            label="Epochs a stage",
+            info=f"empty: {if_empty('epochs')}",
+        )
+        fields.put("seed", gr.Number, value=0, precision=None, label="Seed", info=help_text("seed"))
+
+
+def teacher_fields(fields: Fields) -> dict[str, Any]:
+    """Where the teacher comes from, and what each origin needs; the groups by origin, and the upload's button."""
+    fields.put(
+        "teacher_from",
+        gr.Radio,
+        choices=TEACHER_SOURCES,
+        value="known",
+        show_label=False,
+        container=False,
+        label="From",
+    )
+    with gr.Column(elem_classes="bare") as known, fields.noticed("teacher"), gr.Row(equal_height=True):
+        fields.inputs["known"] = gr.Dropdown(
+            choices=[],
+            value=None,
+            label="Teacher",
+            info="runs and models of this server; the student learns to see as it does",
+            elem_id="distill-known",
+            filterable=False,
+            scale=4,
+            min_width=220,
+        )
+        upload = gr.UploadButton(
+            "Upload …",
+            file_count="multiple",
+            file_types=[".zip", ".json", ".safetensors", ".bin"],
+            elem_id="distill-upload",
+            size="md",
+            scale=1,
+            min_width=150,
+        )
+    with gr.Column(visible=False, elem_classes="bare") as hub:
+        info = "OWNER/NAME of a model that segmentation_models_pytorch saved; it is downloaded when it is first needed"
+        fields.put("hub", gr.Textbox, value="", label="Hub id", info=info, max_lines=1, max_length=200)
+    with gr.Column(visible=False, elem_classes="bare") as train:
+        _teach_fields(fields)
+        alone = gr.Button("Train the teacher alone", size="sm", elem_id="distill-teach")
+    return {"groups": {"known": known, "hub": hub, "train": train}, "upload": upload, "alone": alone}
+
+
+def _teach_fields(fields: Fields) -> None:
+    gr.Markdown("A large network learns from the labels of **all** training images; then the student learns from it.")
+    with gr.Row():
+        fields.put(
+            "teach_encoder",
+            gr.Dropdown,
+            choices=list(TEACHER_ENCODERS),
+            value="resnet34",
+            label="Teacher's encoder",
+            info="of a U-Net; any other may be typed",
+            allow_custom_value=True,
+        )
+        fields.put(
+            "teach_epochs",
+            gr.Textbox,
+            value="",
+            max_lines=1,
+            max_length=20,
+            placeholder="chosen",
+            label="Teacher's epochs",
+            info="empty: chosen by the number of images",
+        )
+        fields.put(
+            "teach_lr",
+            gr.Textbox,
+            value="",
+            max_lines=1,
+            max_length=20,
+            placeholder=f"{TEACHER_LR:g}",
+            label="Teacher's learning rate",
+            info=f"empty: {TEACHER_LR:g}, the peak of OneCycle",
+        )
+    with gr.Row():
+        fields.put(
+            "teach_weights",
+            gr.Dropdown,
+            choices=[("none: begin at random", ""), ("imagenet: downloaded from a hub", "imagenet")],
+            value="",
+            label="Teacher's first weights",
+            info=help_text("weights"),
+            filterable=False,
+        )
+        fields.put("teach_name", gr.Textbox, value="", label="Name of the teacher's run", max_lines=1, max_length=100)
+
+
+def advanced_fields(fields: Fields) -> None:
+    """Everything else that a recipe says."""
+    for group in _in_twos(list(ADVANCED_NUMBERS.items())):
+        with gr.Row():
+            for name, label in group:
+                fields.put(
+                    name,
+                    gr.Textbox,
+                    value=as_text(default(name)),
+                    placeholder=if_empty(name),
+                    label=label,
+                    info=help_text(name),
+                    max_lines=1,
+                    max_length=20,
+                )
+    for group in _in_twos(list(ADVANCED_LISTS.items())):
+        with gr.Row():
+            for name, label in group:
+                fields.put(
+                    name,
+                    gr.Dropdown,
+                    choices=options(name),
+                    value=default(name),
+                    label=label,
+                    info=help_text(name),
+                    filterable=False,
+                )
+    fields.put(
+        "weights",
+        gr.Textbox,
+        value="",
+        label="Pretrained weights",
+        info=help_text("weights"),
+        max_lines=1,
+        max_length=99,
+    )
+
+
+def _in_twos(items: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    for start in range(0, len(items), 2):
+        yield items[start : start + 2]

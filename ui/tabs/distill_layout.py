@@ -1,0 +1,112 @@
+"""Where things stand on the Distill tab, and what its scripts ask the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from ui.context import Context
+from ui.parts import Notice, asset
+from ui.state.preflight import Preflights
+from ui.state.teachers import list_teachers
+from ui.tabs.distill_fields import Fields, advanced_fields, student_fields, teacher_fields
+
+BEGIN, QUEUE = "Start", "Queue"
+
+
+class Layout:
+    """The tab's components."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.preflights = Preflights(context)
+        self.fields = Fields()
+        self._lay_out()
+
+    def busy(self) -> list[str]:
+        """Runs that train, then those that wait."""
+        return [*self.context.jobs.busy(), *self.context.jobs.waiting()]
+
+    def verb(self) -> str:
+        """What the button does: starts, or queues behind what trains."""
+        return QUEUE if self.busy() else BEGIN
+
+    def _lay_out(self) -> None:
+        self.pulse = gr.HTML(
+            {}, html_template="", js_on_load=asset("distill-pulse.js"), server_functions=[self._pulse_function()]
+        )
+        with gr.Row(elem_id="distill-columns"):
+            with gr.Column(scale=3, min_width=300, elem_id="distill-form"):
+                self._lay_out_form()
+            with gr.Column(scale=2, min_width=300, elem_id="distill-side"):
+                self._lay_out_side()
+
+    def _lay_out_form(self) -> None:
+        fields = self.fields
+        with gr.Column(elem_classes="part"):
+            gr.Markdown("### Data")
+            with fields.noticed("data"), gr.Row(equal_height=True):
+                self.data = gr.HTML(
+                    {}, html_template='<p class="data-line">{{value.text}}</p>', js_on_load=None, elem_id="distill-data"
+                )
+                self.to_data = gr.Button("Choose data", size="sm", scale=0, min_width=130, elem_id="distill-to-data")
+        with gr.Column(elem_classes="part"):
+            gr.Markdown("### Teacher")
+            self.teacher = teacher_fields(fields)
+        with gr.Column(elem_classes="part"):
+            gr.Markdown("### Student")
+            student_fields(fields)
+        with gr.Accordion("Advanced", open=False, elem_id="distill-advanced") as self.advanced:
+            advanced_fields(fields)
+
+    def _lay_out_side(self) -> None:
+        fields = self.fields
+        with gr.Column(elem_classes="part"):
+            fields.put("name", gr.Textbox, value="", label="Name of the run", max_lines=1, max_length=100)
+            with gr.Row():
+                self.begin = gr.Button(BEGIN, variant="primary", size="lg", elem_id="distill-start")
+            self.unchecked = gr.Button("Start without the check", size="sm", visible=False, elem_id="distill-unchecked")
+            fields.notices["form"] = Notice(elem_id="distill-notice")
+            self.preflight = self._panel("distill-preflight", [self._state_function(), self._cancel_function()])
+        with gr.Column(elem_classes="part"):
+            self.plan = self._panel("distill-plan")
+        with gr.Accordion("The same as a command and as a recipe", open=False, elem_id="distill-same"):
+            self.same = self._panel("distill-recipe")
+            with fields.noticed("load"):
+                self.load = gr.UploadButton(
+                    "Load a recipe …", file_types=[".yaml", ".yml"], size="sm", elem_id="distill-load"
+                )
+
+    def _panel(self, name: str, functions: list[Callable[..., Any]] | None = None) -> Any:
+        return gr.HTML(
+            {},
+            html_template='<div class="panel"></div>',
+            js_on_load=asset(f"{name}.js"),
+            server_functions=functions,
+            elem_id=f"{name}-panel",
+        )
+
+    # -- what scripts on the page ask -----------------------------------------------------------------
+
+    def _pulse_function(self) -> Callable[..., Any]:
+        def distill_pulse(_: dict[str, Any]) -> dict[str, Any]:
+            """Changes when the list of teachers does, or when something begins or ends to train."""
+            teachers = [(teacher.key, teacher.state) for teacher in list_teachers(self.context)]
+            return {"now": [teachers, bool(self.busy())]}
+
+        return distill_pulse
+
+    def _state_function(self) -> Callable[..., Any]:
+        def preflight_state(asked: dict[str, Any]) -> dict[str, Any]:
+            return self.preflights.state(str(asked.get("key")))
+
+        return preflight_state
+
+    def _cancel_function(self) -> Callable[..., Any]:
+        def preflight_cancel(asked: dict[str, Any]) -> dict[str, Any]:
+            self.preflights.cancel(str(asked.get("key")))
+            return self.preflights.state(str(asked.get("key")))
+
+        return preflight_cancel

@@ -1,0 +1,93 @@
+"""The Export tab: the student as a file, and what that file proves about itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from segskd.errors import UserError
+from segskd.runs import Run
+from ui.context import Context
+from ui.handlers import QUIET, answered, known
+from ui.page import Page
+from ui.parts import Notice, asset, handed_out, notice
+from ui.state.catalogue import Catalogue, Row
+from ui.state.exports import Exports, as_dict, exported
+
+SCRIPTS = ("watch-parts.js", "poll.js", "export.js")
+
+
+def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) -> None:
+    """Puts the tab's components where it is called."""
+
+    def export_state(asked: dict[str, Any]) -> dict[str, Any]:
+        rows = catalogue.rows()
+        choices = _choices(rows)
+        name = asked.get("run") or (choices[0] if choices else None)
+        row = next((row for row in rows if row.name == name), None)
+        if row is None:
+            return {"runs": choices, "run": None, "asked": name}
+        run = Run(context.runs / row.name)
+        task, made = exports.task(run), exported(run)
+        return {
+            "runs": choices,
+            "run": row.as_dict(),
+            "task": task.as_dict() if task else None,
+            "export": as_dict(made) if made else None,
+        }
+
+    def export_start(asked: dict[str, Any]) -> dict[str, Any]:
+        return answered(lambda: exports.start(context.run(asked.get("run"))))
+
+    def chosen(event: gr.EventData) -> str:
+        return known(context, event._data.get("run"))
+
+    def offer(event: gr.EventData) -> tuple[Any, Any]:
+        try:
+            return notice(), _offered(context.run(event._data.get("run")), save)
+        except UserError as error:
+            return notice(str(error)), gr.DownloadButton(visible=False)
+
+    with gr.Column(elem_id="export"):
+        view = gr.HTML(
+            None,
+            html_template='<div class="export-view"></div>',
+            js_on_load="\n".join(asset(name) for name in SCRIPTS),
+            server_functions=[export_state, export_start],
+            apply_default_css=False,
+            padding=False,
+            elem_id="export-view",
+        )
+        problem = Notice()
+        save = gr.DownloadButton("Download", visible=False, variant="primary", elem_id="export-save")
+    page.run.change(lambda name: {"run": name}, page.run, view, **QUIET)
+    view.choose(chosen, None, page.run, **QUIET)
+    view.offer(offer, None, [problem, save], **QUIET)
+    view.go(lambda: page.go("distill"), None, page.tabs, **QUIET)
+
+
+def _choices(rows: list[Row]) -> list[str]:
+    """Names of the finished runs, distilled ones first, each kind's newest first."""
+    done = [row for row in rows if row.state == "finished"]
+    return [row.name for row in sorted(done, key=lambda row: row.kind != "distill")]
+
+
+def _offered(run: Run, button: gr.DownloadButton) -> Any:
+    """The button that saves the run's export, hidden while there is none."""
+    made = exported(run)
+    if made is None:
+        return gr.DownloadButton(visible=False)
+    place = handed_out(button, made.path.name, lambda target: _linked(made.path, target))
+    size = made.certificate.bytes / 1e6
+    return gr.DownloadButton(f"Download {made.path.name} ({size:.1f} MB)", value=place, visible=True)
+
+
+def _linked(file: Path, target: Path) -> None:
+    try:
+        os.link(file, target)
+    except OSError:  # another disk, or one that knows no links
+        shutil.copyfile(file, target)

@@ -1,0 +1,108 @@
+"""The Runs tab: every run of this server, its figures, and what can be done with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from segskd import shelf
+from segskd.errors import UserError
+from segskd.runs import Run
+from ui.context import Context
+from ui.handlers import QUIET, answered, known, looked
+from ui.page import Page
+from ui.parts import Notice, asset, handed_out, notice
+from ui.state.catalogue import Catalogue
+from ui.state.exports import Exports
+from ui.state.follow import Followers
+from ui.state.parcel import parcel
+
+SCRIPTS = ("watch-parts.js", "poll.js", "runs-plots.js", "runs-panel.js", "runs.js")
+MOST_CURVES = 12
+
+
+def build(context: Context, page: Page, followers: Followers, catalogue: Catalogue, exports: Exports) -> None:
+    """Puts the tab's components where it is called."""
+
+    def runs_rows(_: Any) -> list[dict[str, Any]]:
+        return [row.as_dict() for row in catalogue.rows()]
+
+    def runs_curves(asked: dict[str, Any]) -> list[dict[str, Any]]:
+        names = [name for name in asked.get("runs", [])[:MOST_CURVES] if known(context, name)]
+        return [_curve(followers, name) for name in names]
+
+    def runs_rename(asked: dict[str, Any]) -> dict[str, Any]:
+        return answered(lambda: shelf.rename(_at_rest(context, exports, asked.get("run")), str(asked.get("name", ""))))
+
+    def runs_note(asked: dict[str, Any]) -> dict[str, Any]:
+        return answered(lambda: shelf.write_note(context.run(asked.get("run")), str(asked.get("note", ""))))
+
+    def runs_delete(asked: dict[str, Any]) -> dict[str, Any]:
+        return answered(lambda: shelf.delete(_at_rest(context, exports, asked.get("run"))))
+
+    def runs_resume(asked: dict[str, Any]) -> dict[str, Any]:
+        return answered(lambda: context.jobs.resume(context.run(asked.get("run")).name))
+
+    def runs_stop(asked: dict[str, Any]) -> dict[str, Any]:
+        return answered(lambda: context.jobs.stop(context.run(asked.get("run")).name))
+
+    def look(event: gr.EventData) -> tuple[Any, Any]:
+        return looked(context, event)
+
+    def moved(looked_at: str, event: gr.EventData) -> Any:
+        """The page goes on looking at a run that was renamed, and at none that was deleted."""
+        return known(context, event._data.get("after")) if looked_at == event._data.get("before") else gr.skip()
+
+    def clone(event: gr.EventData) -> tuple[Any, Any, Any]:
+        try:
+            return notice(), context.run(event._data.get("run")).name, page.go("distill")
+        except UserError as error:
+            return notice(str(error)), gr.skip(), gr.skip()
+
+    def pack(event: gr.EventData) -> tuple[Any, Any]:
+        try:
+            run = context.run(event._data.get("run"))
+            file = handed_out(download, f"{run.name}.zip", lambda target: parcel(run, target))
+        except UserError as error:
+            return notice(str(error)), gr.skip()
+        return notice(), gr.DownloadButton(Path(file).parent.name, value=file)  # the script waits for the new label
+
+    with gr.Column(elem_id="runs"):
+        problem = Notice()
+        download = gr.DownloadButton("", visible="hidden", elem_id="runs-save")
+        table = gr.HTML(
+            None,
+            html_template='<div class="runs-view"></div>',
+            js_on_load="\n".join(asset(name) for name in SCRIPTS),
+            server_functions=[runs_rows, runs_curves, runs_rename, runs_note, runs_delete, runs_resume, runs_stop],
+            apply_default_css=False,
+            padding=False,
+            elem_id="runs-view",
+        )
+    table.look(look, None, [page.run, page.tabs], **QUIET)
+    table.moved(moved, page.run, page.run, **QUIET)
+    table.clone(clone, None, [problem, page.cloned, page.tabs], **QUIET)
+    packed = table.pack(pack, None, [problem, download], **QUIET)
+    packed.then(None, None, None, js="() => window.segskdPacked?.()", api_visibility="private")
+
+
+def _at_rest(context: Context, exports: Exports, name: object) -> Run:
+    """A run whose folder nobody uses. Raises UserError for one that waits, starts or is being exported."""
+    run = context.run(name)
+    if context.jobs.state(run.name) in ("waiting", "starting"):
+        raise UserError(f"run {run.name} is in the queue: take it out first")
+    exports.check_idle(run)
+    return run
+
+
+def _curve(followers: Followers, name: str) -> dict[str, Any]:
+    """A run's figures by phase, for laying runs over one another."""
+    view = followers.get(name)
+    phases = [
+        {"phase": phase.name, "loss": phase.loss, "graft_miou": phase.graft_miou}
+        for phase in view.phases
+        if phase.state == "done"
+    ]
+    return {"name": view.name, "teacher_miou": view.teacher_miou, "phases": phases}

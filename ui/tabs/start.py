@@ -1,0 +1,78 @@
+"""The Start tab: the demo, this machine, and the last runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from segskd.errors import UserError
+from ui.context import Context
+from ui.handlers import QUIET, looked
+from ui.page import Page
+from ui.parts import Notice, asset, notice
+from ui.state.catalogue import Catalogue
+from ui.state.follow import Followers
+from ui.state.guide import Guide
+from ui.state.machine import machine
+
+LAST = 5
+SCRIPTS = ("watch-parts.js", "poll.js", "start.js")
+WELCOME = """
+## Make a segmentation network small enough for its device
+
+A small network learns from your large one, **stage by stage**: encoder blocks, then decoder blocks, then the head
+on labels. So it needs a fraction of the images, and you see its masks after every stage.
+"""
+DEMO = """
+### See it work
+Built-in street scenes, a teacher and a student, in about two minutes. Nothing is downloaded.
+"""
+OWN = """
+### Use your own
+Pick your images and a subset of them, then your large network as teacher.
+"""
+
+
+def build(context: Context, page: Page, followers: Followers, catalogue: Catalogue) -> None:
+    """Puts the tab's components where it is called."""
+    guide = Guide(context.jobs, context.data, followers.get)
+
+    def start_state(_: Any) -> dict[str, Any]:
+        rows = [row.as_dict() for row in catalogue.rows()[:LAST]]
+        return {"guide": guide.as_dict(), "machine": machine(context.runs), "runs": rows}
+
+    def demo() -> tuple[Any, Any, Any]:
+        try:
+            return notice(), guide.start(), page.go("compare" if guide.finished else "watch")
+        except UserError as error:
+            return notice(str(error)), gr.skip(), gr.skip()
+
+    def look(event: gr.EventData) -> tuple[Any, Any]:
+        return looked(context, event)
+
+    with gr.Column(elem_id="start"):
+        gr.Markdown(WELCOME, elem_id="welcome")
+        with gr.Row(elem_id="ways", equal_height=True):
+            with gr.Column(elem_classes="card", min_width=280):
+                gr.Markdown(DEMO)
+                demo_button = gr.Button("Run the two-minute demo", variant="primary", elem_id="demo-button")
+                problem = Notice()
+            with gr.Column(elem_classes="card", min_width=280):
+                gr.Markdown(OWN)
+                with gr.Row():
+                    data_button = gr.Button("Choose the data", elem_id="go-data", min_width=180)
+                    distill_button = gr.Button("Choose teacher and student", elem_id="go-distill", min_width=180)
+        view = gr.HTML(
+            None,
+            html_template='<div class="start-view"></div>',
+            js_on_load="\n".join(asset(name) for name in SCRIPTS),
+            server_functions=[start_state],
+            apply_default_css=False,
+            padding=False,
+            elem_id="start-view",
+        )
+    demo_button.click(demo, None, [problem, page.run, page.tabs], **QUIET)
+    data_button.click(lambda: page.go("data"), None, page.tabs, **QUIET)
+    distill_button.click(lambda: page.go("distill"), None, page.tabs, **QUIET)
+    view.look(look, None, [page.run, page.tabs], **QUIET)
