@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import pickle
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,7 +32,10 @@ DAMAGED = (RuntimeError, EOFError, ValueError, LookupError, AttributeError, Type
 # A folder that holds one of these is somebody's model, not room for a run.
 FOREIGN = ("config.json", "model.safetensors", "pytorch_model.bin", "state.pt", "events.jsonl")
 LOCK_SECONDS = 1.0
-AFTER_EPOCH = "after this epoch"
+# Who only looks holds the lock for a moment, too: looks of this process take turns, those of others are waited out.
+LOOKING = threading.Lock()
+LOOK_SECONDS = 0.002
+AT_ONCE, AFTER_EPOCH = "at once", "after this epoch"
 
 
 class Run:
@@ -102,12 +107,12 @@ class Run:
             return False
         probe = filelock.FileLock(self.path / ".lock")
         try:
-            with probe.acquire(blocking=False):
+            with LOOKING, probe.acquire(timeout=LOOK_SECONDS, poll_interval=LOOK_SECONDS):
                 return False
         except filelock.Timeout:
             return True
-        except OSError as error:  # a folder that can't be written has no worker
-            if error.errno in REFUSED:
+        except OSError as error:  # a folder that can't be written, or has just been deleted, has no worker
+            if error.errno in {*REFUSED, errno.ENOENT}:
                 return False
             raise
 
@@ -129,7 +134,7 @@ class Run:
     def request_stop(self, after_epoch: bool = False) -> None:
         """Asks the worker to stop at its next step, or at the end of its epoch."""
         with writing(self._stop_file):
-            self._stop_file.write_text(AFTER_EPOCH if after_epoch else "")
+            self._stop_file.write_text(AFTER_EPOCH if after_epoch else AT_ONCE)
 
     def stop_requested(self, epoch_over: bool = False) -> bool:
         """Whether somebody asked, by `request_stop` or by a signal; `epoch_over` says that an epoch just ended."""
@@ -139,7 +144,7 @@ class Run:
             asked = self._stop_file.read_text()
         except FileNotFoundError:
             return False
-        return epoch_over or asked != AFTER_EPOCH
+        return asked == AT_ONCE or (epoch_over and asked == AFTER_EPOCH)  # it is empty while it is being written
 
     @contextmanager
     def listening_to_signals(self) -> Iterator[None]:
@@ -162,12 +167,12 @@ class Run:
         """What a list of runs shows; figures are None until the run is finished."""
         try:
             recipe = self.recipe
+            result = self.read_json("result.json") or {}
         except UserError:
             return dict.fromkeys(("dataset", "student", "method", "miou", "percent_of_teacher"), None) | {
                 "run": self.name,
                 "state": "damaged",
             }
-        result = self.read_json("result.json") or {}
         return {
             "run": self.name,
             "state": self.status(),
@@ -264,15 +269,18 @@ def runs_folder() -> Path:
 def find_run(name_or_path: str, runs: Path | None = None) -> Run:
     """A run by its name below `runs` (`runs_folder()`), or by a path. Raises UserError when there is none."""
     below = (runs or runs_folder()) / name_or_path
-    if RUN_NAME.match(name_or_path) and (below / "recipe.yaml").is_file():
+    if RUN_NAME.fullmatch(name_or_path) and (below / "recipe.yaml").is_file():
         return Run(below)
     return Run.open(Path(name_or_path).expanduser())
 
 
 def list_runs(runs: Path | None = None) -> list[Run]:
     """All runs below `runs`, the newest first."""
-    recipes = sorted((runs or runs_folder()).glob("*/recipe.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
-    return [Run(path.parent) for path in recipes]
+    written: dict[Path, float] = {}
+    for path in (runs or runs_folder()).glob("*/recipe.yaml"):
+        with suppress(FileNotFoundError):  # deleted or renamed in the meantime
+            written[path.parent] = path.stat().st_mtime
+    return [Run(path) for path in sorted(written, key=written.__getitem__, reverse=True)]
 
 
 def free_name(wish: str, runs: Path | None = None) -> str:

@@ -198,20 +198,21 @@ def _run_folder(name_or_path: str, made_up: bool) -> Path:
 
     if made_up:
         return runs_folder() / free_name(name_or_path)
-    if RUN_NAME.match(name_or_path):
+    if RUN_NAME.fullmatch(name_or_path):
         return runs_folder() / name_or_path
     return Path(name_or_path).expanduser().resolve()
 
 
 def _default_name(recipe: Any) -> str:
-    from segskd.data.cards import load_card
+    from segskd.data.cards import data_folder, load_card
 
     if recipe.begin:
         return f"{Path(recipe.begin.run).name}-from-{recipe.begin.stage}"
     count = recipe.subset.count or len(recipe.subset.names or ())
     share = f"{count}" if count else f"{100 * (recipe.subset.fraction or 1):g}pc"
     encoder = recipe.student.partition(":")[2]
-    return f"{load_card(recipe.data.card).name}-{encoder}-{recipe.method}-{share}-s{recipe.seed}"
+    card = load_card(recipe.data.card, data_folder(recipe.data.folder))
+    return f"{card.name}-{encoder}-{recipe.method}-{share}-s{recipe.seed}"
 
 
 COMMANDS = (teach, distill, resume, stop, runs, demo)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from segskd.config import make_recipe, merged
+from segskd.distill.chosen import chosen_names
 from segskd.errors import UserError
 from segskd.runs import Run
 
@@ -15,8 +16,14 @@ def halve_batch(run: Run) -> int:
     """
     if run.is_alive():
         raise UserError(f"run {run.name} is running: stop it first")
+    with run.working():  # so that no worker begins in the middle
+        return _halve(run)
+
+
+def _halve(run: Run) -> int:
     recipe = run.recipe
-    batch = min(recipe.optimisation.batch, _images(run) or recipe.optimisation.batch)
+    names = chosen_names(run)
+    batch = min(recipe.optimisation.batch, len(names[0]) if names else recipe.optimisation.batch)
     if batch < 2:
         raise UserError("a batch is one image already: take a smaller --size")
     state = run.load_state()
@@ -28,9 +35,3 @@ def halve_batch(run: Run) -> int:
     run.write_recipe(make_recipe(changed))
     run.event("warning", message=f"memory ran out: the batch is {halved} from here on, and was {batch}")
     return halved
-
-
-def _images(run: Run) -> int:
-    """Lines of the run's subset, 0 when it has none yet; held-out images count too, which is safe here."""
-    path = run.path / "subset.txt"
-    return len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0

@@ -53,7 +53,8 @@ def find_source(model: str, dataset: str | None, size: str | None, data: str | N
         chosen = parse_size(size) if size else recipe.data.size  # type: ignore[union-attr]
     except ValueError as error:
         raise UserError(str(error)) from error
-    return Source(place, load_card(card), chosen, data_folder(data or (recipe.data.folder if recipe else None)))
+    folder = data_folder(data or (recipe.data.folder if recipe else None))
+    return Source(place, load_card(card, folder), chosen, folder)
 
 
 def model_place(name: str) -> str:

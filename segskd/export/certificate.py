@@ -160,7 +160,8 @@ class FreshProcess:
             stdin.flush()
         answer = stdout.read(4 * prod(self._shape))
         if len(answer) < 4 * prod(self._shape):
-            self._process.wait()
+            status = self._process.wait()
             self._said.seek(0)
-            raise UserError(f"the package can't be loaded back: {self._said.read().strip().splitlines()[-1]}")
+            last = (self._said.read().strip() or f"the process that loads it ended with status {status}").splitlines()[-1]
+            raise UserError(f"the package can't be loaded back: {last}")
         return torch.frombuffer(bytearray(answer), dtype=torch.float32).view(self._shape)

@@ -54,8 +54,9 @@ def package(run: Run, out: Path | None = None, report: Report | None = None) -> 
     """
     result = _finished(run)
     recipe = run.recipe
-    card = load_card(recipe.data.card)
-    pairs = list_pairs(card, data_folder(recipe.data.folder), "val")
+    data = data_folder(recipe.data.folder)
+    card = load_card(recipe.data.card, data)
+    pairs = list_pairs(card, data, "val")
     checkpoint = Predictor(load(run.model_folder), card, recipe.data.size)
     out = out or run.path / "exports" / FORMAT
     with writing(out):

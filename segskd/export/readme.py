@@ -76,4 +76,4 @@ _ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def _plain(text: str) -> str:
     """A title or class name without what Markdown would take for markup."""
-    return "".join(f"\\\\{letter}" if letter in "\\\\`*_[]<>|#" else letter for letter in " ".join(text.split()))
+    return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#" else letter for letter in " ".join(text.split()))

@@ -68,6 +68,7 @@ const drawTask = (row, task, made) => {
   setText(title, row.kind === "teach" ? "Take the network along" : "Take the student along");
   about.hidden = go.hidden = !done;
   setText(go, working ? "Exporting …" : made ? "Export again" : "Export");
+  go.classList.toggle("again", Boolean(made) && !working);
   go.disabled = working;
   bar.hidden = !working;
   if (!done) say(line, `${row.name} is ${row.state === "interrupted" ? "stopped" : row.state}: it can be exported when it is finished.`);

@@ -61,8 +61,8 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
             with gr.Column(elem_classes="card", min_width=280):
                 gr.Markdown(OWN)
                 with gr.Row():
-                    data_button = gr.Button("Choose the data", elem_id="go-data", min_width=180)
-                    distill_button = gr.Button("Choose teacher and student", elem_id="go-distill", min_width=180)
+                    data_button = gr.Button("Choose the data", size="md", min_width=180)
+                    distill_button = gr.Button("Choose teacher and student", size="md", min_width=180)
         view = gr.HTML(
             None,
             html_template='<div class="start-view"></div>',
