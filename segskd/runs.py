@@ -35,7 +35,7 @@ LOCK_SECONDS = 1.0
 # Who only looks holds the lock for a moment, too: looks of this process take turns, those of others are waited out.
 LOOKING = threading.Lock()
 LOOK_SECONDS = 0.002
-AT_ONCE, AFTER_EPOCH = "at once", "after this epoch"
+AFTER_EPOCH = "after this epoch"
 
 
 class Run:
@@ -134,7 +134,13 @@ class Run:
     def request_stop(self, after_epoch: bool = False) -> None:
         """Asks the worker to stop at its next step, or at the end of its epoch."""
         with writing(self._stop_file):
-            self._stop_file.write_text(AFTER_EPOCH if after_epoch else AT_ONCE)
+            if not after_epoch:
+                self._stop_file.write_text("")
+                return
+            # Whole at once: while it is empty it would mean the next step.
+            whole = self.path / f".stop-{os.getpid()}-{threading.get_ident()}"
+            whole.write_text(AFTER_EPOCH)
+            os.replace(whole, self._stop_file)
 
     def stop_requested(self, epoch_over: bool = False) -> bool:
         """Whether somebody asked, by `request_stop` or by a signal; `epoch_over` says that an epoch just ended."""
@@ -144,7 +150,7 @@ class Run:
             asked = self._stop_file.read_text()
         except FileNotFoundError:
             return False
-        return asked == AT_ONCE or (epoch_over and asked == AFTER_EPOCH)  # it is empty while it is being written
+        return epoch_over or asked != AFTER_EPOCH
 
     @contextmanager
     def listening_to_signals(self) -> Iterator[None]:
@@ -278,6 +284,8 @@ def list_runs(runs: Path | None = None) -> list[Run]:
     """All runs below `runs`, the newest first."""
     written: dict[Path, float] = {}
     for path in (runs or runs_folder()).glob("*/recipe.yaml"):
+        if path.parent.name.startswith("."):  # being deleted
+            continue
         with suppress(FileNotFoundError):  # deleted or renamed in the meantime
             written[path.parent] = path.stat().st_mtime
     return [Run(path) for path in sorted(written, key=written.__getitem__, reverse=True)]

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from segskd import cli, runs
+from segskd.cli import run_commands
 from segskd.config import dump_recipe
 
 
@@ -201,14 +202,17 @@ def test_a_bug_shows_its_traceback(call: Callable[..., Any], monkeypatch: pytest
 
 def test_a_request_to_stop_ends_a_real_worker_with_130(flags: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "segskd", "distill", *bad(flags, epochs=500), "--run", str(tmp_path / "run")]
-    worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert worker.stderr is not None
-    for line in worker.stderr:
-        if line.strip().startswith("teacher:"):
-            break
-    assert runs.Run.open(tmp_path / "run").is_alive()
-    assert cli.main(["stop", str(tmp_path / "run")]) == 0
-    _, err = worker.communicate(timeout=60)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as worker:
+        assert worker.stderr is not None
+        try:
+            for line in worker.stderr:
+                if line.strip().startswith("teacher:"):
+                    break
+            assert runs.Run.open(tmp_path / "run").is_alive()
+            assert cli.main(["stop", str(tmp_path / "run")]) == 0
+            _, err = worker.communicate(timeout=60)
+        finally:
+            worker.kill()
     assert worker.returncode == 130
     assert "resume run" in err.splitlines()[-1]
     assert runs.Run.open(tmp_path / "run").status() == "interrupted"
@@ -223,7 +227,7 @@ def test_cards_are_listed(call: Callable[..., Any], tmp_path: Path) -> None:
 
 
 def test_a_dataset_is_added_listed_and_checked_by_its_name(
-    call: Callable[..., Any], data: Path, tmp_path: Path
+    call: Callable[..., Any], recipe: Callable[..., Any], data: Path, teacher_folder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(data / "bands", tmp_path / "data" / "My bands")
     (tmp_path / "data" / "broken.yaml").write_text("name: [")
@@ -248,6 +252,10 @@ def test_a_dataset_is_added_listed_and_checked_by_its_name(
     status, _, err = call("data", "check", "My-bands", *flags)
     assert status == 2
     assert "1 problems, the first: image" in err
+    status, out, _ = call("evaluate", teacher_folder, "--dataset", "My-bands", "--size", "64x96", *flags)
+    assert (status, last_line(out)["dataset"], last_line(out)["images"]) == (0, "My-bands", 3)
+    asked = recipe(data={"card": "My-bands", "folder": str(tmp_path / "data")}, subset={"count": 4})
+    assert run_commands._default_name(asked) == "My-bands-resnet10-stagewise-4-s0"
     status, _, err = call("data", "add", tmp_path / "nowhere", *flags)
     assert status == 2
     assert "no folder and no file" in err

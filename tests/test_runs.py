@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,11 @@ def test_a_taken_name_is_refused(run: Run, recipe: Callable[..., Any]) -> None:
         Run.create(run.path, recipe())
 
 
-def test_a_missing_run_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run at"):
-        find_run("nothing", tmp_path)
+def test_a_missing_run_is_told(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    Run.create(tmp_path / "one\n", recipe())
+    for name in ("nothing", "one\n"):
+        with pytest.raises(UserError, match="no run at"):
+            find_run(name, tmp_path)
 
 
 def test_a_run_is_found_by_name_and_by_path(run: Run) -> None:
@@ -51,6 +55,44 @@ def test_a_run_is_alive_while_it_is_worked_on(run: Run) -> None:
         with pytest.raises(UserError, match="worked on by another process"), other.working():
             pass
     assert not other.is_alive()
+
+
+def test_who_looks_is_not_taken_for_a_worker(run: Run) -> None:
+    with run.working():
+        pass
+
+    def look(_: int) -> bool:
+        return Run(run.path).is_alive()
+
+    with ThreadPoolExecutor(4) as threads:
+        assert not any(threads.map(look, range(400)))
+        with run.working():
+            assert all(threads.map(look, range(8)))
+
+
+def test_a_run_deleted_while_somebody_looks_is_no_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with run.working():
+        pass
+
+    def gone(*_: object, **__: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("filelock.FileLock.acquire", gone)
+        assert not run.is_alive()
+    found = list(run.path.parent.glob("*/recipe.yaml"))
+    shutil.rmtree(run.path)
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(found))
+    assert len(found) == 1
+    assert list_runs(run.path.parent) == []
+
+
+def test_the_newest_run_is_listed_first(run: Run, recipe: Callable[..., Any]) -> None:
+    for name, written in (("two", 3.0), ("three", 2.0)):
+        other = Run.create(run.path.parent / name, recipe())
+        os.utime(other.path / "recipe.yaml", (written, written))
+    os.utime(run.path / "recipe.yaml", (1.0, 1.0))
+    assert [found.name for found in list_runs(run.path.parent)] == ["two", "three", "one"]
 
 
 def test_a_new_worker_forgets_an_old_request_to_stop(run: Run) -> None:
@@ -168,9 +210,11 @@ def test_the_summary_of_a_run_without_result(run: Run) -> None:
     assert (summary["state"], summary["miou"]) == ("new", None)
 
 
-def test_a_damaged_recipe_is_listed_as_such(run: Run) -> None:
-    (run.path / "recipe.yaml").write_text("data: [")
+@pytest.mark.parametrize(("name", "content"), [("recipe.yaml", "data: ["), ("result.json", '{"miou": 0.')])
+def test_a_damaged_run_is_listed_as_such(run: Run, name: str, content: str) -> None:
+    (run.path / name).write_text(content)
     assert run.summary()["state"] == "damaged"
+    assert run.summary().keys() == Run(run.path).summary().keys()
 
 
 def test_a_stop_after_the_epoch_is_due_only_when_one_is_over(tmp_path: Path) -> None:
@@ -179,5 +223,34 @@ def test_a_stop_after_the_epoch_is_due_only_when_one_is_over(tmp_path: Path) -> 
     run.request_stop(after_epoch=True)
     assert run.stop_requested(epoch_over=True)
     assert not run.stop_requested()
+    assert [path.name for path in tmp_path.iterdir()] == ["stop"]
     run.request_stop()
     assert run.stop_requested()
+
+
+def test_a_stop_after_the_epoch_is_never_one_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is opened, written or moved for it: a worker that looks in between goes on."""
+    run, looked = Run(tmp_path), []
+
+    def looking(real: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            done = real(*arguments, **named)
+            looked.append(run.stop_requested())
+            return done
+
+        return wrapped
+
+    real_open = Path.open
+    monkeypatch.setattr(Path, "write_text", looking(Path.write_text))
+    monkeypatch.setattr(os, "replace", looking(os.replace))
+
+    def opened(path: Path, mode: str = "r", *more: Any, **named: Any) -> Any:
+        file = real_open(path, mode, *more, **named)
+        if "w" in mode:
+            looked.append(run.stop_requested())
+        return file
+
+    monkeypatch.setattr(Path, "open", opened)
+    run.request_stop(after_epoch=True)
+    assert looked
+    assert not any(looked)

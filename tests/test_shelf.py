@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,7 @@ def test_a_neighbour_whose_name_begins_alike_is_not_followed(pair: Pair) -> None
     assert student.recipe.teacher == str(teacher.path) + "ger"
 
 
-@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "<b>"])
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "<b>", "new\n"])
 def test_names_that_cannot_be_are_refused(pair: Pair, name: str) -> None:
     with pytest.raises(UserError, match="a run's name has letters"):
         rename(pair[1], name)
@@ -82,3 +84,17 @@ def test_a_teacher_that_is_needed_is_not_deleted(pair: Pair) -> None:
     delete(student)
     delete(teacher)
     assert list(teacher.path.parent.iterdir()) == []
+
+
+def test_nobody_meets_a_run_that_is_being_deleted(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, student = pair
+    seen: list[list[str]] = []
+    remove = shutil.rmtree
+
+    def removing(*arguments: Any, **options: Any) -> None:
+        seen.append([run.name for run in list_runs(teacher.path.parent)])
+        remove(*arguments, **options)
+
+    monkeypatch.setattr(tempfile._shutil, "rmtree", removing)  # type: ignore[attr-defined]
+    delete(student)
+    assert seen == [["big"]]

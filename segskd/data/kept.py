@@ -37,7 +37,7 @@ def kept(folder: Path, kind: str, about: Sequence[str], files: Sequence[Path], f
     Raises UserError when one of the files is gone, or `folder` can't be written.
     """
     place = folder / f"{kind}-{_digest([*about, *map(str, files)])[:32]}.npz"
-    key = _digest([_stamp(file) for file in files])
+    key = _digest([stamp(file) for file in files])
     found = _read(place, key)
     if found is None:
         with _alone(place):
@@ -76,7 +76,8 @@ def _alone(place: Path) -> Iterator[None]:
         lock.release()
 
 
-def _stamp(file: Path) -> str:
+def stamp(file: Path) -> str:
+    """Another one whenever the file changes: its size and time of change. Raises UserError when it is gone."""
     try:
         stat = file.stat()
     except OSError as error:

@@ -103,8 +103,8 @@ def check_step_fits(
     student: StagedNetwork, phases: Sequence[Phase], size: Size, batch: int, reserved: int, device: torch.device
 ) -> None:
     """Raises NoRoom when the largest training step needs more memory than is free beside `reserved` bytes."""
-    shadow = cut(ghost(student.model))  # copied for each phase, which is quick without storage
-    needed = reserved + max(step_bytes(shadow, phase, size, batch) for phase in phases)
+    steps = StepSizes(student, size)
+    needed = reserved + max(steps.of(phase, batch) for phase in phases)
     if needed > (free := free_device_memory(device)):
         raise NoRoom(
             f"--size {size[0]}x{size[1]} with --batch {batch} needs about {needed / GIB:.1f} GiB of memory and "
@@ -114,26 +114,30 @@ def check_step_fits(
         )
 
 
-def step_bytes(student: StagedNetwork, phase: Phase, size: Size, batch: int) -> int:
-    """Bytes that a training step keeps for its backward pass, counted on tensors without storage, in fp32.
+class StepSizes:
+    """Bytes that a training step keeps for its backward pass, counted on tensors without storage, in fp32."""
 
-    Weights, gradients and Adam's two moments of the trained stages are counted in.
-    """
-    shadow = cut(ghost(student.model))
-    set_trained(shadow, phase.trained)
-    part = span(phase, student)
-    shapes = tap_shapes(student, size)
-    with torch.device("meta"):
-        taps = {name: torch.empty(batch, *shape) for name, shape in shapes.items()}
-    seen: dict[int, int] = {}
+    def __init__(self, student: StagedNetwork, size: Size) -> None:
+        self._shadow = cut(ghost(student.model))
+        self._size = size
+        self._shapes = tap_shapes(self._shadow, size)
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        seen[tensor.untyped_storage()._cdata] = tensor.numel() * tensor.element_size()
-        keep.append(tensor)
-        return tensor
+    def of(self, phase: Phase, batch: int) -> int:
+        """At that many images; weights, gradients and Adam's two moments of the trained stages are counted in."""
+        shadow = self._shadow
+        set_trained(shadow, phase.trained)
+        part = span(phase, shadow)
+        with torch.device("meta"):
+            taps = {name: torch.empty(batch, *shape) for name, shape in self._shapes.items()}
+        seen: dict[int, int] = {}
+        keep: list[torch.Tensor] = []
 
-    keep: list[torch.Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        shadow.run(taps, size, part.first, part.last)
-    weights = sum(p.numel() * p.element_size() for n in phase.trained for p in shadow.stages[n].parameters())
-    return sum(seen.values()) + ADAM_COPIES * weights
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            seen[tensor.untyped_storage()._cdata] = tensor.numel() * tensor.element_size()
+            keep.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            shadow.run(taps, self._size, part.first, part.last)
+        weights = sum(p.numel() * p.element_size() for n in phase.trained for p in shadow.stages[n].parameters())
+        return sum(seen.values()) + ADAM_COPIES * weights

@@ -13,13 +13,12 @@ import torch
 from segskd.config import Recipe, make_recipe, merged
 from segskd.data.fetch import Report
 from segskd.devices import choose_device, choose_precision, free_device_memory
-from segskd.distill.budget import ADAM_COPIES, GIB, Sizes, step_bytes
+from segskd.distill.budget import ADAM_COPIES, GIB, Sizes, StepSizes
 from segskd.distill.job import DTYPES, Job, prepare
 from segskd.distill.needs import Key
 from segskd.distill.rehearsal import Rehearsal, rehearse
 from segskd.errors import NoRoom
 from segskd.evaluate.cost import weight_bytes
-from segskd.models.stages import cut, ghost
 
 # What Python and its libraries take of a worker's memory before there is a network; this process holds as much
 # already, and gives it back before the run begins.
@@ -180,8 +179,8 @@ class MemoryNeeds:
         self._fixed += _libraries(device)
         if device != "cuda" and job.store.kind == "memory":
             self._fixed += job.store.bytes
-        shadow = cut(ghost(job.student.model))  # copied for each phase, which is quick without storage
-        self._steps = [[step_bytes(shadow, phase, size, batch) for batch in (1, 2)] for phase in job.phases]
+        steps = StepSizes(job.student, size)
+        self._steps = [[steps.of(phase, batch) for batch in (1, 2)] for phase in job.phases]
         self._chunk = _chunk_bytes(job)
 
     def bytes(self, batch: int) -> int:

@@ -22,8 +22,8 @@ def halve_batch(run: Run) -> int:
 
 def _halve(run: Run) -> int:
     recipe = run.recipe
-    names = chosen_names(run)
-    batch = min(recipe.optimisation.batch, len(names[0]) if names else recipe.optimisation.batch)
+    chosen, asked = chosen_names(run), recipe.optimisation.batch
+    batch = min(asked, len(chosen[0])) if chosen else asked
     if batch < 2:
         raise UserError("a batch is one image already: take a smaller --size")
     state = run.load_state()

@@ -65,6 +65,7 @@ class Grafts:
         state = run.load_state()
         stages = trained_stages(run, state, student.names)
         assert state is not None
+        _check_same(run, student, state["student"], stages)
         size = run.recipe.data.size
         compared = [name for name in student.names if name != HEAD]
         adapters = probe_adapters(student, teacher, compared, padded_size(size))
@@ -110,13 +111,24 @@ def trained_stages(run: Run, state: dict[str, Any] | None, names: Sequence[str])
     begin = run.recipe.begin
     first = names.index(begin.stage) if begin and begin.stage in names else 0
     phases = [phase["phase"] for phase in state["progress"]["phases"]] if state else []
-    if phases != list(names[first : first + len(phases)]):
+    if run.recipe.method == "supervised" or phases != list(names[first : first + len(phases)]):
         raise UserError(
             f"run {run.name} was trained by method '{run.recipe.method}', not stage by stage, so there are no grafts"
         )
     if not phases:
         raise UserError(f"run {run.name} has finished no stage yet: there are grafts from the first one on")
     return list(names[: first + len(phases)])
+
+
+def _check_same(run: Run, student: StagedNetwork, state: dict[str, Tensor], stages: Sequence[str]) -> None:
+    """Raises UserError unless the trained stages are those that the state's adapters belong to.
+
+    They are not when the run finishes a stage between the reading of the one and the other.
+    """
+    trained = {id(tensor) for name in stages for tensor in student.stages[name].state_dict(keep_vars=True).values()}
+    for name, tensor in student.model.state_dict(keep_vars=True).items():
+        if id(tensor) in trained and not (name in state and torch.equal(tensor.cpu(), state[name])):
+            raise UserError(f"the student of run {run.name} is not the one in its state.pt: open the run again")
 
 
 def _sources(run: Run) -> tuple[str, str]:

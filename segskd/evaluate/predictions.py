@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from segskd.data.dataset import Pair
+from segskd.data.kept import stamp
 from segskd.data.samples import Samples
 from segskd.data.transforms import unpad
 from segskd.errors import UserError
@@ -221,16 +222,8 @@ def _key(teacher: Predictor, student: Predictor, pairs: Sequence[Pair]) -> dict[
         "student": digest(student.model),
         "card": _sha(teacher.card.model_dump_json()),
         "size": list(teacher.size),
-        "images": _sha("\n".join(f"{p.name} {_stamp(p.image)} {_stamp(p.mask)}" for p in pairs)),
+        "images": _sha("\n".join(f"{p.name} {stamp(p.image)} {stamp(p.mask)}" for p in pairs)),
     }
-
-
-def _stamp(path: Path) -> str:
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise UserError(f"can't read {path}: {error.strerror}") from error
-    return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def _sha(text: str) -> str:

@@ -128,7 +128,11 @@ class SideBySide:
         Raises UserError when the run is gone, the disk is full, or no image can be read.
         """
         Run.open(self.run.path)  # a run deleted in the meantime must not come back as a folder of predictions
-        self._kept.compute(report)
+        try:
+            self._kept.compute(report)
+        except FileNotFoundError:
+            Run.open(self.run.path)
+            raise
 
     # -- one image ----------------------------------------------------------------------------------
 

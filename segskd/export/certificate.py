@@ -28,6 +28,7 @@ from segskd.evaluate.predict import Predictor
 from segskd.models.build import output_classes
 
 IMAGES = 32
+PROGRAM = Path(__file__).with_name("reload.py")
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,8 @@ class FreshProcess:
     def __init__(self, folder: Path, size: Size, classes: int) -> None:
         self._shape = (1, classes, *size)
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
-        program = Path(__file__).with_name("reload.py")
         self._process = subprocess.Popen(
-            [sys.executable, "-I", str(program), str(folder), str(torch.get_num_threads()), *map(str, size)],
+            [sys.executable, "-I", str(PROGRAM), str(folder), str(torch.get_num_threads()), *map(str, size)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -162,6 +162,8 @@ class FreshProcess:
         if len(answer) < 4 * prod(self._shape):
             status = self._process.wait()
             self._said.seek(0)
-            last = (self._said.read().strip() or f"the process that loads it ended with status {status}").splitlines()[-1]
+            last = (self._said.read().strip() or f"the process that loads it ended with status {status}").splitlines()[
+                -1
+            ]
             raise UserError(f"the package can't be loaded back: {last}")
         return torch.frombuffer(bytearray(answer), dtype=torch.float32).view(self._shape)

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from segskd.config import StorePart
-from segskd.distill.budget import Holding, Room, Sizes, choose_store, choose_views, step_bytes
+from segskd.distill.budget import Holding, Room, Sizes, StepSizes, choose_store, choose_views
 from segskd.distill.job import prepare
 from segskd.distill.methods import stagewise
 from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key
 from segskd.errors import UserError
 from segskd.models.build import create
-from segskd.models.stages import StagedNetwork, cut
+from segskd.models.stages import StagedNetwork, cut, freeze
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +58,16 @@ def test_what_the_recipe_asks_for_is_done(sizes: Sizes) -> None:
 
 
 def test_a_step_keeps_its_activations(network: StagedNetwork) -> None:
-    phase = stagewise(network.names, 1)[-1]
-    one = step_bytes(network, phase, (64, 96), batch=1)
-    two = step_bytes(network, phase, (64, 96), batch=2)
-    assert two - one == 16 * 64 * 96 * 4  # the head's convolution keeps its input, decoder.4's tap
+    freeze([network.model])  # as it stands between phases
+    first, *_, head = stagewise(network.names, 1)
+    steps = StepSizes(network, (64, 96))
+    stem = steps.of(first, batch=1)
+    # A 3x3 convolution from 16 to 3 channels keeps its input, decoder.4's tap, and its weights; then four copies
+    # of weights and biases.
+    tap, values = 16 * 64 * 96 * 4, 3 * 16 * 9
+    assert steps.of(head, batch=1) == tap + 4 * values + 4 * 4 * (values + 3)
+    assert steps.of(head, batch=2) - steps.of(head, batch=1) == tap
+    assert steps.of(first, batch=1) == stem
 
 
 def test_a_size_that_does_not_fit_is_refused_before_training(recipe: Callable[..., Any], tmp_path: Path) -> None:

@@ -73,6 +73,11 @@ def test_no_grafts_of_a_run_that_was_not_trained_stage_by_stage(finished: Run, t
     run.save_state(state)
     with pytest.raises(UserError, match="no stage yet"):
         Grafts.open(run, "cpu")
+    recipe = run.recipe
+    run.write_recipe(recipe.model_copy(update={"method": "supervised"}))
+    with pytest.raises(UserError, match="not stage by stage"):
+        Grafts.open(run, "cpu")
+    run.write_recipe(recipe)
     state["progress"]["phases"], state["adapters"] = [{"phase": "encoder.0"}], {"other": torch.zeros(1)}
     run.save_state(state)
     with pytest.raises(UserError, match="adapters of run whole don't fit"):
@@ -87,3 +92,21 @@ def test_a_teacher_has_none(recipe: Callable[..., Any], tmp_path: Path) -> None:
 
 def _run(folder: Path, recipe: Any) -> Run:
     return Run.create(folder, recipe)
+
+
+def test_a_stage_finished_between_two_files_gives_no_wrong_masks(finished: Run, tmp_path: Path) -> None:
+    """state.pt may have come in anew after the student was read: then its adapters are not for that student."""
+    shutil.copytree(finished.path, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    state = run.load_state()
+    assert state is not None
+    trained = state["progress"]["phases"]
+    for name, expected in (("decoder.blocks.0.conv1.1.running_mean", "open the run again"), ("nothing", None)):
+        student = {key: tensor + (key == name) for key, tensor in state["student"].items()}
+        run.save_state(state | {"student": student})
+        if expected:
+            with pytest.raises(UserError, match=expected):
+                Grafts.open(run, "cpu")
+            # Stages that are still being trained may differ.
+            run.save_state(state | {"student": student, "progress": state["progress"] | {"phases": trained[:5]}})
+        assert Grafts.open(run, "cpu").stages == STAGES[: 5 if expected else 11]

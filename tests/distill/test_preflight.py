@@ -13,7 +13,7 @@ import pytest
 from segskd import cli
 from segskd.config import dump_recipe
 from segskd.distill import budget, job, preflight
-from segskd.distill.budget import step_bytes
+from segskd.distill.budget import StepSizes
 from segskd.distill.job import Job, prepare
 from segskd.distill.preflight import LIBRARIES, MemoryNeeds
 from segskd.distill.preflight import preflight as fly
@@ -34,16 +34,21 @@ def rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "rehearse", lambda *_: Rehearsal({"encoder.0": 2.0, "head": 3.5}, 1.25, 1000))
 
 
-def plain_step(_: object, __: object, size: tuple[int, int], batch: int) -> int:
-    """Bytes of a step as if each pixel of a batch took a thousand: 6,144,000 an image of 64x96."""
-    return 5_000_000 + 1000 * batch * size[0] * size[1]
+class PlainSteps:
+    """Steps as if each pixel of a batch took a thousand bytes: 6,144,000 an image of 64x96."""
+
+    def __init__(self, _: object, size: tuple[int, int]) -> None:
+        self.pixels = size[0] * size[1]
+
+    def of(self, _: object, batch: int) -> int:
+        return 5_000_000 + 1000 * batch * self.pixels
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Gives the machine as much free memory and disk as a test says; a step takes `plain_step`."""
+    """Gives the machine as much free memory and disk as a test says; steps are `PlainSteps`."""
     for module in (budget, preflight):
-        monkeypatch.setattr(module, "step_bytes", plain_step)
+        monkeypatch.setattr(module, "StepSizes", PlainSteps)
 
     def give(memory: int = 64 * GIB, disk: int = 64 * GIB) -> None:
         monkeypatch.setattr(budget, "free_device_memory", lambda _: memory)
@@ -80,7 +85,8 @@ def test_what_a_run_will_take(recipe: Callable[..., Any], tmp_path: Path, machin
 
 def test_memory_is_the_networks_and_the_largest_step(small_job: Job) -> None:
     needs = MemoryNeeds(small_job)
-    steps = {n: max(step_bytes(small_job.student, p, (64, 96), n) for p in small_job.phases) for n in (4, 12)}
+    sizes = StepSizes(small_job.student, (64, 96))
+    steps = {n: max(sizes.of(p, n) for p in small_job.phases) for n in (4, 12)}
     assert needs.bytes(12) - needs.bytes(4) == steps[12] - steps[4]
     weights = sum(
         t.numel() * t.element_size()

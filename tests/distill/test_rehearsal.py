@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from segskd.data.samples import Samples
-from segskd.distill import job, phase, rehearsal, trainer
+from segskd.distill import job, phase, rehearsal, session, trainer
 from segskd.distill.graft import Grafter
 from segskd.distill.job import prepare
 from segskd.distill.phase import PhaseModule
@@ -19,6 +19,7 @@ from segskd.distill.session import start
 from segskd.distill.store import Networks
 from segskd.errors import UserError
 from segskd.evaluate.predict import Predictor
+from segskd.runs import Run
 
 LOAD_SECONDS = {0: 0.004, 1: 0.006, 2: 0.01}
 TENSOR_SECONDS, FORWARD_SECONDS, SCORE_SECONDS, DRAW_SECONDS, SAVE_SECONDS = 0.001, 0.02, 0.003, 0.07, 0.3
@@ -35,7 +36,12 @@ class Clock:
 
     def costs(self, patch: pytest.MonkeyPatch, owner: Any, name: str, cost: Callable[..., float]) -> None:
         """From now on each call of `owner.name` takes the seconds that `cost` gives for its arguments."""
-        real = getattr(owner, name)
+        self.instead(patch, owner, name, cost, getattr(owner, name))
+
+    def instead(
+        self, patch: pytest.MonkeyPatch, owner: Any, name: str, cost: Callable[..., float], real: Callable[..., Any]
+    ) -> None:
+        """The same, and it does `real`."""
 
         def costly(*arguments: Any, **named: Any) -> Any:
             self.now += cost(*arguments, **named)
@@ -54,7 +60,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(job, "_check_memory", lambda *_: None)
     for module in (rehearsal, trainer):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock, monotonic=clock))
-        clock.costs(monkeypatch, module, "save", lambda *_: SAVE_SECONDS)
+        clock.instead(monkeypatch, module, "save", lambda *_: SAVE_SECONDS, lambda *_: None)
+    # No part of what is foretold, and slow.
+    monkeypatch.setattr(Run, "save_state", lambda *_: None)
+    monkeypatch.setattr(session, "latencies", lambda networks, *_: [0.0] * len(networks))
+    monkeypatch.setattr(session, "cost", lambda *_: {})
     clock.costs(monkeypatch, Samples, "load", load_cost)
     clock.costs(
         monkeypatch,
@@ -90,6 +100,8 @@ def test_what_is_foretold_comes_true(
 ) -> None:
     """Five images in batches of at most four are steps of 3 and 2; three epochs see the three views in turn."""
     clock.costs(monkeypatch, Predictor, "logits", lambda _, images: image_seconds * len(images))
+    if changes:
+        monkeypatch.setattr(Grafter, "_draw", lambda *_: None)
     given = {"subset": {"count": 5}, "data": {"views": 3}, "optimisation": {"epochs": 3}, "threads": 1}
     made = recipe(**{**given, **changes}, checkpoint_seconds=1e9)
     foretold = rehearse(prepare(made, tmp_path / "run"), tmp_path / "scratch")

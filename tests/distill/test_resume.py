@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 import pytest
 import torch
 
-from segskd.config import dump_recipe
+from segskd.cli import main
+from segskd.config import Recipe, dump_recipe
 from segskd.runs import Run
 
 PATIENCE = 120.0
+Worker = Callable[..., ForkServerProcess]
 
 
-def worker(*arguments: str) -> subprocess.Popen[bytes]:
-    """A real process, as a person or the interface starts it."""
-    command = [sys.executable, "-m", "segskd", *arguments, "--json"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ)
+@pytest.fixture(scope="module")
+def worker() -> Worker:
+    """Starts a command in a process of its own, forked from one that has imported all and computed nothing."""
+    context: ForkServerContext = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["segskd.cli", "segskd.distill.session"])
+
+    def begin(*arguments: str) -> ForkServerProcess:
+        process = context.Process(target=main, args=(arguments,))
+        process.start()
+        return process
+
+    return begin
 
 
-def new_events(path: Path, process: subprocess.Popen[bytes], seen: int) -> Iterator[dict[str, Any]]:
+def new_events(path: Path, process: ForkServerProcess, seen: int) -> Iterator[dict[str, Any]]:
     """Events behind the first `seen` bytes, as they come, until the process ends."""
     deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and process.is_alive():
         content = path.read_bytes() if path.exists() else b""
         whole = content.rfind(b"\n") + 1
         for line in content[seen:whole].splitlines():
@@ -39,20 +48,28 @@ def new_events(path: Path, process: subprocess.Popen[bytes], seen: int) -> Itera
         time.sleep(0.002)
 
 
-def kill_at(folder: Path, process: subprocess.Popen[bytes], kind: str, phase: str) -> None:
+def kill_at(folder: Path, process: ForkServerProcess, kind: str, phase: str) -> None:
     """SIGKILL as soon as the run has written such an event."""
     path = folder / "events.jsonl"
     seen = path.stat().st_size if path.exists() else 0
     for event in new_events(path, process, seen):
         if (event["kind"], event.get("phase")) == (kind, phase):
-            process.send_signal(signal.SIGKILL)
+            process.kill()
             break
-    process.communicate(timeout=PATIENCE)
-    assert process.returncode == -signal.SIGKILL
+    process.join(PATIENCE)
+    assert process.exitcode == -SIGKILL
 
 
-def final_state(folder: Path) -> dict[str, torch.Tensor]:
-    state = Run.open(folder).load_state()
+def finish(folder: Path, process: ForkServerProcess) -> Run:
+    process.join(PATIENCE)
+    assert process.exitcode == 0
+    run = Run.open(folder)
+    assert run.status() == "finished"
+    return run
+
+
+def final_state(run: Run) -> dict[str, torch.Tensor]:
+    state = run.load_state()
     assert state is not None
     student: dict[str, torch.Tensor] = state["student"]
     return student
@@ -68,25 +85,25 @@ def final_state(folder: Path) -> dict[str, torch.Tensor]:
     ],
 )
 def test_killed_and_resumed_gives_the_same_bits(
-    recipe: Callable[..., Any], tmp_path: Path, changes: dict[str, Any], kills: list[tuple[str, str]]
+    recipe: Callable[..., Any], tmp_path: Path, worker: Worker, changes: dict[str, Any], kills: list[tuple[str, str]]
 ) -> None:
-    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe(subset={"count": 10}, **changes)))
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    untouched = worker("distill", "--recipe", str(tmp_path / "recipe.yaml"), "--run", str(whole))
-    untouched.communicate(timeout=PATIENCE)
-    assert untouched.returncode == 0
+    def begin(name: str, made: Recipe) -> ForkServerProcess:
+        (tmp_path / f"{name}.yaml").write_text(dump_recipe(made))
+        return worker("distill", "--recipe", str(tmp_path / f"{name}.yaml"), "--run", str(tmp_path / name))
 
-    process = worker("distill", "--recipe", str(tmp_path / "recipe.yaml"), "--run", str(killed))
+    made = recipe(subset={"count": 10}, threads=1, **changes)
+    never_saved_inside = made.model_copy(update={"checkpoint_seconds": 1e9})
+    whole = finish(tmp_path / "whole", begin("whole", never_saved_inside))
+
+    process, folder = begin("killed", made), tmp_path / "killed"
     for kind, phase in kills:
-        kill_at(killed, process, kind, phase)
-        assert Run.open(killed).status() == "interrupted"
-        process = worker("resume", str(killed))
-    output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0
+        kill_at(folder, process, kind, phase)
+        assert Run.open(folder).status() == "interrupted"
+        process = worker("resume", str(folder))
+    killed = finish(folder, process)
 
     first, second = final_state(whole), final_state(killed)
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
-    weights = [(folder / "student" / "model.safetensors").read_bytes() for folder in (whole, killed)]
+    weights = [(run.model_folder / "model.safetensors").read_bytes() for run in (whole, killed)]
     assert weights[0] == weights[1]
-    result = json.loads(output.splitlines()[-1])
-    assert result["miou"] == json.loads((whole / "result.json").read_text())["miou"]
+    assert killed.read_json("result.json")["miou"] == whole.read_json("result.json")["miou"]

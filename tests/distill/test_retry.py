@@ -40,6 +40,12 @@ def test_a_batch_above_the_number_of_images_is_halved_from_that(recipe: Callable
     assert halve_batch(run) == 3
 
 
+def test_images_held_out_are_in_no_batch(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", recipe(optimisation={"batch": 8}, select="best"))
+    run.write("subset.txt", b"a\nb\n# held out for choosing\nc\n")
+    assert halve_batch(run) == 1
+
+
 def test_a_batch_of_one_cannot_be_halved(recipe: Callable[..., Any], tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", recipe(optimisation={"batch": 1}))
     with pytest.raises(UserError, match="a batch is one image already"):
@@ -50,3 +56,15 @@ def test_a_running_run_is_left_alone(recipe: Callable[..., Any], tmp_path: Path)
     run = Run.create(tmp_path / "run", recipe())
     with run.working(), pytest.raises(UserError, match="run run is running: stop it first"):
         halve_batch(run)
+
+
+def test_no_worker_begins_in_the_middle(
+    recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.create(tmp_path / "run", recipe())
+    alive: list[bool] = []
+    written = Run.write_recipe
+    monkeypatch.setattr(Run, "write_recipe", lambda own, made: (alive.append(own.is_alive()), written(own, made)))
+    assert halve_batch(run) == 2
+    assert alive == [True]
+    assert not run.is_alive()

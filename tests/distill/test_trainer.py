@@ -219,6 +219,27 @@ def test_the_best_epoch_is_chosen_on_images_held_out(recipe: Callable[..., Any],
     assert float(((student - teacher) ** 2).mean()) == pytest.approx(min(choices.values()), rel=1e-3)
 
 
+def test_the_best_weights_so_far_outlast_a_stop(
+    recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where each epoch is worse than the one before, the first is kept, whether the run was stopped after it or not."""
+    monkeypatch.setattr(Trainer, "_choice_value", lambda trainer, _: float(trainer.progress.epoch))
+
+    def stop(event: Event) -> None:
+        if event["kind"] == "step":
+            Run(tmp_path / "stopped").request_stop(after_epoch=True)
+
+    made = recipe(subset={"count": 6}, select="best")
+    start(made, tmp_path / "whole", until="encoder.0")
+    with pytest.raises(Stopped):
+        start(made, tmp_path / "stopped", [stop])
+    resume(Run.open(tmp_path / "stopped"), until="encoder.0")
+    whole, stopped = (Run.open(tmp_path / name) for name in ("whole", "stopped"))
+    assert_equal(weights(saved(whole.model_folder), "encoder.0"), weights(saved(stopped.model_folder), "encoder.0"))
+    states = [run.load_state() for run in (whole, stopped)]
+    assert [state and state["progress"]["phases"][0]["best_epoch"] for state in states] == [1, 1]
+
+
 def test_a_teacher_is_a_run_that_the_library_reads(recipe: Callable[..., Any], tmp_path: Path) -> None:
     made = recipe().model_copy(update={"kind": "teach", "teacher": None, "method": "supervised"})
     result = start(made, tmp_path / "teacher")

@@ -186,6 +186,16 @@ def test_a_process_that_is_killed_leaves_what_it_finished(opened: Opened, monkey
     assert [n / EACH for n in side.agreement().values()] == [34, 12, 0, 1, 17]
 
 
+def test_a_run_deleted_while_it_is_compared_is_told_and_stays_gone(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictions, "BATCH", 1)
+    run = opened.folder / "run"
+    with pytest.raises(UserError, match="no run at"):
+        opened(predict=False).predict(lambda done, _: shutil.rmtree(run) if done == 2 else None)
+    assert not run.exists()
+
+
 @pytest.mark.parametrize("what", ["mask", "image", "network", "size", "key", "array"])
 def test_computed_anew_when_it_no_longer_holds(opened: Opened, network: Any, what: str) -> None:
     first = opened()

@@ -23,9 +23,11 @@ from segskd.data.cards import load_card
 from segskd.data.dataset import Pair, list_pairs, read_image
 from segskd.errors import UserError
 from segskd.evaluate.predict import Predictor
+from segskd.export import certificate as certificates
 from segskd.export import package as packing
 from segskd.export.certificate import Difference, compare_reloaded, evenly
 from segskd.export.package import find_package, package
+from segskd.export.readme import readme
 from segskd.models.build import load
 from segskd.runs import Run
 
@@ -145,6 +147,37 @@ def test_one_that_cannot_be_loaded_says_why(run: Run, tmp_path: Path) -> None:
     archive.write_bytes(archive.read_bytes()[:-30])
     with pytest.raises(UserError, match="is no zip: export again"):
         compare_reloaded(archive, checkpoint, pairs(run))
+
+
+def test_a_process_that_ends_without_a_word_is_told(
+    run: Run, packed: packing.Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does that the system ends for want of memory."""
+    silent = tmp_path / "reload.py"
+    silent.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    monkeypatch.setattr(certificates, "PROGRAM", silent)
+    checkpoint = Predictor(load(run.model_folder), load_card(run.recipe.data.card), SIZE)
+    with pytest.raises(UserError, match=r"can't be loaded back: the process .* ended with status -9"):
+        compare_reloaded(packed.path, checkpoint, pairs(run))
+
+
+def test_markup_in_a_name_stays_text(card_path: Path, run: Run, tmp_path: Path) -> None:
+    """In Markdown a letter behind one backslash stands for itself, and a backslash behind a backslash, too."""
+    other = tmp_path / "other.yaml"
+    other.write_text(card_path.read_text().replace("sky", "'a_b*<img> [x](y)'"))
+    page = readme(load_card(other), run.read_json("result.json"), "small")
+    assert r"ground, wall, a\_b\*\<img\> \[x\](y)." in page
+
+
+@pytest.mark.usefixtures("same")
+def test_a_card_beside_the_data_is_found_by_its_name(
+    run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SEGSKD_DATA", raising=False)
+    shutil.copytree(run.path, tmp_path / "small")
+    moved = Run.open(tmp_path / "small")
+    moved.write_recipe(moved.recipe.model_copy(update={"data": moved.recipe.data.model_copy(update={"card": "bands"})}))
+    assert package(moved).certificate.holds
 
 
 @pytest.mark.usefixtures("same")
