@@ -23,6 +23,6 @@ class Context:
 
         Names come from the page: a path, however it is written, is no name.
         """
-        if not isinstance(name, str) or not RUN_NAME.match(name):
+        if not isinstance(name, str) or not RUN_NAME.fullmatch(name):
             raise UserError(f"{name!r} is not the name of a run")
         return Run.open(self.runs / name)

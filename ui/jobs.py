@@ -138,6 +138,17 @@ class Jobs:
             return "damaged"
         return run.status()
 
+    def awaited(self, name: str) -> str | None:
+        """The run that is to be this one's teacher and has not finished, None when there is nothing to wait for."""
+        try:
+            teacher = Run(self.runs / name).recipe.teacher
+        except UserError:  # its worker will say what is wrong with it
+            return None
+        place = Path(teacher or "")
+        if place.parent != self.runs or not (place / "recipe.yaml").is_file():
+            return None
+        return None if (place / "result.json").is_file() else place.name
+
     def busy(self) -> list[str]:
         """Names of the runs that have a worker."""
         return [run.name for run in list_runs(self.runs) if self._is_busy(run)]
@@ -176,7 +187,7 @@ class Jobs:
         except (OSError, ValueError):  # none yet, or written by hand
             return []
         names = content if isinstance(content, list) else []
-        return [name for name in names if isinstance(name, str) and RUN_NAME.match(name)]
+        return [name for name in names if isinstance(name, str) and RUN_NAME.fullmatch(name)]
 
     def _work(self) -> None:
         while not self._over.wait(TICK_SECONDS):
@@ -185,14 +196,14 @@ class Jobs:
                     self._start_next()
 
     def _start_next(self) -> None:
-        """Starts the first waiting run whose device is free."""
+        """Starts the first waiting run whose device is free and whose teacher is finished."""
         with self._queue() as waiting:
             taken = {_device(Run(self.runs / name)) for name in self.busy()}
             for name in list(waiting):
                 run = Run(self.runs / name)
                 if not (run.path / "recipe.yaml").is_file():
                     waiting.remove(name)
-                elif _device(run) not in taken:
+                elif _device(run) not in taken and not self.awaited(name):
                     waiting.remove(name)
                     self._spawn(run)
                     return
@@ -246,7 +257,7 @@ class Jobs:
 
 def check_name(name: str) -> str:
     """The name as it is. Raises UserError when it can't be a run's."""
-    if not RUN_NAME.match(name):
+    if not RUN_NAME.fullmatch(name):
         raise UserError(
             "a run's name has letters, digits, '.', '-' and '_' only, begins with a letter or digit, "
             "and is at most 100 characters long"

@@ -91,7 +91,9 @@ def _take(browser: Browser, url: str, tab: str, width: int, shade: str, target: 
     page.goto(url)
     page.locator(READY[tab]).first.wait_for(timeout=120_000)
     page.wait_for_load_state("networkidle")
-    page.wait_for_timeout(1500)  # pictures that are fetched while the page stands
+    for place in ("document.body.scrollHeight", "0"):  # pictures are fetched when they come into sight
+        page.evaluate(f"window.scrollTo(0, {place})")
+        page.wait_for_timeout(1500)
     page.screenshot(path=target, full_page=True)
     context.close()
 

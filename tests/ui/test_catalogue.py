@@ -135,7 +135,12 @@ def test_what_has_not_changed_is_read_once(
     run = make_run("small")
     read: list[str] = []
     honest = module._read
-    monkeypatch.setattr(module, "_read", lambda run: read.append(run.name) or honest(run))
+
+    def reading(run: Run) -> Row:
+        read.append(run.name)
+        return honest(run)
+
+    monkeypatch.setattr(module, "_read", reading)
     for _ in range(3):
         assert only(catalogue).miou is None
     assert read == ["small"]
@@ -155,6 +160,7 @@ def test_a_run_that_is_made_anew_under_its_old_name(catalogue: Catalogue, make_r
     assert only(catalogue).miou == 0.5
     shutil.rmtree(run.path)
     assert catalogue.rows() == []
+    assert catalogue._kept == {}  # what is gone is forgotten
     make_run("small", seed=9)
     assert (only(catalogue).miou, only(catalogue).seed) == (None, 9)
 
@@ -172,7 +178,9 @@ def test_a_run_that_is_made_anew_under_its_old_name(catalogue: Catalogue, make_r
         '{"teacher": {"bytes": 1}}',
     ],
 )
-def test_a_result_that_no_run_writes_is_damage(catalogue: Catalogue, make_run: Make, finish: Make, content: str) -> None:
+def test_a_result_that_no_run_writes_is_damage(
+    catalogue: Catalogue, make_run: Make, finish: Make, content: str
+) -> None:
     finish(make_run("whole"))
     (make_run("torn").path / "result.json").write_text(content)
     rows = {row.name: row for row in catalogue.rows()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -102,8 +103,8 @@ def test_a_package_that_is_gone_cut_or_a_folder(run: Run) -> None:
     package.unlink()
     assert exported(run) is None
     package.mkdir()
-    prove_bytes = package.stat().st_size
-    run.write_json("exports/safetensors/certificate.json", {**CERTIFICATE.as_dict(), "bytes": prove_bytes})
+    certificate = {**CERTIFICATE.as_dict(), "bytes": package.stat().st_size}
+    run.write_json("exports/safetensors/certificate.json", certificate)
     assert exported(run) is None
 
 
@@ -121,13 +122,13 @@ def instead(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[list[str]]]
 
     def put(program: str) -> list[list[str]]:
         asked: list[list[str]] = []
-        real = module.subprocess.Popen
+        real = subprocess.Popen
 
         def begin(command: list[str], **arguments: Any) -> Any:
             asked.append([*command[1:], arguments["env"]["SEGSKD_RUNS"], arguments["env"]["SEGSKD_DATA"]])
             return real([sys.executable, "-c", program], **arguments)
 
-        monkeypatch.setattr(module.subprocess, "Popen", begin)
+        monkeypatch.setattr(subprocess, "Popen", begin)
         monkeypatch.setattr(module, "LISTEN_SECONDS", 0.05)
         return asked
 

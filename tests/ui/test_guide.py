@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import psutil
 import pytest
+import torch
 
 from segskd.errors import UserError
 from segskd.runs import Run
@@ -146,10 +147,6 @@ def test_a_run_that_goes_while_it_is_looked_at(context: Context) -> None:
 # -- the machine ------------------------------------------------------------------------------------
 
 
-class Memory(NamedTuple):
-    available: int
-
-
 class Disk(NamedTuple):
     free: int
 
@@ -157,8 +154,13 @@ class Disk(NamedTuple):
 def test_the_machine_in_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Path] = []
     monkeypatch.setattr(machines, "choose_device", lambda _: "cpu")
-    monkeypatch.setattr(machines, "free_memory", lambda: Memory(3 * 2**30).available)
-    monkeypatch.setattr(machines.shutil, "disk_usage", lambda place: asked.append(place) or Disk(5 * 2**30))
+    monkeypatch.setattr(machines, "free_memory", lambda: 3 * 2**30)
+
+    def usage(place: Path) -> Disk:
+        asked.append(place)
+        return Disk(5 * 2**30)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
     found = machines.machine(tmp_path / "not" / "there" / "yet")
     assert asked == [tmp_path]  # the disk that the folder will be on
     assert (found["memory"], found["disk"], found["device_memory"], found["gpu"]) == (3.0, 5.0, None, False)
@@ -169,6 +171,6 @@ def test_a_gpu_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(machines, "choose_device", lambda _: "cuda")
     monkeypatch.setattr(machines, "choose_precision", lambda *_: "bf16")
     monkeypatch.setattr(machines, "free_device_memory", lambda device: 7 * 2**30 if device.type == "cuda" else 0)
-    monkeypatch.setattr(machines.torch.cuda, "get_device_name", lambda: "Big One")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Big One")
     found = machines.machine(tmp_path)
     assert (found["device"], found["gpu"], found["device_memory"], found["precision"]) == ("Big One", True, 7.0, "bf16")

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from segskd.config import make_recipe
 from segskd.errors import UserError
 from segskd.runs import Run
 from ui.jobs import NICENESS, QUEUE, WORKER, Jobs
@@ -87,6 +88,21 @@ def test_a_run_that_works_is_stopped_and_resumed(jobs: Jobs, recipe: Callable[..
     jobs.stop("long", after_epoch=True)
     wait_until(lambda: jobs.state("long") == "interrupted", "the stop after the epoch")
     assert [e["kind"] for e in Run(jobs.runs / "long").events()[-2:]] == ["epoch", "stopped"]
+
+
+def test_a_student_waits_for_its_teacher(jobs: Jobs, recipe: Callable[..., Any]) -> None:
+    """A teacher that was stopped keeps its student waiting, and nobody else."""
+    plain = recipe(optimisation={"epochs": 1}).model_dump(mode="json")
+    Run.create(jobs.runs / "big", make_recipe(plain | {"kind": "teach", "method": "supervised", "teacher": None}))
+    jobs.submit(recipe(teacher=str(jobs.runs / "big"), optimisation={"epochs": 1}), "small")
+    jobs.submit(recipe(optimisation={"epochs": 1}), "other")
+    assert jobs.awaited("small") == "big"
+    wait_until(lambda: jobs.state("other") == "finished", "the run behind it")
+    assert jobs.waiting() == ["small"]
+    jobs.resume("big")
+    wait_until(lambda: jobs.state("small") == "finished", "the student")
+    assert jobs.awaited("small") is None
+    assert Run(jobs.runs / "small").events()[0]["time"] > Run(jobs.runs / "big").events()[-1]["time"]
 
 
 def test_what_waits_is_taken_out(idle: Jobs, recipe: Callable[..., Any]) -> None:

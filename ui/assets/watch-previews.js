@@ -53,15 +53,21 @@ function makePreviews(host, ask) {
   // The new mask replaces the old one only when it is decoded: nothing flickers.
   async function swap(entry, image, caption) {
     const { mask, label } = entry.panels.graft;
+    let words = caption;
     if (image.mask) {
       const ready = new Image();
       ready.src = image.mask;
-      await ready.decode();
-      mask.src = image.mask;
+      try {
+        await ready.decode();
+        mask.src = image.mask;
+      } catch {
+        mask.removeAttribute("src");
+        words = `${caption}: its file can’t be read`;
+      }
       entry.stamp = image.stamp;
     }
-    mask.alt = `classes of ${image.name}, ${caption}`;
-    setText(label, caption);
+    mask.alt = `classes of ${image.name}, ${words}`;
+    setText(label, words);
   }
 
   function drawLegend(classes) {

@@ -72,7 +72,10 @@ function hintsOf({ run, runs, problem, lately, failure }) {
   if (!runs.some((one) => [...WORKING, "waiting"].includes(one.state))) {
     say(chosen ? "Nothing is running. This is the run that you chose." : "Nothing is running. This is what ran last.", { train: true });
   }
-  if (run.state === "waiting") say(`This run is number ${run.place} in the queue; it begins when the device is free.`);
+  if (run.state === "waiting") {
+    const when = run.awaited ? `its teacher ${run.awaited} is finished` : "the device is free";
+    say(`This run is number ${run.place} in the queue; it begins when ${when}.`, run.awaited ? { watch: run.awaited } : {});
+  }
   if (run.state === "starting" || lately) say(`${run.doing}${lately ? `: ${lately}` : " …"}`);
   if (!failure && ["paused", "interrupted"].includes(run.state)) {
     say("This run was stopped. «Resume», at the top of the page, goes on from its last checkpoint.");
@@ -264,6 +267,7 @@ function drawPreviews() {
   setText(part("previews-title"), has && !whole ? `Masks after ${shown}` : "Masks");
   part("latest").hidden = phase === null;
   const none = run.phases.length === 0 ? "The first masks come when the first stage is done."
+    : run.phases.find((one) => one.name === shown)?.state === "done" ? `The masks after ${shown} are not in the run’s folder.`
     : whole ? "The first masks come after some epochs."
     : `The masks after ${shown} come when it is done: what is trained of the student, and the rest of the teacher, give them.`;
   previews.update(run.name, shown, has ? drawn[shown] : "", whole ? "network" : `graft after ${shown}`, none);

@@ -51,7 +51,7 @@ def _source(context: Context, teacher: str | None) -> dict[str, Any]:
 def _at_home(context: Context, recipe: Recipe) -> Recipe:
     """The recipe on this server's data. Raises FieldError when its dataset is none of them."""
     with beside("data"):
-        _check_card(context, recipe.data.card)
+        check_card(context, recipe.data.card)
         load_card(recipe.data.card)
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"folder": str(context.data)})})
 
@@ -82,8 +82,8 @@ def teacher_place(context: Context, text: str) -> str:
             raise UserError("the recipe's teacher is not on this server: choose or upload it here") from error
 
 
-def _check_card(context: Context, card: str) -> None:
+def check_card(context: Context, card: str) -> None:
     """Raises UserError for a path to anything but a card that lies directly below this server's data."""
     path = Path(card)
     if (len(path.parts) > 1 or path.suffix in (".yaml", ".yml")) and path.parent not in (context.data, CARDS_FOLDER):
-        raise UserError("the recipe's dataset is not on this server: add it on Data, and name it by its card's name")
+        raise UserError("this dataset is not on this server: add it on Data, and name it by its card's name")

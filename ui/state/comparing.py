@@ -110,7 +110,10 @@ class Comparisons:
         return task.as_dict() | {"state": "working"}
 
     def _why_not(self, run: Run) -> dict[str, Any] | None:
-        recipe = run.recipe
+        try:
+            recipe = run.recipe
+        except UserError as error:
+            raise UserError(f"the files of {run.name} are damaged: {error}") from error
         if recipe.kind == "teach":
             return _elsewhere(f"{run.name} is a teacher. Distill a student from it, then compare the two.", "distill")
         if recipe.teacher is None:
@@ -121,6 +124,8 @@ class Comparisons:
             )
         state = self._context.jobs.state(run.name)
         if state == "finished":
+            if not (run.model_folder / "config.json").is_file():
+                raise UserError(f"the trained network of {run.name} is gone: put its folder student/ back")
             return None
         return _elsewhere(f"{run.name} {DOING.get(state, state)}. Compare shows it when it is finished.", "watch")
 

@@ -13,6 +13,7 @@ from segskd.errors import UserError
 from segskd.runs import free_name
 from ui.context import Context
 from ui.jobs import ROOT, check_name
+from ui.state.admission import check_card
 from ui.state.choice import Choice
 from ui.state.command import command, default_name
 from ui.state.form import FieldError, Form, TeachForm
@@ -85,6 +86,11 @@ def make_draft(context: Context, values: Mapping[str, Any]) -> Draft:
     """What the page's fields come to; whatever is wrong stands in `problems`, nothing is raised."""
     draft = Draft()
     form = read_form(context, values)
+    try:  # what comes from the page may be any path
+        check_card(context, form.choice.card)
+    except UserError as error:
+        draft.problems["data"] = str(error)
+        return draft
     source: TeacherFrom = values.get("teacher_from") or "known"
     place = _collect(draft, lambda: _teacher_place(context, draft, form, source, values))
     form = replace(form, teacher=place or None)

@@ -50,6 +50,8 @@ class RunView:
     memory: int | None = None
     place: int | None = None
     """In the queue; the next one is 1."""
+    awaited: str | None = None
+    """The run that is to be its teacher and has not finished."""
     result: dict[str, Any] | None = None
     problem: str = ""
     """What is wrong with its files."""
@@ -71,6 +73,8 @@ class RunView:
     def doing(self) -> str:
         """What it does, as a sentence's middle: "training encoder.1, epoch 3 of 75"."""
         if self.state == "waiting":
+            if self.awaited:
+                return f"waiting for its teacher {self.awaited}"
             return f"waiting, number {self.place} in the queue"
         if self.state == "starting":
             return "starting: loading the networks and reading the dataset"
@@ -94,7 +98,7 @@ class RunView:
         names = (
             *("name", "state", "kind", "dataset", "student", "method", "teacher_miou", "miou", "percent_of_teacher"),
             *("seconds_left", "seconds_so_far", "images", "stopped", "started", "updated", "memory", "place"),
-            *("problem", "stage", "share", "doing", "has_teacher"),
+            *("awaited", "problem", "stage", "share", "doing", "has_teacher"),
         )
         return {
             **{name: getattr(self, name) for name in names},
@@ -204,6 +208,7 @@ class _Follower:
             last_event=progress.last_event,
             memory=self._jobs.memory(self._run.name) if state in WORKING else None,
             place=self._place() if state == "waiting" else None,
+            awaited=self._jobs.awaited(self._run.name) if state == "waiting" else None,
             problem=problem,
         )
         return _with_result(view, result)

@@ -84,13 +84,13 @@ class Progress:
         self.last_event = ""
         self._curves: dict[str, _Curves] = {}
         self._resumed: tuple[str, int, int] | None = None
-        self._begun = (0.0, 0.0)
+        self._begun: tuple[str, float, float] | None = None
         self._pace: tuple[float, int, float, int] | None = None
 
     def apply(self, event: Event) -> None:
         """Takes one event in. One that lacks what its kind must have is left out, like a broken line."""
         handler = getattr(self, f"_on_{event['kind']}", None)
-        with suppress(KeyError, TypeError, ValueError, StopIteration):
+        with suppress(KeyError, TypeError, ValueError, ArithmeticError, StopIteration):
             time = float(event["time"])
             if handler:
                 handler(event)
@@ -164,7 +164,7 @@ class Progress:
         phase.epoch, phase.step, phase.graft_miou = epoch, step, None
         phase.seconds = phase.seconds if step else 0.0
         phase.version += 1
-        self._begun, self._pace, self._resumed = (float(event["time"]), phase.seconds), None, None
+        self._begun, self._pace, self._resumed = (phase.name, float(event["time"]), phase.seconds), None, None
         self.activity, self.error, self.stopped = "filling", None, False
 
     def _on_step(self, event: Event) -> None:
@@ -187,7 +187,9 @@ class Progress:
 
     def _measure(self, phase: PhaseView, event: Event, curve: Literal["losses", "epoch_losses"]) -> None:
         phase.state, self.activity = "training", "training"
-        phase.seconds = self._begun[1] + max(0.0, float(event["time"]) - self._begun[0])
+        if self._begun is None or self._begun[0] != phase.name:  # the line that said when it began is lost
+            self._begun = (phase.name, float(event["time"]), phase.seconds)
+        phase.seconds = self._begun[2] + max(0.0, float(event["time"]) - self._begun[1])
         loss = float(event["loss"])
         phase.loss = loss if math.isfinite(loss) else None
         if phase.loss is not None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from segskd.config import Size
 from segskd.data.cards import Card
-from segskd.data.unpack import unpack
+from segskd.data.unpack import Limits, unpack
 from segskd.errors import UserError
 from segskd.evaluate.metrics import check_outputs
 from segskd.files import writing
@@ -26,6 +26,7 @@ from ui.jobs import ROOT
 UPLOADS = ".teachers"
 CONFIG = "config.json"
 LARGEST_CONFIG = 1 << 20
+LIMITS = Limits(total_bytes=10 * 10**9, files=1000)
 LONGEST_NAME = 80
 COMING = ("waiting", "starting", "running")
 Origin = Literal["run", "upload", "data", "runs"]
@@ -151,7 +152,7 @@ def _gather(files: Sequence[Path], scratch: Path) -> tuple[Path, str]:
     if len(files) == 1 and files[0].suffix.lower() == ".zip":
         folder = scratch / "zip"
         folder.mkdir()
-        unpack(files[0], folder)
+        unpack(files[0], folder, limits=LIMITS)
         found = sorted(folder.rglob(CONFIG), key=lambda path: (len(path.parts), path))
         if not found:
             raise UserError(f"{files[0].name} holds no {CONFIG}: zip the folder that save_pretrained wrote")
@@ -199,7 +200,7 @@ def _read_run(run: Run) -> Teacher | None:
         config = _read_config(run.model_folder) if result else None
     except UserError:  # a damaged run is no teacher; Runs says what is wrong with it
         return None
-    if result is None and recipe.kind != "teach":
+    if not isinstance(result, dict | None) or (result is None and recipe.kind != "teach"):
         return None
     if result is not None and config is None:  # its network is gone
         return None

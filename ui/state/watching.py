@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from segskd.distill.retry import halve_batch
 from segskd.errors import UserError
 from segskd.runs import Run, list_runs
@@ -16,12 +18,22 @@ from ui.state.follow import Followers, RunView
 from ui.state.logs import tail
 from ui.state.progress import PhaseView
 
-Asked = dict[str, Any]
 LISTED = 200
 POINTS_A_PHASE = 60
 """Of the curve over all phases."""
 FIGURES = ("network", "miou", "pixel_accuracy", "parameters", "gmacs", "bytes", "latency_ms")
 FACTS = ("seconds", "device", "chosen_on", "images", "size", "split")
+
+
+class Asked(TypedDict, total=False):
+    """What the tab's script asks with."""
+
+    run: str | None
+    phase: str | None
+    known: dict[str, str]
+    pictures: list[str]
+    whole: bool
+    halve: bool
 
 
 class Watching:
@@ -42,7 +54,8 @@ class Watching:
             "run": None,
         }
         if view is not None:
-            answer |= self._of_run(view)
+            found = self._of_run(view)
+            answer |= found | {"problem": problem or found["problem"]}
         return answer
 
     def curves(self, asked: Asked) -> dict[str, Any]:
@@ -60,7 +73,7 @@ class Watching:
         run, phase = self._context.run(asked.get("run")), str(asked.get("phase"))
         names = [view.name for view in self._followers.get(run.name).phases]
         images = previews.pinned(run, phase) if phase in names else []
-        known, pictures = asked.get("known") or {}, asked.get("pictures") or []
+        known, pictures = asked.get("known", {}), asked.get("pictures", [])
         try:
             shown = [_picture(run, image, known, pictures) for image in images]
             return {"images": shown, "legend": previews.legend(run), "problem": ""}
@@ -112,6 +125,7 @@ class Watching:
         failure = self._failure(view, run)
         return {
             "run": view.as_dict(),
+            "problem": "" if failure else view.problem,
             "failure": failure.as_dict() if failure else None,
             "result": _summary(view.result),
             "drawn": previews.drawn_phases(run),
@@ -175,7 +189,7 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return points[every - 1 :: every]
 
 
-def _picture(run: Run, image: previews.Pinned, known: dict[str, Any], pictures: list[Any]) -> dict[str, Any]:
+def _picture(run: Run, image: previews.Pinned, known: dict[str, str], pictures: list[str]) -> dict[str, Any]:
     shown: dict[str, Any] = {"name": image.name, "stamp": image.stamp}
     if known.get(image.name) != image.stamp:
         shown["mask"] = previews.mask(image.mask)

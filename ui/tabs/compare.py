@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from typing_extensions import TypedDict
 
 from segskd.errors import UserError
 from ui.context import Context
 from ui.page import TITLES, Page
 from ui.parts import Notice, asset, notice
+from ui.served import served
 from ui.state.comparing import Comparisons, NotOpen
 
 # One script in several files, in this order.
@@ -33,7 +35,21 @@ LINKED = """() => {
   window.segskdCompareLinked = true;
   return first && asked.get("image") && !asked.get("tab") ? "compare" : "";
 }"""
-Asked = dict[str, Any]
+Asked = TypedDict(
+    "Asked",
+    {
+        "run": str | None,
+        "image": str | None,
+        "images": list[str],
+        "upload": str | None,
+        "class": str | None,
+        "stage": str,
+        "epochs": Any,
+        "again": bool,
+        "begin": bool,
+    },
+    total=False,
+)
 Answer = dict[str, Any]
 
 
@@ -46,7 +62,7 @@ def build(context: Context, page: Page) -> None:
             {"run": "", "upload": None},
             html_template='<div class="compare-view"></div>',
             js_on_load="\n".join(asset(script) for script in SCRIPTS),
-            server_functions=_server_functions(comparisons),
+            server_functions=served(*_server_functions(comparisons)),
             apply_default_css=False,
             padding=False,
             elem_id="compare-view",
@@ -100,8 +116,7 @@ def _server_functions(comparisons: Comparisons) -> list[Callable[[Asked], Answer
         return _answered(lambda: {"images": comparisons.gaps(asked.get("run"), asked.get("class"))})
 
     def compare_thumbnails(asked: Asked) -> Answer:
-        names = [str(name) for name in asked.get("images", [])]
-        return _answered(lambda: {"pictures": comparisons.thumbnails(asked.get("run"), names)})
+        return _answered(lambda: {"pictures": comparisons.thumbnails(asked.get("run"), asked.get("images", []))})
 
     def compare_shares(asked: Asked) -> Answer:
         return _answered(lambda: comparisons.shares(asked.get("run"), bool(asked.get("begin"))))

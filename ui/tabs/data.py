@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from typing_extensions import TypedDict
 
 from segskd.data.kept import cache_folder
 from segskd.errors import UserError
 from ui.context import Context
 from ui.page import Page
 from ui.parts import Notice, asset, notice
+from ui.served import served
 from ui.state.background import Task, Tasks
 from ui.state.datasets import Datasets
 from ui.state.found import Json
@@ -48,6 +50,18 @@ gtFine/train/CITY/
 }
 
 
+class Asked(TypedDict, total=False):
+    """What the tab's script asks with."""
+
+    place: str | None
+    choice: Any
+    teacher: str | None
+    adding: str | None
+    what: str
+    indices: list[int]
+    masks: bool
+
+
 def build(context: Context, page: Page) -> None:
     """Puts the tab's components where it is called."""
     tasks = Tasks()
@@ -57,7 +71,7 @@ def build(context: Context, page: Page) -> None:
         {"choice": None},
         html_template=TEMPLATE,
         js_on_load="\n".join(asset(name) for name in SCRIPTS),
-        server_functions=_server_functions(datasets, picker),
+        server_functions=served(*_server_functions(datasets, picker)),
         elem_id="data",
     )
     with view, gr.Accordion("Add a dataset", open=False, elem_id="data-add") as accordion:
@@ -65,14 +79,14 @@ def build(context: Context, page: Page) -> None:
     _join_choice(view, page)
 
 
-def _server_functions(datasets: Datasets, picker: Picker) -> list[Callable[[Json], Json]]:
+def _server_functions(datasets: Datasets, picker: Picker) -> list[Callable[[Asked], Json]]:
     """What the tab's script asks for; each answers with plain data, or with what is wrong under "error"."""
     thumbnails = Thumbnails()
 
-    def data_list(asked: Json) -> Json:
+    def data_list(asked: Asked) -> Json:
         return _answer(lambda: {"tiles": datasets.tiles()})
 
-    def data_open(asked: Json) -> Json:
+    def data_open(asked: Asked) -> Json:
         place = asked.get("place")
         return _answer(
             lambda: {
@@ -81,14 +95,14 @@ def _server_functions(datasets: Datasets, picker: Picker) -> list[Callable[[Json
             }
         )
 
-    def data_select(asked: Json) -> Json:
+    def data_select(asked: Asked) -> Json:
         return _answer(lambda: picker.select(read_choice(asked.get("choice"))))
 
-    def data_thumbnails(asked: Json) -> Json:
+    def data_thumbnails(asked: Asked) -> Json:
         def pictures() -> Json:
             opened = datasets.open(asked.get("place"))
             pairs = opened.pairs()
-            wanted = [index for index in asked.get("indices", []) if isinstance(index, int) and 0 <= index < len(pairs)]
+            wanted = [index for index in asked.get("indices", []) if 0 <= index < len(pairs)]
             urls = thumbnails.page(
                 opened.version, opened.card, [pairs[index] for index in wanted], bool(asked.get("masks"))
             )
@@ -96,7 +110,7 @@ def _server_functions(datasets: Datasets, picker: Picker) -> list[Callable[[Json
 
         return _answer(pictures)
 
-    def data_do(asked: Json) -> Json:
+    def data_do(asked: Asked) -> Json:
         def begin() -> Json:
             place, what = str(asked.get("place")), asked.get("what")
             if what == "fetch":
@@ -110,13 +124,13 @@ def _server_functions(datasets: Datasets, picker: Picker) -> list[Callable[[Json
 
         return _answer(begin)
 
-    def data_poll(asked: Json) -> Json:
+    def data_poll(asked: Asked) -> Json:
         return _answer(lambda: {name: task.as_dict() for name, task in _tasks(datasets, picker, asked).items()})
 
     return [data_list, data_open, data_select, data_thumbnails, data_do, data_poll]
 
 
-def _tasks(datasets: Datasets, picker: Picker, asked: Json) -> dict[str, Task]:
+def _tasks(datasets: Datasets, picker: Picker, asked: Asked) -> dict[str, Task]:
     """The tasks that concern what a page looks at, by kind."""
     place, teacher = str(asked.get("place")), asked.get("teacher")
     found = {

@@ -53,17 +53,19 @@ class Distill(Layout):
         every = [
             *inputs.values(), *self.fields.notices.values(), *self.teacher["groups"].values(), self.data, self.plan,
             self.same, self.preflight, self.begin, self.unchecked, self.advanced, self.page.choice,
-            self.page.run, self.page.tabs, self.page.cloned,
+            self.page.run, self.page.tabs, self.page.cloned, self.insisted,
         ]  # fmt: skip
 
         def on(trigger: Any, handler: Callable[..., Updates], more: Any = (), **arguments: Any) -> None:
             trigger(handler, [*more, *given], every, **{**QUIET, **arguments})
 
-        on(self.pulse.shown, self._adopted)
-        on(self.page.choice.change, self._adopted)
+        on(self.pulse.shown, self._adopted, [self.insisted])
+        on(self.page.choice.change, self._adopted, [self.insisted])
         on(self.pulse.moved, self._moved)
         changes = [component.change for component in inputs.values()]
         gr.on(changes, self._changed, given, every, trigger_mode="always_last", **QUIET)
+        source = inputs["teacher_from"]
+        source.input(None, source, self.insisted, js="(source) => source", api_visibility="private")
         inputs["seed"].input(self._seeded, [self.page.choice, inputs["seed"]], self.page.choice, **QUIET)
         self.to_data.click(lambda: self.page.go("data"), None, self.page.tabs, **QUIET)
         on(self.preflight.check, self._checked)
@@ -88,11 +90,18 @@ class Distill(Layout):
         values = self._values(given)
         return self._shown(self._draft(values), values)
 
-    def _adopted(self, *given: Any) -> Updates:
+    def _adopted(self, insisted: str, *given: Any) -> Updates:
         """The tab is looked at, or Data chose something else: proposes what goes with it."""
         values = self._values(given)
         choice = Choice.from_dict(values["choice"])
-        proposed = propose(self.context, choice, values["teacher_from"], values["known"])
+        if values["teacher_from"] == "train" != insisted:  # proposed for other data: looked for anew
+            proposed = {"teacher_from": "known"} | propose(self.context, choice, "known", values["known"])
+        else:
+            proposed = propose(self.context, choice, values["teacher_from"], values["known"])
+        if insisted == "known" and proposed.get("teacher_from") == "train":
+            proposed = {}
+        # What is there already is not set again: somebody may have changed it while this was on its way.
+        proposed = {name: value for name, value in proposed.items() if values[name] != value}
         values |= proposed
         if values["choice"] is not None:
             values["seed"] = proposed["seed"] = choice.seed
@@ -211,7 +220,7 @@ class Distill(Layout):
         updates[self.fields.inputs["method"]] = gr.Dropdown(
             value=values["method"], info=method_sentences().get(values["method"] or "", "")
         )
-        return updates | said | {self.page.choice: changes["choice"]}
+        return updates | said | {self.page.choice: changes["choice"], self.insisted: changes["teacher_from"]}
 
     def _took_batch(self, event: gr.EventData) -> Any:
         batch = event._data.get("batch")

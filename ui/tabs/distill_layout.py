@@ -6,14 +6,22 @@ from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
+from typing_extensions import TypedDict
 
 from ui.context import Context
 from ui.parts import Notice, asset
+from ui.served import served
 from ui.state.preflight import Preflights
 from ui.state.teachers import list_teachers
 from ui.tabs.distill_fields import Fields, advanced_fields, student_fields, teacher_fields
 
 BEGIN, QUEUE = "Start", "Queue"
+
+
+class Measured(TypedDict):
+    """The pre-flight that a script asks after, by its key."""
+
+    key: str | None
 
 
 class Layout:
@@ -35,8 +43,10 @@ class Layout:
 
     def _lay_out(self) -> None:
         self.pulse = gr.HTML(
-            {}, html_template="", js_on_load=asset("distill-pulse.js"), server_functions=[self._pulse_function()]
+            {}, html_template="", js_on_load=asset("distill-pulse.js"), server_functions=served(self._pulse_function())
         )
+        # Where a person said that the teacher comes from; what the page itself proposed doesn't stand here.
+        self.insisted = gr.Textbox("", visible="hidden", elem_id="distill-insisted")
         with gr.Row(elem_id="distill-columns"):
             with gr.Column(scale=3, min_width=300, elem_id="distill-form"):
                 self._lay_out_form()
@@ -84,7 +94,7 @@ class Layout:
             {},
             html_template='<div class="panel"></div>',
             js_on_load=asset(f"{name}.js"),
-            server_functions=functions,
+            server_functions=served(*functions) if functions else None,
             elem_id=f"{name}-panel",
         )
 
@@ -99,14 +109,14 @@ class Layout:
         return distill_pulse
 
     def _state_function(self) -> Callable[..., Any]:
-        def preflight_state(asked: dict[str, Any]) -> dict[str, Any]:
-            return self.preflights.state(str(asked.get("key")))
+        def preflight_state(asked: Measured) -> dict[str, Any]:
+            return self.preflights.state(str(asked["key"]))
 
         return preflight_state
 
     def _cancel_function(self) -> Callable[..., Any]:
-        def preflight_cancel(asked: dict[str, Any]) -> dict[str, Any]:
-            self.preflights.cancel(str(asked.get("key")))
-            return self.preflights.state(str(asked.get("key")))
+        def preflight_cancel(asked: Measured) -> dict[str, Any]:
+            self.preflights.cancel(str(asked["key"]))
+            return self.preflights.state(str(asked["key"]))
 
         return preflight_cancel

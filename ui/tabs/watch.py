@@ -9,6 +9,7 @@ import gradio as gr
 from ui.context import Context
 from ui.page import TITLES, Page
 from ui.parts import asset
+from ui.served import served
 from ui.state.follow import Followers
 from ui.state.watching import Asked, Watching
 
@@ -39,7 +40,7 @@ def build(context: Context, page: Page, followers: Followers | None = None) -> N
         {"run": ""},
         html_template=TEMPLATE,
         js_on_load="\n".join(asset(name) for name in SCRIPTS),
-        server_functions=[watch_page, watch_curves, watch_previews, watch_log, watch_retry],
+        server_functions=served(watch_page, watch_curves, watch_previews, watch_log, watch_retry),
         apply_default_css=False,
         padding=False,
         elem_id="watch",
