@@ -26,14 +26,14 @@ def test_from_the_start_button_to_masks(server: Server, open_tab: Callable[[str]
     strip = page.locator(".strip")
     expect(strip).to_contain_text("demo-teacher", timeout=MINUTE)
     expect(strip).to_contain_text("1 waiting", timeout=MINUTE)
-    expect(strip).to_contain_text("demo-student", timeout=4 * MINUTE)
+    expect(strip).to_contain_text("demo-student", timeout=6 * MINUTE)
     expect(page.locator("#watch .rail-cell")).to_have_count(11, timeout=2 * MINUTE)
     first = page.locator("#watch .rail-cell").first
     expect(first).to_have_attribute("data-state", "done", timeout=MINUTE)
     expect(first).to_contain_text("mIoU")
     pictures = page.locator("#watch [data-part=previews] canvas, #watch [data-part=previews] img")
     expect(pictures.first).to_be_visible(timeout=MINUTE)
-    wait_until(lambda: Run(server.runs / "demo-student").status() == "finished", "the demo's end", seconds=240)
+    wait_until(lambda: Run(server.runs / "demo-student").status() == "finished", "the demo's end", seconds=300)
     result = Run(server.runs / "demo-student").read_json("result.json")
     assert result["teacher_miou"] > 0.4
     assert result["percent_of_teacher"] > 85
