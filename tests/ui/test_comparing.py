@@ -32,6 +32,8 @@ def runs(recipe: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("runs")
     start(recipe(optimisation={"epochs": 1}), folder / "student")
     Run.create(folder / "waiting", recipe())
+    (Run.create(folder / "empty", recipe()).path / "recipe.yaml").write_text("")
+    Run.create(folder / "robbed", recipe()).write_json("result.json", {})
     Run.create(folder / "labels", recipe().model_copy(update={"method": "supervised", "teacher": None}))
     Run.create(folder / "teacher", recipe().model_copy(update={"kind": "teach", "teacher": None}))
     return folder
@@ -115,6 +117,8 @@ def test_stages_get_brighter_in_order() -> None:
         ("../student", "problem", "not the name of a run"),
         ("<b>", "problem", "not the name of a run"),
         ("nobody", "problem", "no run at"),
+        ("empty", "problem", "the files of empty are damaged"),
+        ("robbed", "problem", "the trained network of robbed is gone"),
     ],
 )
 def test_runs_that_can_not_be_compared_say_why(comparisons: Comparisons, name: str, state: str, word: str) -> None:

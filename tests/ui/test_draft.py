@@ -55,6 +55,19 @@ def test_the_fields_come_to_a_run(context: Context, values: dict[str, Any]) -> N
     assert make_draft(context, values | {"epochs": "2"}).name == "bands-resnet10-stagewise-50pc-s3-2"
 
 
+def test_a_card_that_is_none_of_this_servers_is_not_opened(
+    context: Context, values: dict[str, Any], tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret.yaml"
+    secret.write_text("password: [hush")
+    for place in (str(secret), "../secret.yaml", f"{context.data}/../secret.yaml"):
+        draft = make_draft(context, values | {"choice": {"card": place}})
+        assert draft.problems.keys() == {"data"}
+        assert "this dataset is not on this server" in draft.problems["data"]
+        with pytest.raises(FieldError, match="not on this server"):
+            submit(context, draft)
+
+
 def test_the_phases_are_the_methods_own(context: Context, values: dict[str, Any]) -> None:
     draft = make_draft(context, values | {"method": "supervised", "teacher_from": "none"})
     assert draft.outline is not None

@@ -138,6 +138,34 @@ def test_broken_lines_and_broken_events_are_left_out(context: Context, new_run: 
     assert (view.phases[0].step, view.updated) == (2, 4.0)
 
 
+def test_a_phase_whose_beginning_is_lost_counts_from_its_first_line(
+    context: Context, new_run: Callable[..., Run]
+) -> None:
+    run = new_run()
+    write(run, start(1.7e9), step("encoder.0", 5, 1.7e9 + 1), step("encoder.0", 10, 1.7e9 + 4))
+    assert Followers(context).get("one").phases[0].seconds == 3
+    write(run, step("decoder.0", 5, 1.7e9 + 10), step("decoder.0", 6, 1.7e9 + 12))
+    assert [phase.seconds for phase in Followers(context).get("one").phases] == [3, 2, 0]
+
+
+def test_figures_that_cannot_be_are_left_out(context: Context, new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    none = [{"phase": "encoder.0", "epochs": 0, "steps": 0}]
+    write(run, {**start(), "phases": none}, begin("encoder.0", 1) | {"epochs": 0}, epoch("encoder.0", 1, 2, 0.5))
+    write(run, {**start(), "images": float("inf")}, step("encoder.0", 3, 4))
+    assert Followers(context).get("one").phases[0].step == 3
+
+
+def test_a_damaged_result_is_told_beside_what_is_left(context: Context, new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    write(run, start(), begin("encoder.0", 0), step("encoder.0", 5, 1))
+    (run.path / "result.json").write_text('{"miou": 0.')
+    answer = Watching(context).page({"run": "one"})
+    assert answer["problem"].endswith("result.json is damaged: delete it and resume the run")
+    assert answer["failure"] is None
+    assert answer["run"]["phases"][0]["step"] == 5
+
+
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_file_that_shrank_or_was_replaced_is_read_anew(
     context: Context, new_run: Callable[..., Run], replaced: bool

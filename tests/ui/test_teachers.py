@@ -82,6 +82,7 @@ def test_a_run_that_finishes_or_loses_its_model_changes_the_list(
 def test_damaged_neighbours_are_left_out(context: Context, teach: Recipe, teacher_folder: Path) -> None:
     Run.create(context.runs / "broken", teach)
     (context.runs / "broken" / "recipe.yaml").write_text(": [")
+    Run.create(context.runs / "odd", teach).write_json("result.json", [1])
     for name, content in {
         "no-json": "{",
         "no-object": "[]",
@@ -213,6 +214,7 @@ def config(teacher_folder: Path, **changes: object) -> str:
         ({"config.json": '{"_model_class": "Linknet"}', "model.safetensors": "x"}, "this is a Linknet"),
         ({"config.json": '{"_model_class": "Unet"}', "model.safetensors": "x"}, "can't be loaded"),
         ({"../config.json": "{}"}, "outside"),
+        ({f"{number}.txt": "" for number in range(1001)}, "at most 1000 are allowed"),
     ],
 )  # fmt: skip
 def test_broken_uploads_leave_nothing(
