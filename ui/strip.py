@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 import gradio as gr
+from typing_extensions import TypedDict
 
 from segskd.errors import UserError
 from segskd.runs import RUN_NAME
@@ -13,29 +14,37 @@ from ui.context import Context
 from ui.handlers import QUIET, answered, looked
 from ui.page import Page
 from ui.parts import asset
+from ui.served import served
 from ui.state.follow import Followers, RunView
 
 GOES_ON = ("interrupted", "paused", "failed", "new")
 SCRIPTS = ("watch-parts.js", "poll.js", "strip.js")
 
 
+class Asked(TypedDict, total=False):
+    """What the script asks with."""
+
+    run: str | None
+    epoch: bool
+
+
 def build(context: Context, page: Page, followers: Followers) -> None:
     """Puts the strip where it is called."""
 
-    def strip_state(_: Any) -> dict[str, Any]:
+    def strip_state(_: Asked) -> dict[str, Any]:
         return strip(context, followers)
 
-    def strip_stop(asked: dict[str, Any]) -> dict[str, Any]:
+    def strip_stop(asked: Asked) -> dict[str, Any]:
         return answered(lambda: context.jobs.stop(context.run(asked.get("run")).name, bool(asked.get("epoch"))))
 
-    def strip_resume(asked: dict[str, Any]) -> dict[str, Any]:
+    def strip_resume(asked: Asked) -> dict[str, Any]:
         return answered(lambda: context.jobs.resume(context.run(asked.get("run")).name))
 
     component = gr.HTML(
         None,
         html_template='<div class="strip" role="group" aria-label="The run at work"></div>',
         js_on_load="\n".join(asset(name) for name in SCRIPTS),
-        server_functions=[strip_state, strip_stop, strip_resume],
+        server_functions=served(strip_state, strip_stop, strip_resume),
         apply_default_css=False,
         padding=False,
         elem_id="strip",

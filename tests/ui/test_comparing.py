@@ -33,7 +33,6 @@ def runs(recipe: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -
     start(recipe(optimisation={"epochs": 1}), folder / "student")
     Run.create(folder / "waiting", recipe())
     (Run.create(folder / "empty", recipe()).path / "recipe.yaml").write_text("")
-    Run.create(folder / "robbed", recipe()).write_json("result.json", {})
     Run.create(folder / "labels", recipe().model_copy(update={"method": "supervised", "teacher": None}))
     Run.create(folder / "teacher", recipe().model_copy(update={"kind": "teach", "teacher": None}))
     return folder
@@ -118,13 +117,21 @@ def test_stages_get_brighter_in_order() -> None:
         ("<b>", "problem", "not the name of a run"),
         ("nobody", "problem", "no run at"),
         ("empty", "problem", "the files of empty are damaged"),
-        ("robbed", "problem", "the trained network of robbed is gone"),
     ],
 )
 def test_runs_that_can_not_be_compared_say_why(comparisons: Comparisons, name: str, state: str, word: str) -> None:
     found = comparisons.state(name)
     assert found["state"] == state
     assert word in found["text"]
+
+
+def test_a_finished_run_without_its_network_says_so(
+    context: Context, recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    Run.create(tmp_path / "robbed", recipe()).write_json("result.json", {})
+    found = Comparisons(Context(context.data, tmp_path, Jobs(tmp_path, context.data))).state("robbed")
+    assert found["state"] == "problem"
+    assert "the trained network of robbed is gone" in found["text"]
 
 
 def test_no_run_is_no_problem(comparisons: Comparisons) -> None:

@@ -82,7 +82,8 @@ def test_a_run_that_finishes_or_loses_its_model_changes_the_list(
 def test_damaged_neighbours_are_left_out(context: Context, teach: Recipe, teacher_folder: Path) -> None:
     Run.create(context.runs / "broken", teach)
     (context.runs / "broken" / "recipe.yaml").write_text(": [")
-    Run.create(context.runs / "odd", teach).write_json("result.json", [1])
+    shutil.copytree(teacher_folder, Run.create(context.runs / "odd", teach).path, dirs_exist_ok=True)
+    Run(context.runs / "odd").write_json("result.json", [1])
     for name, content in {
         "no-json": "{",
         "no-object": "[]",

@@ -107,7 +107,7 @@ const draw = (state) => {
     offered = key;
     trigger("offer", { run: state.run?.name ?? "" });
   }
-  if (!state.run) return drawEmpty(state.asked, state.runs);
+  if (!state.run) return drawEmpty(run, state.runs);
   drawChoice(state.runs, state.run.name);
   drawAbout(state.run);
   return drawTask(state.run, state.task, state.export);

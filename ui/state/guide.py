@@ -44,7 +44,7 @@ class Guide:
         self._teacher, self._student = (name for name, _ in demo_recipes(data, jobs.runs))
 
     def start(self) -> str:
-        """Queues what the demo still lacks; the name of the run to look at first.
+        """Queues what the demo still lacks; the name of the run to look at, "" for whichever trains.
 
         A demo that finished is not repeated: its runs are there to be looked at. Raises UserError when a folder
         of the demo's names holds something else.
@@ -56,7 +56,7 @@ class Guide:
                     self._jobs.submit(recipe, name)
                 elif state in UNFINISHED:
                     self._jobs.resume(name)
-        return self._student if self.state(self._teacher) == "finished" else self._teacher
+        return self._student if self.state(self._teacher) == "finished" else ""
 
     @property
     def finished(self) -> bool:

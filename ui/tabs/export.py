@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from typing_extensions import TypedDict
 
 from segskd.errors import UserError
 from segskd.runs import Run
@@ -15,22 +16,29 @@ from ui.context import Context
 from ui.handlers import QUIET, answered, known
 from ui.page import Page
 from ui.parts import Notice, asset, handed_out, notice
+from ui.served import served
 from ui.state.catalogue import Catalogue, Row
 from ui.state.exports import Exports, as_dict, exported
 
 SCRIPTS = ("watch-parts.js", "poll.js", "export.js")
 
 
+class Asked(TypedDict, total=False):
+    """What the script asks with."""
+
+    run: str | None
+
+
 def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) -> None:
     """Puts the tab's components where it is called."""
 
-    def export_state(asked: dict[str, Any]) -> dict[str, Any]:
+    def export_state(asked: Asked) -> dict[str, Any]:
         rows = catalogue.rows()
         choices = _choices(rows)
         name = asked.get("run") or (choices[0] if choices else None)
         row = next((row for row in rows if row.name == name), None)
         if row is None:
-            return {"runs": choices, "run": None, "asked": name}
+            return {"runs": choices, "run": None}
         run = Run(context.runs / row.name)
         task, made = exports.task(run), exported(run)
         return {
@@ -40,7 +48,7 @@ def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) 
             "export": as_dict(made) if made else None,
         }
 
-    def export_start(asked: dict[str, Any]) -> dict[str, Any]:
+    def export_start(asked: Asked) -> dict[str, Any]:
         return answered(lambda: exports.start(context.run(asked.get("run"))))
 
     def chosen(event: gr.EventData) -> str:
@@ -57,7 +65,7 @@ def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) 
             None,
             html_template='<div class="export-view"></div>',
             js_on_load="\n".join(asset(name) for name in SCRIPTS),
-            server_functions=[export_state, export_start],
+            server_functions=served(export_state, export_start),
             apply_default_css=False,
             padding=False,
             elem_id="export-view",

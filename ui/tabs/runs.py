@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from typing_extensions import TypedDict
 
 from segskd import shelf
 from segskd.errors import UserError
@@ -14,6 +15,7 @@ from ui.context import Context
 from ui.handlers import QUIET, answered, known, looked
 from ui.page import Page
 from ui.parts import Notice, asset, handed_out, notice
+from ui.served import served
 from ui.state.catalogue import Catalogue
 from ui.state.exports import Exports
 from ui.state.follow import Followers
@@ -23,29 +25,38 @@ SCRIPTS = ("watch-parts.js", "poll.js", "runs-plots.js", "runs-panel.js", "runs.
 MOST_CURVES = 12
 
 
+class Asked(TypedDict, total=False):
+    """What the script asks with."""
+
+    run: str | None
+    runs: list[str]
+    name: str
+    note: str
+
+
 def build(context: Context, page: Page, followers: Followers, catalogue: Catalogue, exports: Exports) -> None:
     """Puts the tab's components where it is called."""
 
-    def runs_rows(_: Any) -> list[dict[str, Any]]:
+    def runs_rows(_: Asked) -> list[dict[str, Any]]:
         return [row.as_dict() for row in catalogue.rows()]
 
-    def runs_curves(asked: dict[str, Any]) -> list[dict[str, Any]]:
+    def runs_curves(asked: Asked) -> list[dict[str, Any]]:
         names = [name for name in asked.get("runs", [])[:MOST_CURVES] if known(context, name)]
         return [_curve(followers, name) for name in names]
 
-    def runs_rename(asked: dict[str, Any]) -> dict[str, Any]:
-        return answered(lambda: shelf.rename(_at_rest(context, exports, asked.get("run")), str(asked.get("name", ""))))
+    def runs_rename(asked: Asked) -> dict[str, Any]:
+        return answered(lambda: shelf.rename(_at_rest(context, exports, asked.get("run")), asked.get("name", "")))
 
-    def runs_note(asked: dict[str, Any]) -> dict[str, Any]:
-        return answered(lambda: shelf.write_note(context.run(asked.get("run")), str(asked.get("note", ""))))
+    def runs_note(asked: Asked) -> dict[str, Any]:
+        return answered(lambda: shelf.write_note(context.run(asked.get("run")), asked.get("note", "")))
 
-    def runs_delete(asked: dict[str, Any]) -> dict[str, Any]:
+    def runs_delete(asked: Asked) -> dict[str, Any]:
         return answered(lambda: shelf.delete(_at_rest(context, exports, asked.get("run"))))
 
-    def runs_resume(asked: dict[str, Any]) -> dict[str, Any]:
+    def runs_resume(asked: Asked) -> dict[str, Any]:
         return answered(lambda: context.jobs.resume(context.run(asked.get("run")).name))
 
-    def runs_stop(asked: dict[str, Any]) -> dict[str, Any]:
+    def runs_stop(asked: Asked) -> dict[str, Any]:
         return answered(lambda: context.jobs.stop(context.run(asked.get("run")).name))
 
     def look(event: gr.EventData) -> tuple[Any, Any]:
@@ -76,7 +87,9 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
             None,
             html_template='<div class="runs-view"></div>',
             js_on_load="\n".join(asset(name) for name in SCRIPTS),
-            server_functions=[runs_rows, runs_curves, runs_rename, runs_note, runs_delete, runs_resume, runs_stop],
+            server_functions=served(
+                runs_rows, runs_curves, runs_rename, runs_note, runs_delete, runs_resume, runs_stop
+            ),
             apply_default_css=False,
             padding=False,
             elem_id="runs-view",

@@ -11,6 +11,7 @@ from ui.context import Context
 from ui.handlers import QUIET, looked
 from ui.page import Page
 from ui.parts import Notice, asset, notice
+from ui.served import served
 from ui.state.catalogue import Catalogue
 from ui.state.follow import Followers
 from ui.state.guide import Guide
@@ -38,7 +39,7 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
     """Puts the tab's components where it is called."""
     guide = Guide(context.jobs, context.data, followers.get)
 
-    def start_state(_: Any) -> dict[str, Any]:
+    def start_state(_: dict[str, Any]) -> dict[str, Any]:
         rows = [row.as_dict() for row in catalogue.rows()[:LAST]]
         return {"guide": guide.as_dict(), "machine": machine(context.runs), "runs": rows}
 
@@ -67,7 +68,7 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
             None,
             html_template='<div class="start-view"></div>',
             js_on_load="\n".join(asset(name) for name in SCRIPTS),
-            server_functions=[start_state],
+            server_functions=served(start_state),
             apply_default_css=False,
             padding=False,
             elem_id="start-view",
