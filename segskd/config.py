@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,6 +28,9 @@ Precision = Literal["auto", "32", "bf16", "fp16"]
 SubsetRule = Literal["random", "balanced", "diverse", "hardest", "hand"]
 StoreKind = Literal["auto", "memory", "disk", "recompute"]
 MAX_SIDE = 16384
+SHORT = reprlib.Repr()
+"""Writes a value out in a few words, however much there is of it."""
+SHORT.maxlevel = 1
 
 
 def parse_size(value: object) -> Size:
@@ -34,12 +38,12 @@ def parse_size(value: object) -> Size:
     if isinstance(value, str):
         match = re.fullmatch(r"(\d+)[xX×](\d+)", value.strip())
         if not match:
-            raise ValueError(f"'{value}' is no size: write HEIGHTxWIDTH, such as 192x256")
+            raise ValueError(f"{SHORT.repr(value)} is no size: write HEIGHTxWIDTH, such as 192x256")
         value = (int(match[1]), int(match[2]))
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise ValueError(f"{value!r} is no size: write HEIGHTxWIDTH, such as 192x256")
+        raise ValueError(f"{SHORT.repr(value)} is no size: write HEIGHTxWIDTH, such as 192x256")
     if not all(type(side) is int for side in value):
-        raise ValueError(f"{value!r} is no size: both sides must be whole numbers")
+        raise ValueError(f"{SHORT.repr(value)} is no size: both sides must be whole numbers")
     height, width = value
     if not (32 <= height <= MAX_SIDE and 32 <= width <= MAX_SIDE):
         raise ValueError(f"size {height}x{width} must lie between 32x32 and {MAX_SIDE}x{MAX_SIDE}")
@@ -156,6 +160,8 @@ class Recipe(_Part):
 
 def make_recipe(content: object) -> Recipe:
     """A recipe from plain data. Raises UserError that names the field."""
+    if not isinstance(content, dict):
+        raise UserError("recipe: there is nothing in it that could be one; a run's recipe.yaml is one")
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:

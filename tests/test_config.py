@@ -151,3 +151,20 @@ def test_a_recipe_does_not_change() -> None:
     made = make_recipe(SMALLEST)
     with pytest.raises(ValueError, match="frozen"):
         made.seed = 3  # type: ignore[misc]
+
+
+def test_what_explodes_when_it_is_written_out_is_told_in_a_line() -> None:
+    """Nine lists of nine of the same list: YAML's aliases make a few bytes into gigabytes of text."""
+    value: object = ["x"] * 9
+    for _ in range(9):
+        value = [value] * 9
+    with pytest.raises(UserError) as refused:
+        make_recipe({"data": {"card": "scenes", "size": value}, "method": "supervised"})
+    assert "is no size" in str(refused.value)
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize("content", [None, [], "text", 3])
+def test_what_is_no_mapping_is_no_recipe(content: object) -> None:
+    with pytest.raises(UserError, match="there is nothing in it that could be one"):
+        make_recipe(content)

@@ -114,6 +114,7 @@ class Preflights:
             "SEGSKD_RUNS": str(self._context.runs),
             "SEGSKD_DATA": str(self._context.data),
             "OMP_WAIT_POLICY": "PASSIVE",
+            "TMPDIR": str(path.parent),  # what it leaves behind when it is killed goes with the folder
         }
         process = check.process = subprocess.Popen(
             [sys.executable, "-m", "segskd", "preflight", "--recipe", str(path), "--json"],
