@@ -25,6 +25,7 @@ LOST = (
     "ERR_CONNECTION_RESET",
     "ERR_EMPTY_RESPONSE",
     "AbortError",
+    "Connection errored out",
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -57,7 +58,8 @@ def functions(context: Context, run: Run) -> dict[str, Function]:
     async def made() -> gr.Blocks:
         return build(context)
 
-    blocks = asyncio.run(made())  # where no loop runs Gradio makes some, and leaves them open
+    with ThreadPoolExecutor() as aside:  # the browser's tests leave a loop running in this thread
+        blocks = aside.submit(lambda: asyncio.run(made())).result()  # without a loop Gradio makes some, left open
     found = [one for block in blocks.blocks.values() for one in getattr(block, "server_fns", ())]
     return {one.__name__: one for one in found}
 
