@@ -16,7 +16,7 @@ from segskd.runs import Run
 
 SIZE = "96x128"
 # Enough for masks worth looking at: more epochs would add a little to both, and minutes of waiting.
-TEACHER_EPOCHS = 4
+TEACHER_EPOCHS = 3
 STUDENT_EPOCHS = 25
 FRACTION = 0.1
 TEACHER, STUDENT = "demo-teacher", "demo-student"

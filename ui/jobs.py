@@ -26,11 +26,10 @@ from segskd.devices import choose_device
 from segskd.errors import UserError
 from segskd.files import write_whole, writing
 from segskd.runs import RUN_NAME, Run, list_runs
+from ui.processes import NICENESS, ROOT, child_environment
 
-ROOT = Path(__file__).resolve().parents[1]
 JobState = Literal["waiting", "starting", "running", "finished", "paused", "interrupted", "failed", "new", "damaged"]
 TICK_SECONDS = 0.5
-NICENESS = 10
 GRACE_SECONDS = 15.0
 WORKER = "worker.json"
 QUEUE = ".queue.json"
@@ -215,17 +214,11 @@ class Jobs:
     # -- processes ----------------------------------------------------------------------------------
 
     def _spawn(self, run: Run) -> None:
-        environment = {
-            **os.environ,
-            "SEGSKD_RUNS": str(self.runs),
-            "SEGSKD_DATA": str(self._data),
-            "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait must not spin beside the page's server
-        }
         with open(run.path / "log.txt", "ab") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", "segskd", "resume", str(run.path)],
                 cwd=ROOT,
-                env=environment,
+                env=child_environment(self.runs, self._data),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,

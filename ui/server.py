@@ -17,6 +17,7 @@ import tyro
 from segskd.data.cards import data_folder
 from segskd.errors import UserError
 from segskd.runs import runs_folder
+from ui.processes import PATIENCE
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 FIRST_PORT = 7860
@@ -179,4 +180,4 @@ def _prepare_environment(host: str) -> None:
         hosts = [host for host in os.environ.get(name, "").split(",") if host]
         os.environ[name] = ",".join(dict.fromkeys([*hosts, *LOCAL, host]))
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ |= {**PATIENCE, **os.environ}

@@ -57,3 +57,15 @@ def test_the_shade_is_remembered(watched: tuple[Page, Watch], open_tab: Callable
     assert page.evaluate("document.body.classList.contains('dark')") is not dark
     page.reload()
     page.wait_for_function(f"document.body.classList.contains('dark') !== {str(dark).lower()}")
+
+
+def test_a_page_that_rests_asks_for_no_frames(page: Page, open_tab: Callable[[str], Page]) -> None:
+    """Gradio's sign of loading would ask for 60 a second, and the training beside it would feel that."""
+    page.add_init_script(
+        "window.frames_asked = 0; const ask = window.requestAnimationFrame;"
+        "window.requestAnimationFrame = (step) => { window.frames_asked++; return ask(step); };"
+    )
+    open_tab("start").wait_for_timeout(6000)
+    before = page.evaluate("window.frames_asked")
+    page.wait_for_timeout(1000)
+    assert page.evaluate("window.frames_asked") - before < 10

@@ -15,7 +15,8 @@ import pytest
 from segskd.config import make_recipe
 from segskd.errors import UserError
 from segskd.runs import Run
-from ui.jobs import NICENESS, QUEUE, WORKER, Jobs
+from ui.jobs import QUEUE, WORKER, Jobs
+from ui.processes import NICENESS
 
 PATIENCE = 90.0
 
@@ -56,6 +57,7 @@ def test_two_runs_are_worked_off_one_after_the_other(jobs: Jobs, recipe: Callabl
     assert process.nice() == max(NICENESS, psutil.Process().nice()) > 0
     assert os.getsid(process.pid) == process.pid  # detached: outlives the server
     assert process.environ()["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert process.environ()["GOMP_SPINCOUNT"] == "10000"
     assert jobs.state("second") == "waiting"
     assert jobs.busy() == ["first"]
     assert (jobs.memory("first") or 0) > 50 * 2**20

@@ -1,4 +1,34 @@
 // What the whole page needs: the address follows what is looked at; light or dark and the data that were chosen are remembered.
+
+// Gradio's sign of loading goes on asking for a frame after it was taken away, 60 a second while the page is open: a
+// tenth of a core that the training beside it needs. It kept the browser's own function, so its frames are those that
+// were not asked for here. When nobody else has asked for a second, the one that is left is its, and is called off.
+const STEADY = 60;
+const AT_MOST = 900;
+const askFrame = window.requestAnimationFrame.bind(window);
+let asked = new Set();
+window.requestAnimationFrame = (step) => {
+  const frame = askFrame(step);
+  asked.add(frame);
+  return frame;
+};
+function endSignOfLoading() {
+  let steady = 0;
+  let looks = 0;
+  const look = (before) => {
+    const now = askFrame(() => setTimeout(() => look(now)));
+    const strange = [];
+    for (let frame = before + 1; frame < now; frame++) if (!asked.has(frame)) strange.push(frame);
+    asked = new Set();
+    steady = strange.length === 1 ? steady + 1 : 0;
+    if (steady < STEADY && ++looks < AT_MOST) return;
+    if (steady === STEADY) window.cancelAnimationFrame(strange[0]);
+    window.cancelAnimationFrame(now);
+    window.requestAnimationFrame = askFrame;
+  };
+  look(askFrame(() => {}));
+}
+
 let loaded = false; // until then the first tab's own opening would overwrite the address
 window.segskdOpened = () => {
   const shade = window.localStorage.getItem("segskd-shade");
@@ -15,7 +45,10 @@ window.segskdOpened = () => {
 window.segskdKeep = (choice) => {
   if (loaded && choice) window.localStorage.setItem("segskd-choice", JSON.stringify(choice));
 };
-window.segskdLoaded = () => { loaded = true; };
+window.segskdLoaded = () => {
+  loaded = true;
+  endSignOfLoading();
+};
 window.segskdLink = (parts) => {
   if (!loaded) return;
   const address = new URL(window.location);

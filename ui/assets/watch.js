@@ -171,15 +171,18 @@ const drawTable = onChange((phases, teacher) => {
 // -- curves ---------------------------------------------------------------------------------------
 
 let curvesAsked = "";
+let curvesFresh = 0; // until then the curves that stand there do, while one phase trains
 async function drawCurves(run) {
   part("all").hidden = run.phases.length < 2;
   const shown = allPhases && run.phases.length > 1 ? "" : phase || run.phases[run.stage - 1]?.name || "";
   const now = run.phases.find((one) => one.name === shown);
   const signature = `${run.name}|${shown}|${run.phases.map((one) => one.version).join()}`;
-  if (signature === curvesAsked) return;
+  const same = curvesAsked.startsWith(`${run.name}|${shown}|`) && run.state === "running";
+  if (signature === curvesAsked || (same && performance.now() < curvesFresh)) return;
   const curves = await server.watch_curves({ run: run.name, phase: shown });
   if (!curves) return;
   curvesAsked = signature;
+  curvesFresh = performance.now() + 3000;
   setText(part("loss-title"), now ? `Loss of ${now.name}` : "Loss, all stages");
   lossChart(now ? lossOfOne(curves, now) : lossOfAll(curves, run));
   const whole = run.phases.length === 1;

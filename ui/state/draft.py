@@ -12,7 +12,8 @@ from segskd.data.cards import CARDS_FOLDER, load_card
 from segskd.errors import UserError
 from segskd.runs import free_name
 from ui.context import Context
-from ui.jobs import ROOT, check_name
+from ui.jobs import check_name
+from ui.processes import ROOT
 from ui.state.admission import check_card
 from ui.state.choice import Choice
 from ui.state.command import command, default_name

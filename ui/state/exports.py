@@ -20,7 +20,7 @@ from segskd.errors import UserError
 from segskd.export.certificate import Certificate
 from segskd.export.package import FORMAT, Package, find_package
 from segskd.runs import Run
-from ui.jobs import NICENESS, ROOT
+from ui.processes import NICENESS, ROOT, child_environment
 from ui.state.background import Report, Task, Tasks
 
 LISTEN_SECONDS = 0.3
@@ -34,7 +34,7 @@ class Exports:
 
     def __init__(self, runs: Path, data: Path) -> None:
         self._tasks = Tasks()
-        self._environment = {"SEGSKD_RUNS": str(runs), "SEGSKD_DATA": str(data), "OMP_WAIT_POLICY": "PASSIVE"}
+        self._environment = child_environment(runs, data)
 
     def start(self, run: Run) -> Task:
         """Begins an export, or joins the one that is being made. Raises UserError when the run isn't finished."""
@@ -58,7 +58,7 @@ class Exports:
             process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env={**os.environ, **self._environment},
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=said,

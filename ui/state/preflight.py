@@ -22,7 +22,7 @@ import psutil
 
 from segskd.config import Recipe, dump_recipe
 from ui.context import Context
-from ui.jobs import NICENESS, ROOT
+from ui.processes import NICENESS, ROOT, child_environment
 from ui.state.places import in_page_words
 
 TIMEOUT = 120.0
@@ -110,10 +110,7 @@ class Preflights:
 
     def _run(self, check: Check, path: Path) -> None:
         environment = {
-            **os.environ,
-            "SEGSKD_RUNS": str(self._context.runs),
-            "SEGSKD_DATA": str(self._context.data),
-            "OMP_WAIT_POLICY": "PASSIVE",
+            **child_environment(self._context.runs, self._context.data),
             "TMPDIR": str(path.parent),  # what it leaves behind when it is killed goes with the folder
         }
         process = check.process = subprocess.Popen(

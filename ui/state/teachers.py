@@ -21,7 +21,7 @@ from segskd.models.build import HUB_ID, WEIGHTS_FILES, load
 from segskd.models.stages import cut
 from segskd.runs import Run, free_name, list_runs
 from ui.context import Context
-from ui.jobs import ROOT
+from ui.processes import ROOT
 
 UPLOADS = ".teachers"
 CONFIG = "config.json"
