@@ -12,8 +12,12 @@ run: $(READY)
 demo: $(READY)
 	$(BIN)/python -m segskd demo
 
+# The demo trains for two minutes with both cores; everything else runs two files at a time.
+DEMO := tests/browser/test_two_minutes.py
+
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore $(DEMO)
+	$(BIN)/python -m pytest $(DEMO)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Threads that wait must not spin: the tests start workers that share the cores with them.
+# Threads that wait must not spin, and tests that run side by side share the cores: so do the workers they start.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 import torch
 import yaml
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 SIZE = (64, 96)
 CLASSES = ("ground", "wall", "sky")
