@@ -2,9 +2,10 @@
 
     python benchmarks/page.py --runs FOLDER [--run NAME] [--data DIR]
 
-FOLDER holds a finished run NAME (demo-student) and its teacher. A server is started on it, asked while nothing
-trains, and asked again while a copy of that run trains beside it. Each figure is the median and the worst of
-REPEATS answers as a browser on this machine gets them; the questions take turns.
+FOLDER holds a finished run NAME (demo-student) and its teacher. A server is started on a copy of it, asked while
+nothing trains, and asked again while it trains a run of the same recipe, which Watch and the strip then show. Each
+figure is the median and the worst of REPEATS answers as a browser on this machine gets them; the questions take turns,
+PAUSE seconds apart.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,8 @@ from ui.server import choose_port
 
 ROOT = Path(__file__).resolve().parents[1]
 REPEATS = 40
+PAUSE = 0.1
+BESIDE = "beside"
 LIMIT_MS = 200
 PATIENCE = 180.0
 
@@ -52,7 +58,7 @@ class Asker:
 
     def ask(self, name: str, asked: dict[str, Any]) -> Any:
         """One server function's answer."""
-        body = {"session_hash": "bench", "component_id": self._components[name], "fn_name": name, "data": [asked]}
+        body = {"session_hash": "bench", "component_id": self._components[name], "fn_name": name, "data": asked}
         answer = self._session.post(f"{self._url}/gradio_api/component_server", json=body, timeout=60)
         answer.raise_for_status()
         return answer.json()
@@ -67,16 +73,20 @@ def main() -> None:
     arguments = parser.parse_args()
     run = Run.open(arguments.runs.resolve() / arguments.run)
     data = (arguments.data or Path(run.recipe.data.folder or "")).resolve()
-    port = choose_port("127.0.0.1", None)
-    server = _serve(run.path.parent, data, port)
-    try:
-        asker = Asker(f"http://127.0.0.1:{port}")
-        questions = _questions(asker, run)
-        idle = _measure(asker, questions)
-        training = _while_training(run, data, lambda: _measure(asker, questions))
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait()
+    with tempfile.TemporaryDirectory(prefix="segskd-") as folder:
+        runs = Path(folder)
+        shutil.copytree(run.path, runs / run.name)
+        port = choose_port("127.0.0.1", None)
+        server = _serve(runs, data, port)
+        try:
+            asker = Asker(f"http://127.0.0.1:{port}")
+            questions = _questions(asker, run)
+            idle = _measure(asker, questions)
+            with _training(run, Jobs(runs, data)):
+                training = _measure(asker, questions | {"Watch": ("watch_page", {"run": BESIDE})})
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait()
     _tell(idle, training)
 
 
@@ -115,6 +125,7 @@ def _measure(asker: Asker, questions: dict[str, tuple[str, dict[str, Any]]]) -> 
     for _ in range(REPEATS):
         times["the page"].append(_timed(asker.page))
         for title, (name, asked) in questions.items():
+            time.sleep(PAUSE)
             times[title].append(_timed(lambda name=name, asked=asked: asker.ask(name, asked)))
     return times
 
@@ -125,28 +136,26 @@ def _timed(act: Any) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def _while_training(run: Run, data: Path, measure: Any) -> dict[str, list[float]]:
-    """What `measure` gives while a copy of the run trains, started as the interface starts it."""
-    with tempfile.TemporaryDirectory(prefix="segskd-") as folder:
-        jobs = Jobs(Path(folder), data)
-        jobs.start()
-        try:
-            recipe = merged(run.recipe.model_dump(mode="json"), {"optimisation": {"epochs": 2000}})
-            started = jobs.submit(make_recipe(recipe), "beside")
-            deadline = time.monotonic() + PATIENCE
-            while not any(event["kind"] == "step" for event in started.events()):
-                if time.monotonic() > deadline:
-                    raise SystemExit("the run beside it did not begin to train")
-                time.sleep(0.5)
-            found: dict[str, list[float]] = measure()
-        finally:
-            jobs.close()
-            worker = jobs.worker("beside")
-            if worker and worker.process():
-                os.killpg(worker.pid, signal.SIGKILL)
-                while worker.process():
-                    time.sleep(0.1)
-        return found
+@contextmanager
+def _training(run: Run, jobs: Jobs) -> Iterator[None]:
+    """While a run of the same recipe trains, started by the server as from the page."""
+    recipe = merged(run.recipe.model_dump(mode="json"), {"optimisation": {"epochs": 2000}})
+    started = jobs.submit(make_recipe(recipe), BESIDE)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not any(event["kind"] == "step" for event in started.events()):
+            if time.monotonic() > deadline:
+                raise SystemExit("the run beside it did not begin to train")
+            time.sleep(0.5)
+        yield
+        if not started.is_alive():
+            raise SystemExit("the run beside it ended too early")
+    finally:
+        worker = jobs.worker(BESIDE)
+        if worker and worker.process():
+            os.killpg(worker.pid, signal.SIGKILL)
+            while worker.process():
+                time.sleep(0.1)
 
 
 def _tell(idle: dict[str, list[float]], training: dict[str, list[float]]) -> None:

@@ -77,8 +77,10 @@ function drawAxes(svg, data, scale, width) {
 }
 
 function drawSeries(svg, data, scale, width) {
+  const all = [];
   for (const series of data.series) {
     const places = series.points.map(([x, y]) => [scale.along(x), scale.up(y)]);
+    all.push(...places);
     const apart = (i) => (data.bounds || []).some((bound) => series.points[i - 1][0] <= bound && bound < series.points[i][0]);
     const path = places.map(([x, y], i) => `${i && !apart(i) ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
     svg.append(makeSvg("path", { class: `curve ${series.kind}`, d: path }));
@@ -89,7 +91,11 @@ function drawSeries(svg, data, scale, width) {
   for (const line of data.lines || []) {
     const at = scale.up(line.y);
     svg.append(makeSvg("line", { class: "level", x1: CHART_EDGE.left, x2: width - CHART_EDGE.right, y1: at, y2: at }));
-    svg.append(makeSvg("text", { class: "level-name", x: width - CHART_EDGE.right - 4, y: at - 5, "text-anchor": "end" }, line.name));
+    const ends = [[CHART_EDGE.left + 4, "start"], [width - CHART_EDGE.right - 4, "end"]];
+    // At the end where the curve leaves it more room.
+    const room = ([end]) => Math.min(Infinity, ...all.filter(([x]) => Math.abs(x - end) < 90).map(([, y]) => Math.abs(y - at + 9)));
+    const [x, anchor] = room(ends[0]) > room(ends[1]) ? ends[0] : ends[1];
+    svg.append(makeSvg("text", { class: "level-name", x, y: at - 5, "text-anchor": anchor }, line.name));
   }
 }
 
@@ -140,6 +146,7 @@ function makeChart(host) {
     drawn.mark.setAttribute("visibility", "visible");
     tip.hidden = false;
     setText(tip, `${data.showX(x)}: ${data.showY(y)}`);
+    // At the end where the curve leaves it more room.
     const room = frame.clientWidth - tip.offsetWidth;
     tip.style.left = `${Math.max(0, Math.min(room, left - tip.offsetWidth / 2))}px`;
     tip.style.top = `${top > 60 ? top - 38 : top + 14}px`;
