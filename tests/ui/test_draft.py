@@ -193,7 +193,9 @@ def test_other_eyes_choose_other_images(context: Context, values: dict[str, Any]
     choice = values["choice"] | {"rule": "hardest", "teacher": "somebody"}
     assert "chosen with somebody" in make_draft(context, values | {"choice": choice}).hints["data"]
     asked = values["choice"] | {"rule": "hardest", "teacher": str(context.runs / "mine")}
-    assert make_draft(context, values | {"choice": asked}).hints == {}
+    hint = "chosen with images of 192x256; this run chooses them with images of 64x96"
+    assert hint in make_draft(context, values | {"choice": asked}).hints["data"]
+    assert make_draft(context, values | {"choice": asked, "size": "192x256"}).hints == {}
     drawn = values["choice"] | {"rule": "random", "teacher": "somebody"}
     assert make_draft(context, values | {"choice": drawn}).hints == {}
 

@@ -80,7 +80,7 @@ function hintsOf({ run, runs, problem, lately, failure }) {
   if (!failure && ["paused", "interrupted"].includes(run.state)) {
     say("This run was stopped. «Resume», at the top of the page, goes on from its last checkpoint.");
   }
-  if (!failure && run.state === "new") say("This run was never begun. «Resume», at the top of the page, puts it into the queue.");
+  if (!failure && run.state === "new") say("This run was never begun. «Start», at the top of the page, puts it into the queue.");
   for (const warning of run.warnings) say(`Warning: ${warning}`);
   return hints;
 }

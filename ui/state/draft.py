@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from segskd.config import Recipe
+from segskd.config import Recipe, Size
 from segskd.data.cards import CARDS_FOLDER, load_card
 from segskd.errors import UserError
 from segskd.runs import free_name
@@ -239,11 +239,20 @@ def _hint(draft: Draft, choice: Choice) -> None:
     if draft.teacher and not draft.teacher.ready:
         draft.hints["teacher"] = "This teacher is not finished: the student waits in the queue until it is."
     asked = choice.teacher
-    if choice.rule in ASKING_RULES and asked and draft.teacher and find_teacher([draft.teacher], asked) is None:
+    if choice.rule not in ASKING_RULES or not asked or draft.teacher is None or draft.recipe is None:
+        return
+    eyes = (Path(asked).name, draft.teacher.name)
+    if find_teacher([draft.teacher], asked) is not None:
+        eyes = (_in_words(draft.teacher.asking_size), _in_words(draft.recipe.data.size))
+    if eyes[0] != eyes[1]:
         draft.hints["data"] = (
-            f"The images shown on Data were chosen with {Path(asked).name}; this run chooses them with "
-            f"{draft.teacher.name}, so they may be others."
+            f"The images shown on Data were chosen with {eyes[0]}; this run chooses them with {eyes[1]}, so they may "
+            "be others."
         )
+
+
+def _in_words(size: Size) -> str:
+    return f"images of {size[0]}x{size[1]}"
 
 
 def _no_teacher(source: TeacherFrom, method: str | None) -> str:

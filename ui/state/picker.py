@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from segskd.config import DataPart, Size, first_problem
+from segskd.config import first_problem
 from segskd.data.cards import Card
 from segskd.data.census import Census
 from segskd.data.dataset import Pair
@@ -23,7 +23,6 @@ from ui.state.datasets import Datasets, Opened, short_digest
 from ui.state.found import Json
 from ui.state.teachers import Teacher, best_teacher, find_teacher
 
-DEFAULT_SIZE: Size = DataPart.model_fields["size"].default
 _CHOICES = TypeAdapter(Choice)
 
 
@@ -105,7 +104,7 @@ class Picker:
         """
         opened = self._datasets.open(place)
         asked = self._teacher(place, teacher)
-        question = Question(asked.place, opened.card, opened.pairs(), asked.size or DEFAULT_SIZE, self._datasets.cache)
+        question = Question(asked.place, opened.card, opened.pairs(), asked.asking_size, self._datasets.cache)
         key = _key(opened, asked)
         marker = self._marker(key)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from segskd.config import Size
+from segskd.config import DataPart, Size
 from segskd.data.cards import Card
 from segskd.data.unpack import Limits, unpack
 from segskd.errors import UserError
@@ -30,6 +30,7 @@ LIMITS = Limits(total_bytes=10 * 10**9, files=1000)
 LONGEST_NAME = 80
 COMING = ("waiting", "starting", "running")
 Origin = Literal["run", "upload", "data", "runs"]
+DEFAULT_SIZE: Size = DataPart.model_fields["size"].default
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Teacher:
     @property
     def ready(self) -> bool:
         return self.state == "ready"
+
+    @property
+    def asking_size(self) -> Size:
+        """The size at which it looks at images when Data asks it which ones to take: its own, or the default."""
+        return self.size or DEFAULT_SIZE
 
     @property
     def label(self) -> str:
