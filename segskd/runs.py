@@ -291,6 +291,20 @@ def list_runs(runs: Path | None = None) -> list[Run]:
     return [Run(path) for path in sorted(written, key=written.__getitem__, reverse=True)]
 
 
+def default_name(recipe: Recipe, card: str) -> str:
+    """A run's name by what it is about, `card` being the dataset's, such as camvid-resnet10-stagewise-10pc-s0."""
+    if recipe.begin:
+        return f"{Path(recipe.begin.run).name}-from-{recipe.begin.stage}"
+    encoder = recipe.student.partition(":")[2]
+    if recipe.kind == "teach":
+        return f"{card}-{encoder}-teacher"
+    subset = recipe.subset
+    count = subset.count or len(subset.names or ())
+    share = str(count) if count else f"{100 * (subset.fraction or 1):g}pc"
+    rule = "" if subset.rule == "random" else f"-{subset.rule}"
+    return f"{card}-{encoder}-{recipe.method}-{share}{rule}-s{recipe.seed}"
+
+
 def free_name(wish: str, runs: Path | None = None) -> str:
     """`wish`, or `wish-2`, `wish-3` … when it is taken."""
     wish = re.sub(r"[^A-Za-z0-9_.-]+", "-", wish).strip("-.")

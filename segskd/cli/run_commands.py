@@ -205,14 +205,9 @@ def _run_folder(name_or_path: str, made_up: bool) -> Path:
 
 def _default_name(recipe: Any) -> str:
     from segskd.data.cards import data_folder, load_card
+    from segskd.runs import default_name
 
-    if recipe.begin:
-        return f"{Path(recipe.begin.run).name}-from-{recipe.begin.stage}"
-    count = recipe.subset.count or len(recipe.subset.names or ())
-    share = f"{count}" if count else f"{100 * (recipe.subset.fraction or 1):g}pc"
-    encoder = recipe.student.partition(":")[2]
-    card = load_card(recipe.data.card, data_folder(recipe.data.folder))
-    return f"{card.name}-{encoder}-{recipe.method}-{share}-s{recipe.seed}"
+    return default_name(recipe, load_card(recipe.data.card, data_folder(recipe.data.folder)).name)
 
 
 COMMANDS = (teach, distill, resume, stop, runs, demo)

@@ -12,8 +12,9 @@ import yaml
 
 from segskd.cli import main
 from segskd.config import Recipe, dump_recipe, make_recipe
+from segskd.runs import default_name
 from ui.state.choice import Choice
-from ui.state.command import command, default_name
+from ui.state.command import command
 from ui.state.form import FieldError, Form, TeachForm
 from ui.state.places import as_text, default, field_at, help_text, if_empty, in_page_words, options
 

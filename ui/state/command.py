@@ -69,15 +69,3 @@ def unsaid(content: Mapping[str, Any]) -> set[str]:
     """Places of a distilling recipe that differ from the defaults and have no flag."""
     flags = {".".join(place) for place in FLAGS}
     return differences(content, defaults()) - flags - {"kind", "data.card"}
-
-
-def default_name(recipe: Recipe, card: str) -> str:
-    """A run's name by what it is about, such as camvid-resnet10-stagewise-10pc-s0."""
-    encoder = recipe.student.partition(":")[2]
-    if recipe.kind == "teach":
-        return f"{card}-{encoder}-teacher"
-    content = recipe.subset.model_dump()
-    count = content["count"] or len(content.get("names") or ())
-    share = str(count) if count else f"{100 * (recipe.subset.fraction or 1):g}pc"
-    rule = "" if recipe.subset.rule == "random" else f"-{recipe.subset.rule}"
-    return f"{card}-{encoder}-{recipe.method}-{share}{rule}-s{recipe.seed}"

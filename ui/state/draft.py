@@ -10,13 +10,13 @@ from typing import Any, Literal, TypeVar
 from segskd.config import Recipe, Size
 from segskd.data.cards import CARDS_FOLDER, load_card
 from segskd.errors import UserError
-from segskd.runs import free_name
+from segskd.runs import default_name, free_name
 from ui.context import Context
 from ui.jobs import check_name
 from ui.processes import ROOT
 from ui.state.admission import check_card
 from ui.state.choice import Choice
-from ui.state.command import command, default_name
+from ui.state.command import command
 from ui.state.form import FieldError, Form, TeachForm
 from ui.state.outline import Outline, beside, outline
 from ui.state.places import PLACES, default

@@ -15,6 +15,7 @@ from segskd.data.dataset import Uint8
 from segskd.evaluate.compare import AGREEMENT_COLORS, agreement
 from segskd.evaluate.pictures import resized
 from segskd.evaluate.sidebyside import Frame
+from ui.state.dataurl import jpeg_url
 
 QUALITY = 90
 FAST = 1
@@ -34,11 +35,7 @@ def packed(maps: Mapping[str, Uint8]) -> dict[str, Any]:
 
 def picture_url(picture: Uint8) -> str:
     """A photograph RGB (H, W, 3) as a data URL, for looking at."""
-    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    done, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    if not done:
-        raise RuntimeError(f"OpenCV could not encode a picture of shape {picture.shape}")
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
+    return jpeg_url(picture, QUALITY)
 
 
 def thumbnail(frame: Frame, ignore_index: int) -> Uint8:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from segskd.data.dataset import Pair, list_pairs, read_image, read_mask
 from segskd.errors import UserError
 from segskd.evaluate.pictures import class_legend, palette_table, resized
 from segskd.runs import Run
+from ui.state.dataurl import data_url, jpeg_url
 
 MOST_WIDE = 512
 QUALITY = 88
@@ -86,16 +86,14 @@ def truth(run: Run, name: str) -> str:
 def mask(path: Path) -> str:
     """A mask that the core drew, as it lies on disk; "" while it is not there."""
     try:
-        return _url(path.read_bytes(), "png")
+        return data_url(path.read_bytes(), "png")
     except FileNotFoundError:
         return ""
 
 
 @lru_cache(maxsize=64)
 def _photograph(path: Path, _changed: int, size: Size) -> str:
-    picture = resized(read_image(path), size)
-    encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
-    return _url(encoded.tobytes(), "jpeg")
+    return jpeg_url(resized(read_image(path), size), QUALITY)
 
 
 @lru_cache(maxsize=64)
@@ -107,7 +105,7 @@ def _truth(path: Path, _changed: int, card_name: str, size: Size) -> str:
     clear = bytes(255 if value < len(card.classes) else 0 for value in range(256))
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", transparency=clear)
-    return _url(buffer.getvalue(), "png")
+    return data_url(buffer.getvalue(), "png")
 
 
 def _shown(size: Size) -> Size:
@@ -133,7 +131,3 @@ def _pair(recipe: Recipe, name: str) -> Pair:
 @lru_cache(maxsize=8)
 def _pairs(card_name: str, folder: str) -> dict[str, Pair]:
     return {Path(pair.name).name: pair for pair in list_pairs(load_card(card_name), Path(folder), "val")}
-
-
-def _url(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"

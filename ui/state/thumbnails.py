@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from segskd.data.cards import UNKNOWN, Card
 from segskd.data.dataset import Pair, Uint8, decode_mask, read_image
 from segskd.errors import UserError
 from segskd.evaluate.pictures import overlay
+from ui.state.dataurl import jpeg_url
 
 WIDTH = 160
 QUALITY = 82
@@ -46,7 +46,7 @@ class Thumbnails:
                 if key in self._kept:
                     self._kept.move_to_end(key)
                     return self._kept[key]
-            url = _url(thumbnail(card, pair, masks))
+            url = jpeg_url(thumbnail(card, pair, masks), QUALITY)
         except (UserError, OSError):  # the check of the dataset names the file and what is wrong with it
             return None
         self._keep(key, url)
@@ -76,11 +76,3 @@ def thumbnail(card: Card, pair: Pair, masks: bool) -> Uint8:
     known = np.where(mask == UNKNOWN, NO_CLASS, mask).astype(np.uint8)
     nearest = cv2.resize(known, size, interpolation=cv2.INTER_NEAREST_EXACT).astype(np.uint8, copy=False)
     return overlay(small, nearest, card)
-
-
-def _url(picture: Uint8) -> str:
-    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    done, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    if not done:
-        raise RuntimeError(f"OpenCV could not encode a picture of shape {picture.shape}")
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
