@@ -33,6 +33,7 @@ TICK_SECONDS = 0.5
 GRACE_SECONDS = 15.0
 WORKER = "worker.json"
 QUEUE = ".queue.json"
+LAST_WORDS = ("done", "paused", "stopped", "error")
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Jobs:
         with self._queue() as waiting:
             if name in waiting:
                 return
-            if self._is_busy(run):
+            if self.state(name) in ("starting", "running"):
                 raise UserError(f"run {name} is running")
             if (run.path / "result.json").exists():
                 raise UserError(f"run {name} is finished")
@@ -131,7 +132,7 @@ class Jobs:
         if run.is_alive():
             return "running"
         worker = self.worker(name)
-        if worker and worker.process():
+        if worker and worker.process() and not _ended(run, worker):
             return "starting"
         if not (run.path / "recipe.yaml").is_file():
             return "damaged"
@@ -256,6 +257,12 @@ def check_name(name: str) -> str:
             "and is at most 100 characters long"
         )
     return name
+
+
+def _ended(run: Run, worker: Worker) -> bool:
+    """Whether this worker has said its last word; its process may take another second to go."""
+    last = run.events()[-1:]
+    return bool(last) and last[0]["kind"] in LAST_WORDS and last[0].get("time", 0) > worker.born
 
 
 def _device(run: Run) -> str:

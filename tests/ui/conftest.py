@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 
 from segskd.config import make_recipe, merged
 from segskd.runs import Run
+from ui.app import build
 from ui.context import Context
 from ui.jobs import Jobs
 
@@ -32,6 +36,20 @@ def context(tmp_path: Path, data: Path) -> Context:
     runs = tmp_path / "runs"
     runs.mkdir()
     return Context(data, runs, Jobs(runs, data))
+
+
+@pytest.fixture(scope="session")
+def built() -> Callable[[Context], gr.Blocks]:
+    """Builds the whole page."""
+
+    async def made(context: Context) -> gr.Blocks:
+        return build(context)
+
+    def aside(context: Context) -> gr.Blocks:
+        with ThreadPoolExecutor() as thread:  # the browser's tests leave a loop running in this one
+            return thread.submit(lambda: asyncio.run(made(context))).result()  # without a loop Gradio leaves one open
+
+    return aside
 
 
 @pytest.fixture

@@ -92,6 +92,23 @@ def test_a_run_that_works_is_stopped_and_resumed(jobs: Jobs, recipe: Callable[..
     assert [e["kind"] for e in Run(jobs.runs / "long").events()[-2:]] == ["epoch", "stopped"]
 
 
+def test_a_worker_that_goes_is_none_that_starts(idle: Jobs, recipe: Callable[..., Any]) -> None:
+    """Its process outlives its last word by a moment, in which a stopped run can be resumed already."""
+    run = Run.create(idle.runs / "going", recipe())
+    born = psutil.Process().create_time()
+    run.write(WORKER, json.dumps({"pid": os.getpid(), "born": born}).encode())
+    assert idle.state("going") == "starting"
+    with pytest.raises(UserError, match="is running"):
+        idle.resume("going")
+    run.event("phase_start", phase="encoder.0")
+    assert idle.state("going") == "starting"
+    run.event("stopped")
+    assert idle.state("going") == "interrupted"
+    assert idle.busy() == ["going"]
+    idle.resume("going")
+    assert idle.waiting() == ["going"]
+
+
 def test_a_student_waits_for_its_teacher(jobs: Jobs, recipe: Callable[..., Any]) -> None:
     """A teacher that was stopped keeps its student waiting, and nobody else."""
     plain = recipe(optimisation={"epochs": 1}).model_dump(mode="json")

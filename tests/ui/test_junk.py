@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import gradio as gr
 import pytest
 from fastapi import HTTPException
 from typing_extensions import TypedDict
 
 from segskd.errors import UserError
 from segskd.runs import Run
-from ui.app import build
 from ui.context import Context
 from ui.jobs import Jobs
 from ui.served import MISFIT, served
@@ -52,15 +48,9 @@ def run(context: Context, recipe: Callable[..., Any]) -> Run:
 
 
 @pytest.fixture(scope="module")
-def functions(context: Context, run: Run) -> dict[str, Function]:
+def functions(context: Context, run: Run, built: Callable[[Context], Any]) -> dict[str, Function]:
     """Every function that a component of the page offers to its script, by name."""
-
-    async def made() -> gr.Blocks:
-        return build(context)
-
-    with ThreadPoolExecutor() as aside:  # the browser's tests leave a loop running in this thread
-        blocks = aside.submit(lambda: asyncio.run(made())).result()  # without a loop Gradio makes some, left open
-    found = [one for block in blocks.blocks.values() for one in getattr(block, "server_fns", ())]
+    found = [one for block in built(context).blocks.values() for one in getattr(block, "server_fns", ())]
     return {one.__name__: one for one in found}
 
 

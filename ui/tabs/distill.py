@@ -59,8 +59,9 @@ class Distill(Layout):
         def on(trigger: Any, handler: Callable[..., Updates], more: Any = (), **arguments: Any) -> None:
             trigger(handler, [*more, *given], every, **{**QUIET, **arguments})
 
-        on(self.pulse.shown, self._adopted, [self.insisted])
-        on(self.page.choice.change, self._adopted, [self.insisted])
+        for trigger in (self.pulse.shown, self.page.choice.change):
+            trigger(None, None, self.looked, js="() => String(performance.now())", api_visibility="private")
+        on(self.looked.change, self._adopted, [self.insisted], trigger_mode="always_last")
         on(self.pulse.moved, self._moved)
         changes = [component.change for component in inputs.values()]
         gr.on(changes, self._changed, given, every, trigger_mode="always_last", **QUIET)

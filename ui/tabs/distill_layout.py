@@ -47,6 +47,9 @@ class Layout:
         )
         # Where a person said that the teacher comes from; what the page itself proposed doesn't stand here.
         self.insisted = gr.Textbox("", visible="hidden", elem_id="distill-insisted")
+        # When the tab was looked at, or Data chose something else. One component for both, so that its proposals
+        # are made one after the other: two at once, and the later is laid over what somebody chose after the first.
+        self.looked = gr.Textbox("", visible="hidden")
         with gr.Row(elem_id="distill-columns"):
             with gr.Column(scale=3, min_width=300, elem_id="distill-form"):
                 self._lay_out_form()
