@@ -89,7 +89,7 @@ def asked_recipe(recipe: Path | None, flags: dict[str, Any], data: DataFlags, tr
     begin = flags.get("begin")
     if recipe and begin:
         raise UserError("--begin-run takes the recipe of that run: leave --recipe out")
-    base = _branch(begin) if begin else read_yaml(recipe) if recipe else {"data": {"card": "scenes"}}
+    base = _branch(begin, train.epochs) if begin else read_yaml(recipe) if recipe else {"data": {"card": "scenes"}}
     if not isinstance(base, dict):
         raise UserError(f"{recipe} is no recipe: a run's recipe.yaml is one")
     if isinstance(base.get("subset"), dict):
@@ -109,11 +109,11 @@ def _begin(run: str | None, stage: str | None) -> dict[str, str] | None:
     return {"run": run, "stage": stage}
 
 
-def _branch(begin: dict[str, str]) -> dict[str, Any]:
+def _branch(begin: dict[str, str], epochs: int | None) -> dict[str, Any]:
     from segskd.distill.branch import branch_recipe
     from segskd.runs import find_run
 
-    return branch_recipe(find_run(begin["run"]), begin["stage"]).model_dump(mode="json")
+    return branch_recipe(find_run(begin["run"]), begin["stage"], epochs).model_dump(mode="json")
 
 
 def resume(run: Positional[str], until: str | None = None, json: Json = False) -> None:

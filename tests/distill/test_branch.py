@@ -157,13 +157,20 @@ def test_a_branch_of_a_branch_from_an_earlier_stage(branch: Run, tmp_path: Path)
     assert moved == ["decoder.1"]
 
 
-def test_on_the_command_line(finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_shorter_schedule_has_a_lower_peak(branch: Run) -> None:
+    """The run had two epochs a stage at 1e-3."""
+    rates = [branch_recipe(branch, STAGE, epochs).optimisation.lr for epochs in (None, 1, 2, 3)]
+    assert rates == [1e-3, 5e-4, 1e-3, 1e-3]
+
+
+def test_on_the_command_line(branch: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "cli"
-    wish = ["distill", "--begin-run", str(finished.path), "--begin-stage", "head", "--epochs", "1"]
+    wish = ["distill", "--begin-run", str(branch.path), "--begin-stage", "head", "--epochs", "1"]
     assert main([*wish, "--run", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["run"] == str(folder)
     assert Run.open(folder).recipe.optimisation.epochs == 1
-    assert main(["distill", "--begin-run", str(finished.path)]) == 2
+    assert Run.open(folder).recipe.optimisation.lr == 5e-4
+    assert main(["distill", "--begin-run", str(branch.path)]) == 2
     assert "give both" in capsys.readouterr().err
     assert main([*wish, "--count", "4", "--run", str(tmp_path / "no")]) == 2
     assert "subset differs" in " ".join(capsys.readouterr().err.split())

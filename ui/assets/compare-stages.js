@@ -62,7 +62,7 @@ const makeErrors = (place, ask) => {
   form.append(node("h4", "", "Train it again, where errors begin"), fields, send, problem);
   place.append(title, explained, scopes, list, form);
   const name = () => {
-    send.textContent = `Retrain from ${stages.value} for ${epochs.value || "…"} more epochs`;
+    send.textContent = `Retrain from ${stages.value} for ${epochs.value || "…"} more ${epochs.value === "1" ? "epoch" : "epochs"}`;
   };
   for (const [key, words] of Object.entries(scopeButtons)) {
     scopes.append(button(words, () => {
