@@ -348,7 +348,7 @@ def test_a_recipe_that_cannot_be_loaded(form: Page, tmp_path: Path) -> None:
 
 
 def test_an_uploaded_teacher_that_is_none(form: Page, tmp_path: Path) -> None:
-    form.get_by_label("On this server", exact=True).check()
+    form.get_by_label("On this server, or upload it", exact=True).check()
     for make, name, said in [(bomb, "bomb.zip", "next to nothing"), (leading_out, "out.zip", "leads outside")]:
         make(tmp_path / name)
         field(form, "known").locator("input[type=file]").set_input_files(tmp_path / name)

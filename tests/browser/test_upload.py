@@ -112,7 +112,7 @@ def begin(page: Page) -> None:
     expect(start).to_have_text("Start")
     start.click()
     panel = page.locator("#distill-preflight-panel")
-    expect(panel).to_contain_text("It starts by itself when it fits.")
+    expect(panel).to_contain_text("street-student starts by itself when it fits.")
 
 
 def watch(page: Page, server: Server) -> None:

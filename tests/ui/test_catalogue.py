@@ -47,6 +47,7 @@ def test_a_finished_run_has_its_figures(catalogue: Catalogue, make_run: Make, fi
         method="stagewise",
         size="64×96",
         seed=7,
+        epochs=250,  # 3,000 image passes
         images=12,
         miou=0.5,
         teacher_miou=0.625,

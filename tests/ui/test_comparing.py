@@ -211,7 +211,7 @@ def test_an_uploaded_picture_is_seen_and_has_no_truth(
     (tmp_path / "no.png").write_text("no picture")
     with pytest.raises(UserError, match=r"no\.png"):
         comparisons.upload("student", tmp_path / "no.png")
-    with pytest.raises(UserError, match="open a run first"):
+    with pytest.raises(UserError, match="no run is open yet"):
         Comparisons(context).upload("student", tmp_path / "no.png")
     with pytest.raises(UserError, match="upload it again"):
         comparisons.uploaded("forgotten")

@@ -1,15 +1,106 @@
-"""How the page's components and handlers are joined."""
+"""How the page's components and handlers are joined, and what the handlers make of a page that changed meanwhile."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import gradio as gr
+import pytest
 
 from ui.context import Context
+from ui.state.choice import Choice
+from ui.tabs.distill import Distill
+
+Built = Callable[[Context], gr.Blocks]
 
 
-def test_proposals_are_made_one_after_the_other(context: Context, built: Callable[[Context], gr.Blocks]) -> None:
+@pytest.fixture
+def distill(context: Context, built: Built, teacher_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Distill:
+    """The tab of a server with a teacher; its pre-flights measure nothing, `verdict` is what they say."""
+    shutil.copytree(teacher_folder, context.runs / "mine")
+    (adopted,) = (function.fn for function in built(context).fns.values() if function.name == "_adopted")
+    made = adopted.__self__  # type: ignore[union-attr]
+    assert isinstance(made, Distill)
+    verdict = {"state": "running", "problem": None, "result": None}
+    monkeypatch.setattr(made.preflights, "ask", lambda recipe: "key")
+    monkeypatch.setattr(made.preflights, "state", lambda key: verdict)
+    monkeypatch.setattr(made, "verdict", verdict, raising=False)
+    return made
+
+
+def form(distill: Distill, card_path: Path, **changes: Any) -> list[Any]:
+    """What the tab's handlers are given: the choice, then each field's value, those that are named changed."""
+    choice = Choice(card=str(card_path), fraction=0.5).as_dict()
+    own = {"known": "runs/mine", "size": "64x96", "epochs": "1", **changes}
+    return [choice, *(own.get(name, component.value) for name, component in distill.fields.inputs.items())]
+
+
+def known(distill: Distill, updates: dict[Any, Any]) -> dict[str, Any]:
+    """What an answer does to the list of teachers."""
+    update = updates[distill.fields.inputs["known"]]
+    return {name: value for name, value in update._constructor_args[0].items() if name in ("choices", "value")}
+
+
+def test_proposals_are_made_one_after_the_other(context: Context, built: Built) -> None:
     """The tab is opened and Data's choice arrives at once: two answers, the later laid over what was chosen between."""
     proposing = [function for function in built(context).fns.values() if function.name == "_adopted"]
     assert [(len(function.targets), function.trigger_mode) for function in proposing] == [(1, "always_last")]
+
+
+def test_a_list_that_is_read_anew_chooses_nobody(distill: Distill, card_path: Path) -> None:
+    """Another teacher may have been chosen while the answer was on its way; one that is gone is chosen no longer."""
+    assert "value" not in known(distill, distill._adopted("", "", *form(distill, card_path)))
+    assert "value" not in known(distill, distill._moved(*form(distill, card_path)))
+    gone = known(distill, distill._moved(*form(distill, card_path, known="runs/gone")))
+    assert gone["value"] is None
+    assert [key for _, key in gone["choices"]] == ["runs/mine"]
+
+
+def test_a_clone_on_its_way_is_not_proposed_over(distill: Distill, card_path: Path) -> None:
+    assert distill._adopted("", "some-run", *form(distill, card_path)) == {}
+
+
+def start_of(distill: Distill, updates: dict[Any, Any]) -> Any:
+    """The event with which the page's script says that a pre-flight is over."""
+    return SimpleNamespace(_data={"start": updates[distill.preflight]["start"]["start"]})
+
+
+def test_what_was_started_is_what_stood_there_then(
+    distill: Distill, context: Context, card_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs started while the pre-flight measures, and a third name typed: both begin, the third stays typed."""
+    first, second = (form(distill, card_path, name=name) for name in ("one", "two"))
+    typed = form(distill, card_path, name="three")
+    starts = [start_of(distill, distill._started(*given)) for given in (first, second)]
+    assert context.jobs.waiting() == []
+    distill.verdict["state"] = "fits"  # type: ignore[attr-defined]
+    for event, said in zip(starts, ("one was", "two was"), strict=True):
+        updates = distill._proceeded(event, *typed)
+        assert updates[distill.fields.notices["form"]]["text"].startswith(said)
+        assert distill.page.tabs not in updates
+        assert not {distill.fields.inputs["epochs"], distill.fields.inputs["size"]} & {
+            component for component, update in updates.items() if getattr(update, "value", None) is not None
+        }
+    assert context.jobs.waiting() == ["one", "two"]
+    assert distill._proceeded(starts[0], *typed) == {}
+
+
+def test_a_start_that_nobody_touched_opens_watch(distill: Distill, context: Context, card_path: Path) -> None:
+    given = form(distill, card_path, name="one")
+    event = start_of(distill, distill._started(*given))
+    distill.verdict["state"] = "fits"  # type: ignore[attr-defined]
+    updates = distill._proceeded(event, *given)
+    assert updates[distill.page.run] == "one"
+    assert distill.page.tabs in updates
+
+
+def test_a_start_that_does_not_fit_is_told_by_name(distill: Distill, context: Context, card_path: Path) -> None:
+    event = start_of(distill, distill._started(*form(distill, card_path, name="one")))
+    distill.verdict |= {"state": "refused", "problem": "too much memory"}  # type: ignore[attr-defined]
+    updates = distill._proceeded(event, *form(distill, card_path, name="two"))
+    assert "one was not started: too much memory" in updates[distill.fields.notices["form"]]["text"]
+    assert context.jobs.waiting() == []

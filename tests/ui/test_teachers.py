@@ -107,6 +107,22 @@ def test_a_teacher_is_found_by_key_name_or_place(context: Context, teach: Recipe
     assert find_teacher(teachers, "/etc") is None
 
 
+def test_a_student_is_the_last_to_be_proposed(
+    context: Context, recipe: Callable[..., Recipe], teacher_folder: Path, card_path: Path
+) -> None:
+    """The newest run is often a small network that somebody has just distilled."""
+    card = load_card(card_path)
+    finish(Run.create(context.runs / "student", recipe()), teacher_folder, 0.6)
+    chosen = best_teacher(list_teachers(context), card)
+    assert chosen is not None
+    assert chosen.key == "run/student"
+    key = add_upload([teacher_folder / name for name in ("config.json", "model.safetensors")], context.runs)
+    assert [teacher.key for teacher in list_teachers(context)] == [key, "run/student"]
+    chosen = best_teacher(list_teachers(context), card)
+    assert chosen is not None
+    assert chosen.key == key
+
+
 def test_the_best_teacher_was_trained_on_the_data(
     context: Context, recipe: Callable[..., Recipe], teach: Recipe, teacher_folder: Path, card_path: Path
 ) -> None:

@@ -86,6 +86,7 @@ const filter = async (name) => {
   }
   retention.choose(name);
   gallery.show(answer.images, name ?? "");
-  gallery.mark(current?.image);
+  gallery.mark(current?.image, false);
+  if (name) gallery.look();
   if (current) drawCaption();
 };

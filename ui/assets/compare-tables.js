@@ -195,16 +195,18 @@ const makeGallery = (place, open, clear, fetchPictures) => {
       draw();
     },
     forget: () => pictures.clear(),
-    mark(name) {
+    // The card of an image is marked, and scrolled to unless the order has just changed.
+    mark(name, scrolls = true) {
       cards.get(current)?.removeAttribute("aria-current");
       current = name;
       const whole = cards.get(name);
       whole?.setAttribute("aria-current", "true");
-      if (whole && list.scrollHeight > list.clientHeight) {
+      if (scrolls && whole && list.scrollHeight > list.clientHeight) {
         const [box, frame] = [whole.getBoundingClientRect(), list.getBoundingClientRect()];
         if (box.top < frame.top || box.bottom > frame.bottom) list.scrollTop += box.top - frame.top - 8;
       }
     },
+    look: () => head.scrollIntoView({ block: "nearest" }),
     names: () => sorted().map(([name]) => name),
     colors(kinds) {
       place.querySelector(".teacher-only").style.background = css(kinds[1]);

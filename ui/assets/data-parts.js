@@ -35,7 +35,7 @@ const progress = (task, stop) => {
     : many
       ? `${(task.done / 1e6).toFixed(0)} of ${(task.total / 1e6).toFixed(0)} MB`
       : `${task.done.toLocaleString("en")} of ${task.total.toLocaleString("en")}`;
-  const left = known && task.done > 0 && task.seconds > 8 ? (task.seconds * (task.total - task.done)) / task.done : null;
+  const left = known && task.done > task.total / 20 && task.seconds > 5 ? (task.seconds * (task.total - task.done)) / task.done : null;
   const wait = left === null ? "" : ` · about ${left < 90 ? `${Math.ceil(left)} s` : `${Math.ceil(left / 60)} min`} left`;
   const meter = el("progress", { "aria-label": task.stage || "working" });
   if (known) {

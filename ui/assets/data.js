@@ -90,9 +90,11 @@ async function open(card) {
     Object.assign(subset, { chosen: [], base: [], classes: null });
     page.filter = "all";
   }
+  const teacher = page.choice.teacher;
   if (ASKING.includes(page.choice.rule)) firstTeacher();
   drawOverview();
   if (page.view.names.length) await select();
+  if (page.choice.teacher !== teacher) publish();
 }
 
 async function reopen() {
@@ -158,15 +160,15 @@ const same = (one, other) => one && one.state === other.state;
 
 // Begins when the tab is first seen; one poll at a time, none while the tab is hidden.
 let begun = false;
+let visible = false;
 async function live() {
   if (!element.isConnected) return;
   if (element.offsetParent !== null) {
-    if (!begun) {
-      begun = true;
-      adopt(props.value);
-      await reopen();
-    } else await poll();
-  }
+    if (!begun) adopt(props.value);
+    // What was added elsewhere meanwhile, a teacher above all, is here when the tab is looked at again.
+    await (visible ? poll() : reopen());
+    begun = visible = true;
+  } else visible = false;
   setTimeout(live, begun ? POLL_MS : 200);
 }
 
@@ -310,8 +312,8 @@ function drawSubset() {
   gallery.show(lists[page.filter], marks, "There is no such image.");
   const rule = RULES[page.choice.rule][0].toLowerCase();
   summary.textContent =
-    waiting === "answer"
-      ? `${rule}: the run asks the teacher itself if you go on now`
+    waiting === "teacher" ? `${rule}: a teacher of this dataset is needed`
+      : waiting === "answer" ? `${rule}: the run asks the teacher itself if you go on now`
       : `${chosen.length.toLocaleString("en")} of ${plural(names.length, "image", "images")} · ${rule}`;
   distill.disabled = !usable();
 }

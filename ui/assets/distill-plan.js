@@ -7,13 +7,14 @@ const make = (tag, className, text) => {
 };
 const GROUPS = [["encoder", "Encoder"], ["decoder", "Decoder"], ["", ""]];
 const number = (value) => value.toLocaleString("en");
+const plural = (epochs) => `${number(epochs)} ${epochs === 1 ? "epoch" : "epochs"}`;
 
 function cells(phases) {
   const list = make("ol", "cells");
   for (const phase of phases) {
     const cell = make("li", "cell");
-    cell.append(make("span", "cell-name", phase.name), make("span", "cell-epochs", `${number(phase.epochs)} epochs`));
-    cell.title = `${phase.name}: ${number(phase.epochs)} epochs on ${phase.on}`;
+    cell.append(make("span", "cell-name", phase.name), make("span", "cell-epochs", plural(phase.epochs)));
+    cell.title = `${phase.name}: ${plural(phase.epochs)} on ${phase.on}`;
     list.append(cell);
   }
   return list;
@@ -40,8 +41,8 @@ function summary(run) {
   const total = run.phases.reduce((sum, phase) => sum + phase.epochs, 0);
   const why = run.chosen ? `, chosen for ${number(run.images)} images` : "";
   const each = run.phases.length > 1
-    ? `${run.phases.length} stages, ${number(run.epochs)} epochs each${why}; ${number(total)} in all`
-    : `1 phase of ${number(total)} epochs${why}`;
+    ? `${run.phases.length} stages, ${plural(run.epochs)} each${why}; ${number(total)} in all`
+    : `1 phase of ${plural(total)}${why}`;
   return make("p", "summary", each);
 }
 
@@ -55,7 +56,7 @@ function render() {
   }
   if (value.teacher) {
     const images = `${number(value.teacher.images)} images`;
-    const epochs = `${number(value.teacher.phases[0].epochs)} epochs`;
+    const epochs = plural(value.teacher.phases[0].epochs);
     box.append(make("p", "summary", `First the teacher: ${epochs} on the labels of ${images}. Then the student:`));
   }
   box.append(summary(value.run), stages(value.run.phases));

@@ -9,7 +9,7 @@ const make = (tag, className, text) => {
 };
 let shown = null; // the key that is on the screen
 let last = null; // the last state of that key
-let proceeding = null; // the key whose start waits for its pre-flight
+const starts = new Map(); // runs that wait for their pre-flight, {key, name} by what the server calls them
 let polling = false;
 let answered = true;
 
@@ -106,13 +106,19 @@ function working(box, state) {
     : `Measures one real batch of each phase … ${Math.round(state.seconds)} s`;
   line.append(make("span", "pulse", ""), make("span", "", words),
     button("Cancel", async () => {
-      proceeding = null;
+      for (const [start, { key }] of starts) if (key === shown) starts.delete(start);
       const now = await server.preflight_cancel({ key: shown });
       if (now) { last = now; render(); }
     }));
   line.setAttribute("role", "status");
   box.append(line);
-  if (proceeding === shown) box.append(make("p", "summary", "It starts by itself when it fits."));
+}
+
+function expected(box) {
+  const names = [...starts.values()].map(({ name }) => name);
+  if (!names.length) return;
+  const words = names.length === 1 ? `${names[0]} starts by itself when it fits.` : `${names.join(", ")} start by themselves when they fit.`;
+  box.append(make("p", "summary", words));
 }
 
 function render() {
@@ -122,11 +128,11 @@ function render() {
   box.replaceChildren(make("h3", "", value.of_teacher ? "Pre-flight of the teacher’s training" : "Pre-flight"));
   if (value.teacher_coming) {
     box.append(make("p", "summary", "It can be measured when the teacher is finished; the run may wait in the queue."));
-    return;
+    return expected(box);
   }
   if (!value.key) {
     box.append(make("p", "summary", "Mend the fields that are marked first."));
-    return;
+    return expected(box);
   }
   const state = last || { state: "unknown" };
   if (state.state === "waiting" || state.state === "running") working(box, state);
@@ -143,6 +149,7 @@ function render() {
     if (state.result) found(box, state.result);
     begin(box, "Check again");
   }
+  expected(box);
   if (!answered) box.append(make("p", "summary", "No answer from the server, trying again …"));
 }
 
@@ -163,11 +170,26 @@ async function poll() {
   } finally {
     polling = false;
   }
-  if (key !== shown) return poll();
-  const over = last && !["waiting", "running"].includes(last.state);
-  if (over && proceeding === key) {
-    proceeding = null;
-    if (last.state !== "cancelled" && last.state !== "unknown") trigger("proceed", {});
+  if (key !== shown) poll();
+}
+
+// Follows what was started, whatever the form shows by now.
+let following = false;
+async function follow() {
+  if (following) return;
+  following = true;
+  try {
+    while (starts.size) {
+      for (const [start, { key }] of [...starts]) {
+        const now = await server.preflight_state({ key });
+        if (!now || ["waiting", "running"].includes(now.state) || !starts.delete(start)) continue;
+        if (now.state !== "cancelled" && now.state !== "unknown") trigger("proceed", { start });
+        render();
+      }
+      await new Promise((done) => setTimeout(done, EVERY));
+    }
+  } finally {
+    following = false;
   }
 }
 
@@ -180,12 +202,12 @@ function changed() {
   if (value.key !== shown) {
     shown = value.key || null;
     last = null;
-    proceeding = null;
   }
-  if (value.proceed) proceeding = value.key;
+  if (value.start) starts.set(value.start.start, { key: value.key, name: value.start.name });
   if (value.asked) last = { state: "waiting", seconds: 0 };
   render();
   if (shown) poll();
+  follow();
 }
 watch("value", changed);
 changed();

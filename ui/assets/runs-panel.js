@@ -103,7 +103,7 @@ function makePanel(panel, does) {
       row = next;
       if (!row) return;
       setText(title, row.name);
-      setText(facts, [row.dataset, row.student, row.teacher && `teacher ${row.teacher}`, row.size, isNumber(row.seed) && `seed ${row.seed}`].filter(Boolean).join(" · "));
+      setText(facts, [row.dataset, row.student, row.teacher && `teacher ${row.teacher}`, row.size, isNumber(row.epochs) && `${row.epochs} ${row.epochs === 1 ? "epoch" : "epochs"} a stage`, isNumber(row.seed) && `seed ${row.seed}`].filter(Boolean).join(" · "));
       say(why, row.problem || row.ended);
       drawOffers(row.name, row.state, row.kind, row.teacher);
       fields.name.show(row.name, row.name);

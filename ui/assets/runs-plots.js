@@ -84,14 +84,17 @@ function marked(point, title, best, cx, cy, open) {
 
 // A place for a name beside its point where no other name stands.
 function labelled(taken, text, cx, cy, width) {
-  const long = 6.5 * text.length;
-  const right = cx + 12 + long < width;
-  const start = right ? cx + 12 : Math.max(LEFT, cx - 12 - long);
+  const most = Math.floor((width - LEFT) / 6.5);
+  const words = text.length > most ? `${text.slice(0, most - 1)}…` : text;
+  const long = 6.5 * words.length;
+  // Beside its point where there is room, else as far left as it must.
+  const start = cx + 12 + long < width ? cx + 12 : cx - 12 - long > LEFT ? cx - 12 - long : Math.max(0, width - long);
   const free = (top) => !taken.some((other) => Math.abs(other.top - top) < 13 && start < other.end && other.start < start + long);
-  const tops = [0, 14, -14, 28, -28, 42, -42].map((shift) => cy + 4 + shift);
+  const covers = start < cx && cx < start + long;
+  const tops = [...(covers ? [] : [0]), 14, -14, 28, -28, 42, -42].map((shift) => cy + 4 + shift);
   const top = tops.find((candidate) => candidate > TOP && candidate < HEIGHT - BOTTOM && free(candidate)) ?? cy + 4;
   taken.push({ top, start, end: start + long });
-  return shape("text", { x: right ? start : cx - 12, y: top, "text-anchor": right ? "start" : "end" }, text);
+  return shape("text", { x: start, y: top, class: "name" }, words);
 }
 
 function scatterPlot(box, rows, axis, open) {

@@ -23,14 +23,17 @@ const ask = async (fn, asked) => {
   setText(problem, answer ? answer.problem ?? "" : "no answer from the server: try again in a moment");
   refresh();
 };
+let dialog = null; // that asks whether to stop a run
 const stopAsking = (run) => {
-  const dialog = make("dialog", { class: "strip-dialog", "aria-label": `Stop ${run}?` });
-  dialog.append(make("p", { text: `Stop ${run} now? What it has learnt is kept, and Resume goes on from there.` }));
-  const yes = () => { dialog.close(); ask(server.strip_stop, { run, epoch: false }); };
-  dialog.append(button("Stop now", yes, "strip-button strip-danger"), button("Keep going", () => dialog.close()));
-  dialog.addEventListener("close", () => dialog.remove());
-  place.append(dialog);
-  dialog.showModal();
+  const made = make("dialog", { class: "strip-dialog", "aria-label": `Stop ${run}?` });
+  made.dataset.run = run;
+  made.append(make("p", { text: `Stop ${run} now? What it has learnt is kept, and Resume goes on from there.` }));
+  const yes = () => { made.close(); ask(server.strip_stop, { run, epoch: false }); };
+  made.append(button("Stop now", yes, "strip-button strip-danger"), button("Keep going", () => made.close()));
+  made.addEventListener("close", () => made.remove());
+  place.append(made);
+  made.showModal();
+  dialog = made;
 };
 const offered = (run, state, stopping) => {
   const stop = (epoch) => () => ask(server.strip_stop, { run, epoch });
@@ -58,6 +61,7 @@ const draw = (state) => {
   place.dataset.state = !state ? "lost" : state.run ? state.state : "idle";
   if (!state) return setText(what, LOST);
   shown = state;
+  if (dialog?.open && (dialog.dataset.run !== state.run || !["starting", "running"].includes(state.state))) dialog.close();
   name.hidden = bar.hidden = !state.run;
   drawButtons(state.run, state.state, state.stopping);
   forget(state.run, state.state);

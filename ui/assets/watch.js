@@ -80,7 +80,7 @@ function hintsOf({ run, runs, problem, lately, failure }) {
   if (!failure && ["paused", "interrupted"].includes(run.state)) {
     say("This run was stopped. «Resume», at the top of the page, goes on from its last checkpoint.");
   }
-  if (!failure && run.state === "new") say("This run was never begun. «Start», at the top of the page, puts it into the queue.");
+  if (!failure && run.state === "new") say("This run was never begun. «Start», beside its name on Runs, puts it into the queue.");
   for (const warning of run.warnings) say(`Warning: ${warning}`);
   return hints;
 }
@@ -176,14 +176,14 @@ async function drawCurves(run) {
   part("all").hidden = run.phases.length < 2;
   const shown = allPhases && run.phases.length > 1 ? "" : phase || run.phases[run.stage - 1]?.name || "";
   const now = run.phases.find((one) => one.name === shown);
-  const signature = `${run.name}|${shown}|${run.phases.map((one) => one.version).join()}`;
+  const signature = `${run.name}|${shown}|${run.phases.map((one) => `${one.version} ${one.graft_miou}`).join()}`;
   const same = curvesAsked.startsWith(`${run.name}|${shown}|`) && run.state === "running";
   if (signature === curvesAsked || (same && performance.now() < curvesFresh)) return;
   const curves = await server.watch_curves({ run: run.name, phase: shown });
   if (!curves) return;
   curvesAsked = signature;
-  curvesFresh = performance.now() + 3000;
-  setText(part("loss-title"), now ? `Loss of ${now.name}` : "Loss, all stages");
+  curvesFresh = curves.steps.length ? performance.now() + 3000 : 0;
+  setText(part("loss-title"), now ? `Loss of ${now.name}${curves.epochs.length ? ", thin: each step" : ""}` : "Loss, all stages");
   lossChart(now ? lossOfOne(curves, now) : lossOfAll(curves, run));
   const whole = run.phases.length === 1;
   setText(part("score-title"), whole ? "mIoU on the validation images" : "mIoU after each stage");

@@ -12,6 +12,7 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from segskd.config import Recipe
 from segskd.data.cards import load_card
+from segskd.distill.methods import default_epochs
 from segskd.errors import UserError
 from segskd.runs import RUN_NAME, Run, list_runs
 from segskd.shelf import note
@@ -38,6 +39,8 @@ class Row:
     method: str = ""
     size: str = ""
     seed: int | None = None
+    epochs: int | None = None
+    """Of each stage, where the recipe names them or the run is finished."""
     images: int | None = None
     miou: FiniteFloat | None = None
     teacher_miou: FiniteFloat | None = None
@@ -152,6 +155,8 @@ def _row(run: Run, recipe: Recipe, result: dict[str, Any]) -> Row:
             "method": "teach" if recipe.kind == "teach" else recipe.method,
             "size": f"{recipe.data.size[0]}×{recipe.data.size[1]}",
             "seed": recipe.seed,
+            "epochs": recipe.optimisation.epochs
+            or (default_epochs(images) if (images := result.get("images")) else None),
             **figures,
             **{name: student.get(name) for name in ("parameters", *COSTS)},
             "teacher_cost": {name: teacher[name] for name in COSTS} if teacher else None,

@@ -164,7 +164,7 @@ class Comparisons:
         try:
             opened = self.opened(name)
         except NotOpen as error:
-            raise UserError("open a run first: its two networks are to look at your image") from error
+            raise UserError("no run is open yet: wait until its images are here, then give your image again") from error
         found = opened.side.predict_image(read_upload(path))
         word = secrets.token_hex(8)
         with self._lock:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from segskd.config import Recipe, Size
 from segskd.data.cards import CARDS_FOLDER, load_card
+from segskd.distill.methods import default_epochs
 from segskd.errors import UserError
 from segskd.runs import default_name, free_name
 from ui.context import Context
@@ -24,6 +25,8 @@ from ui.state.teachers import Teacher, best_teacher, check_hub_id, find_teacher,
 
 TeacherFrom = Literal["known", "hub", "train", "none"]
 ASKING_RULES = ("diverse", "hardest")
+FEW = 4
+"""A quarter of the epochs that would be chosen, or less, is worth a word."""
 SAMPLE_SIZE = "96x128"
 """Enough for the built-in scenes, and quick without a GPU."""
 T = TypeVar("T")
@@ -236,6 +239,11 @@ def _check_teacher(draft: Draft) -> None:
 
 
 def _hint(draft: Draft, choice: Choice) -> None:
+    for name, part in (("epochs", draft.outline), ("teach_epochs", draft.teach_outline)):
+        if part and not part.chosen and part.epochs * FEW <= default_epochs(part.images):
+            draft.hints[name] = (
+                f"Quick, but far fewer than the {default_epochs(part.images)} that would be chosen: it learns less."
+            )
     if draft.teacher and not draft.teacher.ready:
         draft.hints["teacher"] = "This teacher is not finished: the student waits in the queue until it is."
     asked = choice.teacher

@@ -50,6 +50,8 @@ class Teacher:
     size: Size | None = None
     miou: float | None = None
     state: str = "ready"
+    distilled: bool = False
+    """Whether it is somebody's student."""
 
     @property
     def ready(self) -> bool:
@@ -88,10 +90,11 @@ _known: dict[Path, tuple[tuple[int, ...], Teacher | None]] = {}
 
 
 def list_teachers(context: Context) -> list[Teacher]:
-    """Runs first, the newest at the top, then uploads, then folders; those that still train included."""
+    """Runs first, the newest at the top, then uploads, then folders, and students last; those that train included."""
     runs = [teacher for run in list_runs(context.runs) if (teacher := _of_run(context, run))]
     uploads = _folders(context.runs / UPLOADS, "upload")
-    return [*runs, *uploads, *_folders(context.data, "data"), *_folders(context.runs, "runs")]
+    known = [*runs, *uploads, *_folders(context.data, "data"), *_folders(context.runs, "runs")]
+    return sorted(known, key=lambda teacher: teacher.distilled)
 
 
 def find_teacher(teachers: Sequence[Teacher], text: str) -> Teacher | None:
@@ -103,12 +106,10 @@ def find_teacher(teachers: Sequence[Teacher], text: str) -> Teacher | None:
 
 
 def best_teacher(teachers: Sequence[Teacher], card: Card) -> Teacher | None:
-    """The one to propose: a trained teacher of this dataset before any other network with its classes."""
+    """The one to propose: one that was trained on this dataset, else any with its classes, a student only at last."""
     fitting = [teacher for teacher in teachers if teacher.ready and fits(teacher, card)]
-    same = [teacher for teacher in fitting if teacher.dataset == card.name]
-    return next((t for t in same if t.key.startswith("run/") and (t.place / CONFIG).is_file()), None) or next(
-        iter([*same, *fitting]), None
-    )
+    fitting.sort(key=lambda teacher: (teacher.distilled, teacher.dataset != card.name))
+    return next(iter(fitting), None)
 
 
 def fits(teacher: Teacher, card: Card) -> bool:
@@ -221,6 +222,7 @@ def _read_run(run: Run) -> Teacher | None:
         size=recipe.data.size,
         miou=(result or {}).get("miou"),
         state="ready" if result is not None else "new",
+        distilled=recipe.kind != "teach",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -43,6 +44,7 @@ class Distill(Layout):
     def __init__(self, context: Context, page: Page) -> None:
         super().__init__(context)
         self.page = page
+        self._starts: dict[str, dict[str, Any]] = {}  # what waits for its pre-flight; both end with the server
         self._listen()
 
     # -- events -------------------------------------------------------------------------------------
@@ -61,7 +63,7 @@ class Distill(Layout):
 
         for trigger in (self.pulse.shown, self.page.choice.change):
             trigger(None, None, self.looked, js="() => String(performance.now())", api_visibility="private")
-        on(self.looked.change, self._adopted, [self.insisted], trigger_mode="always_last")
+        on(self.looked.change, self._adopted, [self.insisted, self.page.cloned], trigger_mode="always_last")
         on(self.pulse.moved, self._moved)
         changes = [component.change for component in inputs.values()]
         gr.on(changes, self._changed, given, every, trigger_mode="always_last", **QUIET)
@@ -71,10 +73,11 @@ class Distill(Layout):
         self.to_data.click(lambda: self.page.go("data"), None, self.page.tabs, **QUIET)
         on(self.preflight.check, self._checked)
         on(self.begin.click, self._started)
-        on(self.preflight.proceed, self._started)
+        on(self.preflight.proceed, self._proceeded)
         on(self.unchecked.click, self._started_unchecked)
         on(self.teacher["alone"].click, self._taught)
-        on(self.teacher["upload"].upload, self._uploaded, [self.teacher["upload"]], show_progress="minimal")
+        upload = self.teacher["upload"]
+        on(upload.upload, self._uploaded, [upload], show_progress="minimal", show_progress_on=upload)
         on(self.load.upload, self._loaded, [self.load])
         on(self.page.cloned.change, self._cloned, [self.page.cloned])
         self.preflight.take_batch(self._took_batch, None, inputs["batch"], **QUIET)
@@ -91,9 +94,12 @@ class Distill(Layout):
         values = self._values(given)
         return self._shown(self._draft(values), values)
 
-    def _adopted(self, insisted: str, *given: Any) -> Updates:
+    def _adopted(self, insisted: str, cloned: str, *given: Any) -> Updates:
         """The tab is looked at, or Data chose something else: proposes what goes with it."""
+        if cloned:  # a run's recipe is on its way into the form
+            return {}
         values = self._values(given)
+        before = values["known"]
         choice = Choice.from_dict(values["choice"])
         if values["teacher_from"] == "train" != insisted:  # proposed for other data: looked for anew
             proposed = {"teacher_from": "known"} | propose(self.context, choice, "known", values["known"])
@@ -107,12 +113,12 @@ class Distill(Layout):
         if values["choice"] is not None:
             values["seed"] = proposed["seed"] = choice.seed
         inputs = {self.fields.inputs[name]: value for name, value in proposed.items() if name != "known"}
-        return self._shown(self._draft(values), values) | inputs | self._teachers(values["known"])
+        return self._shown(self._draft(values), values) | inputs | self._teachers(values["known"], before)
 
     def _moved(self, *given: Any) -> Updates:
         """A teacher came or went, or training began or ended."""
         values = self._values(given)
-        return self._shown(self._draft(values), values) | self._teachers(values["known"])
+        return self._shown(self._draft(values), values) | self._teachers(values["known"], values["known"])
 
     def _seeded(self, choice: dict[str, Any] | None, seed: float | None) -> Any:
         """One seed for Data and Distill; one that can't be stays here, with its message."""
@@ -137,13 +143,36 @@ class Distill(Layout):
             return self._shown(draft, values, complain=True)
         if not draft.measurable:
             return self._submitted(draft, values)
-        key = self.preflights.ask(draft.first)
-        verdict = self.preflights.state(key)
+        verdict = self.preflights.state(self.preflights.ask(draft.first))
         if verdict["state"] == "fits":
             return self._submitted(draft, values)
         if verdict["state"] in ("waiting", "running"):
-            return self._shown(draft, values, poll=True, proceed=True)
+            start = secrets.token_hex(8)
+            self._starts[start] = values
+            return self._shown(draft, values, poll=True, start=start)
         return self._refused(draft, values, verdict)
+
+    def _proceeded(self, event: gr.EventData, *given: Any) -> Updates:
+        """Starts what waited for its pre-flight, as the form was then; what is in the form by now stays."""
+        asked, values = self._starts.pop(str(event._data.get("start")), None), self._values(given)
+        if asked is None:
+            return {}
+        draft = self._draft(asked)
+        if asked == values:
+            return self._started(*given)
+        try:
+            self._check_fits(draft)
+            name = submit(self.context, draft)
+            said = notice(f"{name} was put into the queue.", "good")
+        except UserError as error:
+            said = notice(f"{draft.name or 'The run'} was not started: {error}.")
+        return self._shown(self._draft(values), values) | {self.fields.notices["form"]: said}
+
+    def _check_fits(self, draft: Draft) -> None:
+        """Raises UserError unless the pre-flight said so; what is wrong with the draft itself is told by `submit`."""
+        verdict = self.preflights.state(recipe_key(draft.first)) if draft.first else None
+        if verdict and verdict["state"] != "fits":
+            raise UserError(verdict["problem"] or "its pre-flight was cancelled")
 
     def _refused(self, draft: Draft, values: dict[str, Any], verdict: dict[str, Any]) -> Updates:
         """Says why not. What was not found out, or is full only while another run works, may start all the same."""
@@ -181,7 +210,7 @@ class Distill(Layout):
             return self._shown(draft, values, complain=True)
         values |= {"teacher_from": "known", "known": f"run/{name}", "teach_name": ""}
         inputs = {self.fields.inputs["teacher_from"]: "known", self.fields.inputs["teach_name"]: ""}
-        return self._shown(self._draft(values), values) | inputs | self._teachers(values["known"])
+        return self._shown(self._draft(values), values) | inputs | self._teachers(values["known"], None)
 
     def _uploaded(self, files: list[str] | None, *given: Any) -> Updates:
         values = self._values(given)
@@ -190,7 +219,7 @@ class Distill(Layout):
         except UserError as error:
             return {self.fields.notices["teacher"]: notice(str(error))}
         values |= {"teacher_from": "known", "known": key}
-        return self._shown(self._draft(values), values) | self._teachers(key)
+        return self._shown(self._draft(values), values) | self._teachers(key, None)
 
     def _loaded(self, file: str, *given: Any) -> Updates:
         """Fills the form with a recipe's file."""
@@ -214,7 +243,7 @@ class Distill(Layout):
         changes = fill(self.context, recipe)
         values = self._values(given) | changes
         inputs = {component: _typed(changes[name]) for name, component in self.fields.inputs.items() if name in changes}
-        updates = self._shown(self._draft(values), values) | inputs | self._teachers(values["known"])
+        updates = self._shown(self._draft(values), values) | inputs | self._teachers(values["known"], None)
         lost = changes["teacher_from"] == "known" and changes["known"] is None
         text = f"{source} fills the form" + (", but its teacher is not on this server." if lost else ".")
         said = {self.fields.notices["form"]: notice(text, "hint" if lost else "good")}
@@ -235,12 +264,12 @@ class Distill(Layout):
         values: dict[str, Any],
         complain: bool = False,
         poll: bool = False,
-        proceed: bool = False,
+        start: str | None = None,
     ) -> Updates:
         """Everything on the tab that follows from the fields."""
         fields, source = self.fields, values["teacher_from"]
         updates: Updates = {group: gr.Column(visible=source == name) for name, group in self.teacher["groups"].items()}
-        updates |= self._notices(draft, source, complain)
+        updates |= self._notices(draft, values, complain)
         updates[self.data] = {"text": draft.data_line(Choice.from_dict(values["choice"]))}
         updates[self.plan] = draft.plan()
         updates[self.same] = {
@@ -254,7 +283,7 @@ class Distill(Layout):
             "of_teacher": draft.teach is not None,
             "teacher_coming": draft.teacher is not None and not draft.teacher.ready,
             "asked": time.time() if poll else None,
-            "proceed": proceed,
+            "start": start and {"start": start, "name": draft.name},
             "verb": self.verb(),
         }
         sentence = method_sentences().get(values.get("method") or "", "")
@@ -274,8 +303,10 @@ class Distill(Layout):
             )
         return updates
 
-    def _notices(self, draft: Draft, source: str, complain: bool) -> Updates:
-        problems = dict(draft.problems)
+    def _notices(self, draft: Draft, values: dict[str, Any], complain: bool) -> Updates:
+        problems, source = dict(draft.problems), values["teacher_from"]
+        if not (values["hub"] or complain):
+            problems.pop("hub", None)  # nobody has typed yet
         if source != "known" and "teacher" in problems:  # its place is below the list, which is hidden now
             problems["teacher_from"] = problems.pop("teacher")
         elsewhere = [text for name, text in problems.items() if name not in self.fields.notices]
@@ -292,12 +323,16 @@ class Distill(Layout):
             )  # fmt: skip
         return shown
 
-    def _teachers(self, chosen: str | None) -> Updates:
-        """The list of teachers; one that is gone is chosen no longer."""
+    def _teachers(self, chosen: str | None, before: str | None) -> Updates:
+        """The list of teachers; one that is gone is chosen no longer.
+
+        What was chosen `before` is not set again: somebody may have chosen another one meanwhile.
+        """
         teachers = list_teachers(self.context)
         value = chosen if any(teacher.key == chosen for teacher in teachers) else None
         choices = [(teacher.label, teacher.key) for teacher in teachers]
-        return {self.fields.inputs["known"]: gr.Dropdown(choices=choices, value=value)}
+        known = gr.Dropdown(choices=choices) if value == before else gr.Dropdown(choices=choices, value=value)
+        return {self.fields.inputs["known"]: known}
 
 
 def _typed(value: Any) -> Any:

@@ -18,7 +18,7 @@ OTHER_ENCODERS = ("resnet18", "resnet34", "tu-mobilenetv3_large_100", "tu-effici
 SIZES = ("96x128", "128x128", "192x256", "256x256", "256x512", "384x512", "512x512", "512x1024", "1024x1024")
 TEACHER_ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101")
 TEACHER_SOURCES = [
-    ("On this server", "known"),
+    ("On this server, or upload it", "known"),
     ("Train one first", "train"),
     ("From a hub", "hub"),
     ("None", "none"),
