@@ -67,13 +67,15 @@ class Distill(Layout):
         on(self.pulse.moved, self._moved)
         changes = [component.change for component in inputs.values()]
         gr.on(changes, self._changed, given, every, trigger_mode="always_last", **QUIET)
+        edited = [component.input for component in inputs.values()]
+        gr.on(edited, None, None, self.fields.notices["form"], js="() => ({ text: '' })", api_visibility="private")
         source = inputs["teacher_from"]
         source.input(None, source, self.insisted, js="(source) => source", api_visibility="private")
         inputs["seed"].input(self._seeded, [self.page.choice, inputs["seed"]], self.page.choice, **QUIET)
         self.to_data.click(lambda: self.page.go("data"), None, self.page.tabs, **QUIET)
         on(self.preflight.check, self._checked)
         on(self.begin.click, self._started)
-        on(self.preflight.proceed, self._proceeded)
+        on(self.preflight.proceed, self._proceeded, trigger_mode="multiple")
         on(self.unchecked.click, self._started_unchecked)
         on(self.teacher["alone"].click, self._taught)
         upload = self.teacher["upload"]
@@ -243,7 +245,8 @@ class Distill(Layout):
         changes = fill(self.context, recipe)
         values = self._values(given) | changes
         inputs = {component: _typed(changes[name]) for name, component in self.fields.inputs.items() if name in changes}
-        updates = self._shown(self._draft(values), values) | inputs | self._teachers(values["known"], None)
+        before = self._values(given)["known"]
+        updates = self._shown(self._draft(values), values) | inputs | self._teachers(values["known"], before)
         lost = changes["teacher_from"] == "known" and changes["known"] is None
         text = f"{source} fills the form" + (", but its teacher is not on this server." if lost else ".")
         said = {self.fields.notices["form"]: notice(text, "hint" if lost else "good")}
@@ -313,6 +316,7 @@ class Distill(Layout):
         shown = {
             component: notice(problems[name]) if name in problems else notice(draft.hints.get(name, ""), "hint")
             for name, component in self.fields.notices.items()
+            if name != "form"  # what was said of a start, or of a recipe, stays until somebody changes a field
         }
         if elsewhere:
             shown[self.fields.notices["form"]] = notice(" ".join(elsewhere))
