@@ -26,7 +26,9 @@ def distill(context: Context, built: Built, teacher_folder: Path, monkeypatch: p
     made = adopted.__self__  # type: ignore[union-attr]
     assert isinstance(made, Distill)
     verdict = {"state": "running", "problem": None, "result": None}
-    monkeypatch.setattr(made.preflights, "ask", lambda recipe: "key")
+    asked: list[str] = []
+    monkeypatch.setattr(made.preflights, "ask", lambda recipe: asked.append("key") or "key")
+    monkeypatch.setattr(made, "asked", asked, raising=False)
     monkeypatch.setattr(made.preflights, "state", lambda key: verdict)
     monkeypatch.setattr(made, "verdict", verdict, raising=False)
     return made
@@ -103,4 +105,15 @@ def test_a_start_that_does_not_fit_is_told_by_name(distill: Distill, context: Co
     distill.verdict |= {"state": "refused", "problem": "too much memory"}  # type: ignore[attr-defined]
     updates = distill._proceeded(event, *form(distill, card_path, name="two"))
     assert "one was not started: too much memory" in updates[distill.fields.notices["form"]]["text"]
+    assert context.jobs.waiting() == []
+
+
+def test_a_pre_flight_that_failed_is_not_asked_for_ever(distill: Distill, context: Context, card_path: Path) -> None:
+    given = form(distill, card_path, name="one")
+    event = start_of(distill, distill._started(*given))
+    distill.verdict |= {"state": "failed", "problem": "it broke down"}  # type: ignore[attr-defined]
+    updates = distill._proceeded(event, *given)
+    assert distill.asked == ["key"]  # type: ignore[attr-defined]
+    assert updates[distill.fields.notices["form"]]["text"] == "Not started: it broke down."
+    assert updates[distill.unchecked]._constructor_args[0]["visible"] is True
     assert context.jobs.waiting() == []

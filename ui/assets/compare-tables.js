@@ -206,7 +206,7 @@ const makeGallery = (place, open, clear, fetchPictures) => {
         if (box.top < frame.top || box.bottom > frame.bottom) list.scrollTop += box.top - frame.top - 8;
       }
     },
-    look: () => head.scrollIntoView({ block: "nearest" }),
+    look: () => place.scrollIntoView({ block: "nearest" }),
     names: () => sorted().map(([name]) => name),
     colors(kinds) {
       place.querySelector(".teacher-only").style.background = css(kinds[1]);

@@ -146,7 +146,6 @@ function makeChart(host) {
     drawn.mark.setAttribute("visibility", "visible");
     tip.hidden = false;
     setText(tip, `${data.showX(x)}: ${data.showY(y)}`);
-    // At the end where the curve leaves it more room.
     const room = frame.clientWidth - tip.offsetWidth;
     tip.style.left = `${Math.max(0, Math.min(room, left - tip.offsetWidth / 2))}px`;
     tip.style.top = `${top > 60 ? top - 38 : top + 14}px`;

@@ -161,7 +161,7 @@ class Distill(Layout):
             return {}
         draft = self._draft(asked)
         if asked == values:
-            return self._started(*given)
+            return self._judged(draft, values)
         try:
             self._check_fits(draft)
             name = submit(self.context, draft)
@@ -169,6 +169,13 @@ class Distill(Layout):
         except UserError as error:
             said = notice(f"{draft.name or 'The run'} was not started: {error}.")
         return self._shown(self._draft(values), values) | {self.fields.notices["form"]: said}
+
+    def _judged(self, draft: Draft, values: dict[str, Any]) -> Updates:
+        """Starts what the pre-flight found to fit. One that failed is not asked again: that is for a person to do."""
+        if draft.problems or draft.first is None:
+            return self._shown(draft, values, complain=True)
+        verdict = self.preflights.state(recipe_key(draft.first))
+        return self._submitted(draft, values) if verdict["state"] == "fits" else self._refused(draft, values, verdict)
 
     def _check_fits(self, draft: Draft) -> None:
         """Raises UserError unless the pre-flight said so; what is wrong with the draft itself is told by `submit`."""
@@ -180,7 +187,7 @@ class Distill(Layout):
         """Says why not. What was not found out, or is full only while another run works, may start all the same."""
         busy = self.busy()
         open_end = verdict["state"] == "failed" or (bool(busy) and verdict["result"] is not None)
-        text = f"Not started: {verdict['problem']}."
+        text = f"Not started: {verdict['problem'] or 'its pre-flight was cancelled'}."
         if open_end and busy:
             text += f" {busy[0]} is training now, and this run would begin after it."
         return self._shown(draft, values) | {
