@@ -18,9 +18,10 @@ ALLOWED: dict[str, set[str]] = {
     "data": {*BASE},
     "models": {*BASE},
     "runs": {*BASE},
+    "chosen": {*BASE, "data", "runs"},
     "evaluate": {*BASE, "data", "models", "runs"},
-    "export": {*BASE, "data", "models", "runs", "evaluate"},
-    "distill": {*BASE, "data", "models", "runs", "evaluate"},
+    "export": {*BASE, "data", "models", "runs", "chosen", "evaluate"},
+    "distill": {*BASE, "data", "models", "runs", "chosen", "evaluate"},
 }
 
 

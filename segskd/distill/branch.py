@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from segskd.chosen import chosen_names
 from segskd.config import BeginPart, Recipe, make_recipe, merged
 from segskd.data.cards import Card, data_folder, load_card
-from segskd.distill.chosen import chosen_names
 from segskd.distill.methods import Phase, default_epochs, default_lr
 from segskd.errors import UserError
 from segskd.evaluate.grafts import trained_stages

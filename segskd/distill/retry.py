@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from segskd.chosen import chosen_names
 from segskd.config import make_recipe, merged
-from segskd.distill.chosen import chosen_names
 from segskd.errors import UserError
 from segskd.runs import Run
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
+from segskd.chosen import chosen_names, chosen_text
 from segskd.config import Recipe
 from segskd.data.fetch import Report
 from segskd.data.transforms import RESIZE_FILTER
 from segskd.devices import out_of_memory
-from segskd.distill.chosen import chosen_names, chosen_text
 from segskd.distill.job import Job, prepare
 from segskd.distill.trainer import Trainer
 from segskd.errors import Stopped, UserError
