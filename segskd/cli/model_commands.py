@@ -9,8 +9,10 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from segskd.cli.flags import Device, Json
-from segskd.cli.output import bar, show
+from segskd.cli.output import bar, show, stage_bars
 from segskd.errors import UserError
+
+FormatName = Literal["safetensors", "onnx", "pt2", "openvino"]
 
 
 def evaluate(
@@ -132,29 +134,45 @@ def compare(
 
 
 def export(
-    run: Positional[str], format: Literal["safetensors"] = "safetensors", out: Path | None = None, json: Json = False
+    run: Positional[str],
+    format: FormatName = "safetensors",
+    int8: bool = False,
+    pixels: bool = False,
+    out: Path | None = None,
+    json: Json = False,
 ) -> None:
-    """Pack a finished run's network with all that it takes to use it, and prove the package.
+    """Turn a finished run's network into files that run without SegSKD, and prove them.
 
     Args:
         run: A finished run.
         format: What the network comes as.
-        out: Folder for RUN.zip and certificate.json (exports/FORMAT in the run).
+        int8: Quantize to INT8, calibrated on the run's own images (onnx, openvino).
+        pixels: Put the pre-processing inside, so that uint8 images go in (onnx, openvino).
+        out: Folder for the zip and certificate.json (exports/ in the run).
         json: Print JSON.
     """
+    from segskd.export.formats import Spec
     from segskd.export.package import package
     from segskd.runs import find_run
 
-    found_run = find_run(run)
-    with bar("comparing with the checkpoint") as report:
-        made = package(found_run, out, report)
+    spec = Spec(format, int8, pixels)
+    with stage_bars() as report:
+        made = package(find_run(run), spec, out, report)
     own = made.certificate
-    lines = (
-        f"{made.path}: {own.bytes / 1e6:.1f} MB",
+    lines = [
+        f"{made.path}: {own.bytes / 1e6:.1f} MB, the network in it {own.model_bytes / 1e6:.1f} MB",
         f"sha256 {own.sha256}",
-        f"loaded back in a fresh process: {own.pixels_differing} of {own.pixels} pixels differ from the checkpoint's "
-        f"on {own.images} images, logits by at most {own.max_logit_difference:.2g}",
-    )
+        f"opened in a fresh process: {own.pixels_differing} of {own.pixels} pixels "
+        f"({100 * own.share_differing:.3g} %) differ from the checkpoint's on {own.images} images, "
+        f"logits by at most {own.max_logit_difference:.2g}",
+        f"mIoU {100 * own.miou_before:.2f} % before, {100 * own.miou_after:.2f} % after",
+    ]
+    if own.latency:
+        lines += [
+            f"{ratio[1]:.1f} × ({ratio[0]:.1f} to {ratio[2]:.1f}) faster than the {who} in eager PyTorch"
+            for who in ("teacher", "student")
+            if (ratio := own.latency[f"than_{who}"])
+        ]
     show("\n".join(lines), made.as_dict(), json)
 
 

@@ -47,6 +47,7 @@ class ViewMaker:
         # A chain keeps its seed between the two calls: threads that shared it would take each other's.
         self._lock = threading.Lock()
         finish = _finish(card)
+        self._plain = A.Compose([_resize(size)])
         self._chains = [
             A.Compose([_resize(size), *finish]),
             A.Compose([_resize(size), A.HorizontalFlip(p=1.0), *finish]),
@@ -72,6 +73,11 @@ class ViewMaker:
         """View 0 of an image that has no mask: float32 (3, h, w)."""
         blank = np.zeros(image.shape[:2], dtype=np.uint8)
         return self(image, blank, "", 0)[0]
+
+    def resized(self, image: Uint8) -> Uint8:
+        """The pixels that view 0 normalises: uint8 (height, width, 3)."""
+        made: Uint8 = self._plain(image=image)["image"]
+        return made
 
 
 def _resize(size: Size) -> A.Resize:

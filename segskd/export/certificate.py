@@ -1,109 +1,166 @@
-"""Certificates: a package is opened again, its model loaded in a fresh process, and compared with the checkpoint."""
+"""Certificates: an exported network is opened by its own runtime in a fresh process, compared, weighed and timed."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from math import prod
-from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from segskd.config import Size
-from segskd.data.dataset import Pair, read_image
-from segskd.data.transforms import padded_size, unpad
-from segskd.errors import UserError
-from segskd.evaluate.metrics import drop_surplus
+from segskd.data.cards import Card
+from segskd.data.dataset import Pair, read_image, read_mask
+from segskd.data.transforms import SIZE_MULTIPLE, unpad
+from segskd.evaluate.metrics import ConfusionMatrix, drop_surplus
 from segskd.evaluate.predict import Predictor
-from segskd.models.build import output_classes
+from segskd.export.formats import Limits
+from segskd.export.fresh import Array, FreshProcess
 
-IMAGES = 32
-PROGRAM = Path(__file__).with_name("reload.py")
+IMAGES = 128
+LEAST_SIDE = 64
+"""torch.export takes a side for one that is never 32, where the deepest feature would be a single pixel."""
+NO_NUMBER = torch.finfo(torch.float32).max
+"""Counted as the difference of a logit that is not finite."""
+OTHER_IMAGES = 4
+"""At each of the other sizes."""
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two networks' answers to the same images.
+
+    `pixels` of `images` images were compared, at `sizes`, the first of which is the recipe's; `differing` of them
+    have another class. Logits differ by at most `largest` and `mean` on average; the checkpoint's own largest is
+    `scale`. mIoU `before` and `after` are those of the images at the recipe's size.
+    """
+
+    images: int
+    sizes: tuple[Size, ...]
+    pixels: int
+    differing: int
+    largest: float
+    mean: float
+    scale: float
+    before: float
+    after: float
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a package proves about itself.
+    """What an export proves about itself, beside what it is.
 
-    `pixels` were compared on `images` validation images, `pixels_differing` of them have another class than the
-    checkpoint gives; `max_logit_difference` is the largest |Δ| of any logit. `bytes` and `sha256` are the zip's.
+    `file`, `bytes` and `sha256` are the zip's, `model_bytes` what the network's own files in it weigh, `float_bytes`
+    what they weigh in float. `latency` is that of `timing.Latency`. `failures` says what lies beyond `limits`.
     """
 
     file: str
     format: str
+    precision: str
+    input: str
     run: str
     network: str
     bytes: int
     sha256: str
+    model_bytes: int
+    float_bytes: int
     images: int
-    size: tuple[int, int]
+    sizes: tuple[tuple[int, int], ...]
     pixels: int
     pixels_differing: int
     share_differing: float
     max_logit_difference: float
+    mean_logit_difference: float
+    largest_logit: float
+    miou_before: float
+    miou_after: float
+    latency: dict[str, Any] | None
+    quantization: dict[str, Any] | None
+    limits: dict[str, float | None]
+    failures: tuple[str, ...]
     versions: dict[str, str]
 
     @property
     def holds(self) -> bool:
-        """Whether the package gives the checkpoint's masks, pixel by pixel."""
-        return self.pixels_differing == 0
+        """Whether the export may be offered."""
+        return not self.failures
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self)
 
 
-class Difference(NamedTuple):
-    """Two networks' answers to the same images."""
-
-    images: int
-    pixels: int
-    differing: int
-    logits: float
-
-
-def compare_reloaded(
-    archive: Path,
-    checkpoint: Predictor,
-    pairs: Sequence[Pair],
-    report: Callable[[int, int], None] | None = None,
+def compare(
+    fresh: FreshProcess, checkpoint: Predictor, pairs: Sequence[Pair], pixels: bool, report: Report | None = None
 ) -> Difference:
-    """Compares the model in a zip, loaded by a fresh process, with `checkpoint` on up to IMAGES of the pairs.
+    """Compares an exported network with `checkpoint`, on up to IMAGES pairs and a few at two other sizes.
 
-    Both compute alike: fp32, one image at a time, the same number of threads. Raises UserError when the package
-    can't be opened or loaded.
+    Both compute one image at a time with the same number of threads. `pixels` says that uint8 goes in. Raises
+    UserError when the network can't be opened.
     """
-    chosen = evenly(pairs, IMAGES)
-    pixels = differing = 0
-    largest = 0.0
-    with tempfile.TemporaryDirectory(prefix="segskd-") as scratch:
-        folder = _unpacked(archive, Path(scratch))
-        classes = output_classes(checkpoint.model)
-        with FreshProcess(folder, padded_size(checkpoint.size), classes) as fresh:
-            for done, pair in enumerate(chosen, start=1):
-                image = checkpoint.view.image_only(read_image(pair.image))
-                ours, theirs = checkpoint.logits(image[None]), _finished(fresh.logits(image), checkpoint)
-                differing += int((ours.argmax(1) != theirs.argmax(1)).sum())
-                pixels += ours[:, 0].numel()
-                largest = max(largest, float((ours - theirs).abs().max()))
-                if report:
-                    report(done, len(chosen))
-    return Difference(len(chosen), pixels, differing, largest)
+    card, sizes = checkpoint.card, tuple(dict.fromkeys((checkpoint.size, *other_sizes(checkpoint.size))))
+    chosen = [(checkpoint.size, pair) for pair in evenly(pairs, IMAGES)]
+    chosen += [(size, pair) for size in sizes[1:] for pair in evenly(pairs, OTHER_IMAGES)]
+    predictors = {size: Predictor(checkpoint.model, card, size) for size in sizes}
+    before, after, count = ConfusionMatrix(card), ConfusionMatrix(card), _Count()
+    for done, (size, pair) in enumerate(chosen, start=1):
+        predictor, image = predictors[size], read_image(pair.image)
+        view, mask = predictor.view(image, read_mask(pair.mask, card), pair.name, 0)
+        ours = predictor.logits(view[None])
+        given = predictor.view.resized(image)[None] if pixels else view[None].numpy()
+        theirs = finished(fresh.logits(given)[0], size, card)
+        count.add(ours, theirs)
+        if size == checkpoint.size:
+            truth = unpad(mask[None], size)
+            before.update(ours.argmax(1), truth)
+            after.update(theirs.argmax(1), truth)
+        if report:
+            report(done, len(chosen))
+    mean = count.total / count.logits
+    scores = before.score().miou, after.score().miou
+    return Difference(before.images, sizes, count.pixels, count.differing, count.largest, mean, count.scale, *scores)
 
 
-def _finished(logits: Tensor, checkpoint: Predictor) -> Tensor:
+def finished(logits: Array, size: Size, card: Card) -> Tensor:
     """Padding and a surplus output taken off, as the checkpoint's own logits come."""
-    return drop_surplus(unpad(logits, checkpoint.size), checkpoint.card)
+    return drop_surplus(unpad(torch.from_numpy(logits), size), card)
+
+
+def failures(difference: Difference, share_of_bytes: float, limits: Limits) -> list[str]:
+    """What lies beyond the limits, in words."""
+    agreeing = 1 - difference.differing / difference.pixels
+    lost = 100 * (difference.before - difference.after)
+    relative = difference.largest / difference.scale if difference.scale else difference.largest
+    found = []
+    if difference.largest >= NO_NUMBER:
+        found.append("it answers with values that are no numbers")
+    if agreeing < limits.agreement:
+        found.append(
+            f"{100 * (1 - agreeing):.4g} % of {difference.pixels} pixels differ from the checkpoint's "
+            f"(at most {100 * (1 - limits.agreement):.4g} %)"
+        )
+    if limits.difference is not None and relative > limits.difference:
+        found.append(f"a logit differs by {relative:.2g} of the largest (at most {limits.difference:.2g})")
+    if limits.points is not None and lost > limits.points:
+        found.append(f"{lost:.2f} points of mIoU are lost (at most {limits.points:g})")
+    if limits.size is not None and share_of_bytes > limits.size:
+        found.append(f"it weighs {share_of_bytes:.2f} of the network in float (at most {limits.size:g})")
+    return found
+
+
+def other_sizes(size: Size) -> tuple[Size, Size]:
+    """Two more sizes at which an export must agree: about half and five quarters, multiples of 32 from 64 on."""
+    return _scaled(size, 0.5), _scaled(size, 1.25)
+
+
+def _scaled(size: Size, factor: float) -> Size:
+    height, width = (
+        max(LEAST_SIDE // SIZE_MULTIPLE, round(factor * side / SIZE_MULTIPLE)) * SIZE_MULTIPLE for side in size
+    )
+    return height, width
 
 
 def evenly(pairs: Sequence[Pair], most: int) -> list[Pair]:
@@ -112,58 +169,19 @@ def evenly(pairs: Sequence[Pair], most: int) -> list[Pair]:
     return [pairs[place] for place in places]
 
 
-def sha256(path: Path) -> str:
-    """Of a file, as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class _Count:
+    """Sums over all images."""
 
+    def __init__(self) -> None:
+        self.pixels = self.differing = self.logits = 0
+        self.largest = self.total = self.scale = 0.0
 
-def _unpacked(archive: Path, folder: Path) -> Path:
-    """The folder in the zip that holds the model; the zip is our own, so its paths are trusted."""
-    try:
-        with zipfile.ZipFile(archive) as file:
-            if damaged := file.testzip():
-                raise UserError(f"{archive}: {damaged} is damaged in it: export again")
-            file.extractall(folder)
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{archive} is no zip: export again") from error
-    return next(folder.rglob("config.json")).parent
-
-
-class FreshProcess:
-    """A Python process that loads the model in `folder` and answers images (3, h, w) of `size` with logits."""
-
-    def __init__(self, folder: Path, size: Size, classes: int) -> None:
-        self._shape = (1, classes, *size)
-        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", str(PROGRAM), str(folder), str(torch.get_num_threads()), *map(str, size)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        )
-
-    def __enter__(self) -> FreshProcess:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._said.close()
-
-    def logits(self, image: Tensor) -> Tensor:
-        """(1, C, h, w) of an image (3, h, w). Raises UserError with the process's last line when it has ended."""
-        stdin, stdout = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
-        with suppress(BrokenPipeError):  # the answer that doesn't come tells
-            stdin.write(image.contiguous().numpy().tobytes())
-            stdin.flush()
-        answer = stdout.read(4 * prod(self._shape))
-        if len(answer) < 4 * prod(self._shape):
-            status = self._process.wait()
-            self._said.seek(0)
-            last = (self._said.read().strip() or f"the process that loads it ended with status {status}").splitlines()[
-                -1
-            ]
-            raise UserError(f"the package can't be loaded back: {last}")
-        return torch.frombuffer(bytearray(answer), dtype=torch.float32).view(self._shape)
+    def add(self, ours: Tensor, theirs: Tensor) -> None:
+        """Logits (1, C, h, w) of both."""
+        apart = torch.nan_to_num((ours - theirs).abs(), nan=NO_NUMBER, posinf=NO_NUMBER)
+        self.pixels += ours[:, 0].numel()
+        self.differing += int((ours.argmax(1) != theirs.argmax(1)).sum())
+        self.logits += ours.numel()
+        self.largest = max(self.largest, float(apart.max()))
+        self.total += float(apart.double().sum())
+        self.scale = max(self.scale, float(ours.abs().max()))

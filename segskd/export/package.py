@@ -1,90 +1,200 @@
-"""Packages: a finished run's network and all that it takes to use it, in one zip, with a certificate beside it."""
+"""Packages: a finished run's network as files that run without SegSKD, in one zip, with a certificate."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from segskd.config import Recipe
-from segskd.data.cards import Card, data_folder, load_card
-from segskd.data.dataset import list_pairs
-from segskd.data.transforms import RESIZE_FILTER, SIZE_MULTIPLE
+import torch
+from torch import nn
+
+from segskd.chosen import chosen_names
+from segskd.config import Recipe, Size
+from segskd.data.cards import data_folder, load_card
+from segskd.data.dataset import Pair, list_pairs, read_image
 from segskd.errors import UserError
+from segskd.evaluate.cost import weight_bytes
 from segskd.evaluate.predict import Predictor
-from segskd.export.certificate import Certificate, Difference, compare_reloaded, sha256
-from segskd.export.readme import readme
+from segskd.export.about import PACKAGES, about
+from segskd.export.certificate import LEAST_SIDE, Certificate, Difference, compare, evenly, failures
+from segskd.export.formats import Spec, network_bytes
+from segskd.export.found import CERTIFICATE, Package, folder_of
+from segskd.export.fresh import Array, FreshProcess
+from segskd.export.model_card import model_card
+from segskd.export.quantize import CALIBRATION_IMAGES, Quantized
+from segskd.export.timing import Latency, measure
+from segskd.export.write import write
 from segskd.files import write_whole, writing
 from segskd.models.build import describe, load
 from segskd.runs import Run
 
-FORMAT = "safetensors"
-WEIGHTS = "model.safetensors"
-CERTIFICATE = "certificate.json"
 REFUSED = "refused"
-PACKAGES = ("segskd", "torch", "segmentation-models-pytorch", "safetensors")
-Report = Callable[[int, int], None]
+RUNNER = Path(__file__).with_name("predict.py")
+TEXTS = (".json", ".yaml", ".md", ".py", ".xml")
+ROOM = 4
+"""Times the weights: the network in float and as it is exported, the zip, and what a runtime keeps beside them."""
+Report = Callable[[str, int, int | None], None]
 
 
-@dataclass(frozen=True)
-class Package:
-    """A zip and what it proves about itself."""
+def package(run: Run, spec: Spec | None = None, out: Path | None = None, report: Report | None = None) -> Package:
+    """Writes RUN-SPEC.zip and certificate.json into `out`, by default the run's exports/SPEC/.
 
-    path: Path
-    certificate: Certificate
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {"package": str(self.path), "certificate": self.certificate.as_dict()}
-
-
-def package(run: Run, out: Path | None = None, report: Report | None = None) -> Package:
-    """Writes RUN.zip and certificate.json into `out`, by default the run's exports/safetensors/.
-
-    The zip appears only after its model was loaded back in a fresh process and gave the checkpoint's masks; one
-    that doesn't is kept below refused/, with its certificate. `report` hears how many images are compared.
-    Raises UserError for that, for a run that is not finished, and for files that are gone.
+    The zip appears only after its network was opened in a fresh process, by the package's own predict.py, and kept
+    within the limits of its format; one that doesn't is kept below refused/, with its certificate. `report` hears
+    what is done. Raises UserError for that, for a run that is not finished, for a network that the format can't
+    take, for a package that is not installed, and for files that are gone.
     """
-    result = _finished(run)
-    recipe = run.recipe
-    data = data_folder(recipe.data.folder)
-    card = load_card(recipe.data.card, data)
-    pairs = list_pairs(card, data, "val")
-    checkpoint = Predictor(load(run.model_folder), card, recipe.data.size)
-    out = out or run.path / "exports" / FORMAT
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
-    try:
-        made = work / f"{run.name}.zip"
-        _write_zip(made, run, card, result)
-        difference = compare_reloaded(made, checkpoint, pairs, report)
-        found = Package(out / made.name, _certificate(made, run, describe(checkpoint.model), difference))
+    spec = spec or Spec()
+    work = _Work(run, spec, report or (lambda *_: None))
+    out = out or folder_of(run, spec)
+    _check_room(out, ROOM * weight_bytes(work.checkpoint.model))
+    with ExitStack() as stack:
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".export-", dir=out)))
+        files = place / f"{run.name}-{spec.name}"
+        certificate = work.make(files)
+        archive = _zip(files)
+        found = Package(out / archive.name, _weighed(certificate, archive))
         if not found.certificate.holds:
-            _refuse(made, found, out / REFUSED)
-        _put(made, found)
-        return found
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+            _refuse(archive, found, out / REFUSED)
+        _put(archive, found)
+    if out == folder_of(run, spec):
+        for old in set(out.glob("*.zip")) - {found.path}:  # of the run's name before
+            old.unlink()
+    return found
 
 
-def find_package(run: Run, out: Path | None = None) -> Package | None:
-    """The package that was made last, None when there is none or a file of it is gone."""
-    out = out or run.path / "exports" / FORMAT
+class _Work:
+    """One export: what it is made of, and the steps to its certificate."""
+
+    def __init__(self, run: Run, spec: Spec, report: Report) -> None:
+        self.run, self.spec, self.report = run, spec, report
+        self.result = _finished(run)
+        self.versions = spec.versions()
+        self.recipe = run.recipe
+        self.data = data_folder(self.recipe.data.folder)
+        self.card = load_card(self.recipe.data.card, self.data)
+        self.pairs = list_pairs(self.card, self.data, "val")
+        self.checkpoint = Predictor(load(run.model_folder), self.card, self.recipe.data.size)
+        self.teacher, self.no_teacher = _teacher(self.recipe)
+        _check_size(spec, self.checkpoint.view.padded)
+
+    def make(self, files: Path) -> Certificate:
+        """Writes all that goes into the zip into the new folder `files`; the certificate doesn't know the zip yet."""
+        self.report(f"writing {self.spec.name}", 0, None)
+        with writing(files):
+            files.mkdir()
+            quantized = self._write_network(files)
+            shutil.copyfile(RUNNER, files / RUNNER.name)
+            shutil.copyfile(self.run.path / "recipe.yaml", files / "recipe.yaml")
+            (files / "result.json").write_text(_json(self.result), encoding="utf-8")
+        with FreshProcess(files) as fresh:
+            difference = self._compare(fresh)
+            latency = self._time(fresh)
+        made = self._certificate(difference, latency, network_bytes(self.spec, files), quantized)
+        with writing(files):
+            (files / CERTIFICATE).write_text(_json(made.as_dict()), encoding="utf-8")
+            (files / "README.md").write_text(model_card(self.card, self.result, made), encoding="utf-8")
+        return made
+
+    def _write_network(self, files: Path) -> Quantized | None:
+        model = self.checkpoint.model
+        told = about(self.spec, model, self.card, self.recipe, self.result)
+        (files / "card.json").write_text(_json(told), encoding="utf-8")
+        return write(self.spec, model, files, self.card, told, self.run.model_folder, self._calibration)
+
+    def _calibration(self) -> list[Array]:
+        """Inputs of the network: the images that the run was trained on."""
+        chosen = chosen_names(self.run)
+        pairs = {pair.name: pair for pair in list_pairs(self.card, self.data, "train")}
+        wanted = [pairs[name] for name in chosen[0] if name in pairs] if chosen else []
+        return [self._input(pair) for pair in evenly(wanted or list(pairs.values()), CALIBRATION_IMAGES)]
+
+    def _input(self, pair: Pair) -> Array:
+        view, image = self.checkpoint.view, read_image(pair.image)
+        return (view.resized(image) if self.spec.pixels else view.image_only(image).numpy())[None]
+
+    def _compare(self, fresh: FreshProcess) -> Difference:
+        def report(done: int, total: int) -> None:
+            self.report("comparing with the checkpoint", done, total)
+
+        return compare(fresh, self.checkpoint, self.pairs, self.spec.pixels, report)
+
+    def _time(self, fresh: FreshProcess) -> Latency:
+        self.report("timing", 0, None)
+        given, size = self._input(self.pairs[0]), self.checkpoint.view.padded
+        found = measure(self.teacher, self.checkpoint.model, fresh, given, size)
+        return replace(found, no_teacher=self.no_teacher)
+
+    def _certificate(
+        self, difference: Difference, latency: Latency, model_bytes: int, quantized: Quantized | None
+    ) -> Certificate:
+        spec, model = self.spec, self.checkpoint.model
+        return Certificate(
+            file="",
+            bytes=0,
+            sha256="",
+            format=spec.format,
+            precision="int8" if spec.int8 else "float32",
+            input="uint8" if spec.pixels else "float32",
+            run=self.run.name,
+            network=describe(model),
+            model_bytes=model_bytes,
+            float_bytes=weight_bytes(model),
+            images=difference.images,
+            sizes=difference.sizes,
+            pixels=difference.pixels,
+            pixels_differing=difference.differing,
+            share_differing=difference.differing / difference.pixels,
+            max_logit_difference=difference.largest,
+            mean_logit_difference=difference.mean,
+            largest_logit=difference.scale,
+            miou_before=difference.before,
+            miou_after=difference.after,
+            latency=latency.as_dict(),
+            quantization=asdict(quantized) if quantized else None,
+            limits=asdict(spec.limits),
+            failures=tuple(failures(difference, model_bytes / weight_bytes(model), spec.limits)),
+            versions={**self.versions, **{name: version(name) for name in PACKAGES}},
+        )
+
+
+def _teacher(recipe: Recipe) -> tuple[nn.Module | None, str | None]:
+    """The teacher, to be timed beside the student; or why there is none: the export goes without it."""
+    if recipe.teacher is None:
+        return None, None
     try:
-        content = json.loads((out / CERTIFICATE).read_text(encoding="utf-8"))
-        certificate = Certificate(**{**content, "size": tuple(content["size"])})
-        path = out / certificate.file
-        return Package(path, certificate) if path.stat().st_size == certificate.bytes else None
-    except (OSError, ValueError, TypeError, KeyError):  # gone, cut short, or of another version: export again
-        return None
+        return load(recipe.teacher).to(memory_format=torch.channels_last), None
+    except UserError as error:
+        return None, str(error)
+
+
+def _check_size(spec: Spec, size: Size) -> None:
+    """Raises UserError for images that are smaller than a graph can be traced for."""
+    if spec.format != "safetensors" and min(size) < LEAST_SIDE:
+        raise UserError(
+            f"images of {size[0]}x{size[1]} are too small for {spec.format}, which takes sides of {LEAST_SIDE} on: "
+            "take --format safetensors"
+        )
+
+
+def _check_room(out: Path, needed: int) -> None:
+    """Raises UserError where the disk hasn't room for the files on their way; not all that write them say so well."""
+    there = next(place for place in (out, *out.parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise UserError(f"{out} has {free / 1e6:.0f} MB free, {needed / 1e6:.0f} MB are needed: free some space")
 
 
 def _finished(run: Run) -> dict[str, Any]:
@@ -100,57 +210,26 @@ def _finished(run: Run) -> dict[str, Any]:
     raise UserError(f"run {run.name} is not finished ({run.status()}{far}): {mend}, then export it")
 
 
-def _write_zip(target: Path, run: Run, card: Card, result: dict[str, Any]) -> None:
-    """All files below a folder of the run's name, with one date, so that the same run gives the same bytes."""
-    name = run.name
-    config = json.loads((run.model_folder / "config.json").read_text(encoding="utf-8"))
-    texts = {
-        # the weights are all there: whoever loads them must not fetch an encoder's from a hub
-        "config.json": _json({**config, "encoder_weights": None}),
-        "card.json": _json(card_json(card, run.recipe)),
-        "result.json": _json(result),
-        "recipe.yaml": (run.path / "recipe.yaml").read_text(encoding="utf-8"),
-        "README.md": readme(card, result, name),
-    }
+def _zip(files: Path) -> Path:
+    """A zip beside the folder, all below a folder of its name, with one date: equal files give equal bytes."""
+    target = files.with_name(f"{files.name}.zip")
     with writing(target), zipfile.ZipFile(target, "w") as archive:
-        for file, text in texts.items():
-            archive.writestr(zipfile.ZipInfo(f"{name}/{file}"), text, zipfile.ZIP_DEFLATED)
-        weights = zipfile.ZipInfo(f"{name}/{WEIGHTS}")
-        with archive.open(weights, "w", force_zip64=True) as inside, (run.model_folder / WEIGHTS).open("rb") as source:
-            shutil.copyfileobj(source, inside)
+        for file in sorted(files.iterdir()):
+            entry = zipfile.ZipInfo(f"{files.name}/{file.name}")
+            entry.compress_type = zipfile.ZIP_DEFLATED if file.suffix in TEXTS else zipfile.ZIP_STORED
+            with archive.open(entry, "w", force_zip64=True) as inside, file.open("rb") as source:
+                shutil.copyfileobj(source, inside)
+    return target
 
 
-def card_json(card: Card, recipe: Recipe) -> dict[str, Any]:
-    """What somebody without SegSKD must know of the data: the classes, and what is done to an image."""
-    return {
-        "name": card.name,
-        "title": card.title,
-        "classes": [{"name": entry.name, "color": list(entry.color)} for entry in card.classes],
-        "ignore_index": card.ignore_index,
-        "mean": list(card.mean),
-        "std": list(card.std),
-        "size": list(recipe.data.size),
-        "size_multiple": SIZE_MULTIPLE,
-        "resize": RESIZE_FILTER,
-    }
-
-
-def _certificate(made: Path, run: Run, network: str, difference: Difference) -> Certificate:
-    return Certificate(
-        file=made.name,
-        format=FORMAT,
-        run=run.name,
-        network=network,
-        bytes=made.stat().st_size,
-        sha256=sha256(made),
-        images=difference.images,
-        size=run.recipe.data.size,
-        pixels=difference.pixels,
-        pixels_differing=difference.differing,
-        share_differing=difference.differing / difference.pixels,
-        max_logit_difference=difference.logits,
-        versions={name: version(name) for name in PACKAGES},
-    )
+def _weighed(certificate: Certificate, archive: Path) -> Certificate:
+    """With what the zip weighs. Raises UserError when the disk gives back other bytes than were written to it."""
+    with zipfile.ZipFile(archive) as content:
+        if damaged := content.testzip():
+            raise UserError(f"{archive}: {damaged} is damaged in it: see that the disk is sound, and export again")
+    with archive.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return replace(certificate, file=archive.name, bytes=archive.stat().st_size, sha256=digest)
 
 
 def _put(made: Path, found: Package) -> None:
@@ -167,11 +246,7 @@ def _refuse(made: Path, found: Package, aside: Path) -> None:
         aside.mkdir(exist_ok=True)
     _put(made, Package(aside / made.name, found.certificate))
     own = found.certificate
-    raise UserError(
-        f"the package of {own.run} is not offered: {100 * own.share_differing:.4g} % of {own.pixels} pixels differ "
-        f"from the checkpoint's on {own.images} images; it is kept in {aside}: export again, and report it "
-        "if that doesn't help"
-    )
+    raise UserError(f"{made.name} is not offered: {'; '.join(own.failures)}. It is kept in {aside}")
 
 
 def _json(content: object) -> str:

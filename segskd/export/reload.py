@@ -1,31 +1,47 @@
-"""Run as a program of its own: loads a package's model as anybody would, and answers images with logits.
+"""Run as a program of its own: opens an exported network as anybody would, by the predict.py beside it.
 
-Knows segmentation_models_pytorch and nothing of SegSKD. Arguments: the unpacked folder, threads, height, width.
-Reads images float32 (3, height, width) from standard input, writes logits float32 (C, height, width) to
-standard output, each as bare bytes.
+Knows nothing of SegSKD. Arguments: the folder, threads. Reads from standard input: int32 number of dimensions,
+int32 each, then the bytes of one input, float32 where it has channels first and uint8 otherwise. Writes to standard
+output: float64 seconds that the network took, int32 dimensions, int32 each, float32 logits.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import time
+from pathlib import Path
+from typing import BinaryIO
 
-import segmentation_models_pytorch as smp
-import torch
+import numpy as np
 
 
-def main(folder: str, threads: int, height: int, width: int) -> None:
+def main(folder: str, threads: int) -> None:
     """Answers until there is no more to read."""
-    answers, sys.stdout = sys.stdout.buffer, sys.stderr  # the library prints while it loads
-    torch.set_num_threads(threads)
-    model = smp.from_pretrained(folder).eval().to(memory_format=torch.channels_last)
-    image_bytes = 3 * height * width * 4
-    with torch.inference_mode():
-        while pixels := sys.stdin.buffer.read(image_bytes):
-            image = torch.frombuffer(bytearray(pixels), dtype=torch.float32).view(1, 3, height, width)
-            logits = model(image.to(memory_format=torch.channels_last)).float().contiguous()
-            answers.write(logits.numpy().tobytes())
-            answers.flush()
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print is no answer
+    sys.path.insert(0, folder)
+    import predict  # type: ignore[import-not-found]
+
+    run = predict.network(Path(folder), threads)
+    while (image := _read(sys.stdin.buffer)) is not None:
+        start = time.perf_counter()
+        logits = run(image)
+        seconds = time.perf_counter() - start
+        answers.write(np.float64(seconds).tobytes())
+        answers.write(np.array([logits.ndim, *logits.shape], np.int32).tobytes())
+        answers.write(np.ascontiguousarray(logits, np.float32).tobytes())
+        answers.flush()
+
+
+def _read(source: BinaryIO) -> np.ndarray | None:
+    head = source.read(4)
+    if not head:
+        return None
+    shape = np.frombuffer(source.read(4 * int.from_bytes(head, sys.byteorder)), np.int32)
+    kind = np.dtype(np.uint8 if shape[-1] == 3 else np.float32)
+    return np.frombuffer(bytearray(source.read(int(shape.prod()) * kind.itemsize)), kind).reshape(shape)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:5]))
+    main(sys.argv[1], int(sys.argv[2]))

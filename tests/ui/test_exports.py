@@ -13,6 +13,7 @@ import pytest
 
 from segskd.errors import UserError
 from segskd.export.certificate import Certificate
+from segskd.export.formats import Spec
 from segskd.runs import Run
 from ui.context import Context
 from ui.state import exports as module
@@ -22,18 +23,31 @@ Make = Callable[..., Run]
 CERTIFICATE = Certificate(
     file="small.zip",
     format="safetensors",
+    precision="float32",
+    input="float32",
     run="small",
     network="unet:resnet10",
     bytes=7,
     sha256="ab" * 32,
+    model_bytes=6,
+    float_bytes=5,
     images=4,
-    size=(64, 96),
+    sizes=((64, 96),),
     pixels=24576,
     pixels_differing=0,
     share_differing=0.0,
     max_logit_difference=0.0,
+    mean_logit_difference=0.0,
+    largest_logit=9.0,
+    miou_before=0.5,
+    miou_after=0.5,
+    latency={"export_ms": 2.0},
+    quantization=None,
+    limits={"agreement": 1.0},
+    failures=(),
     versions={"torch": "2"},
 )
+PLAIN = Spec()
 PATIENCE = 30.0
 
 
@@ -50,9 +64,9 @@ def prove(run: Run, content: bytes = b"package", **changes: Any) -> None:
 
 
 def test_an_export_that_proved_itself(run: Run) -> None:
-    assert exported(run) is None
+    assert exported(run, PLAIN) is None
     prove(run)
-    found = exported(run)
+    found = exported(run, PLAIN)
     assert found is not None
     assert found.path == run.path / "exports" / "safetensors" / "small.zip"
     assert found.certificate == CERTIFICATE
@@ -64,13 +78,13 @@ def test_an_export_that_proved_itself(run: Run) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"pixels_differing": 1},
+        {"failures": ["1 % of 24576 pixels differ"]},
         {"file": "other.zip"},
         {"file": "../../result.json"},
         {"bytes": 8},
         {"pixels": "many"},
         {"max_logit_difference": None},
-        {"size": 64},
+        {"sizes": 64},
         {"sha256": 5},
         {"versions": ["torch"]},
         {"more": 1},
@@ -78,34 +92,34 @@ def test_an_export_that_proved_itself(run: Run) -> None:
 )
 def test_a_certificate_that_proves_less_is_none(run: Run, changes: dict[str, Any]) -> None:
     prove(run, **changes)
-    assert exported(run) is None
+    assert exported(run, PLAIN) is None
 
 
 def test_a_file_outside_its_folder_is_never_handed_out(run: Run) -> None:
     (run.path / "exports" / "secret").parent.mkdir(parents=True)
     (run.path / "exports" / "secret").write_bytes(b"1234567")
     prove(run, file="../secret")
-    assert exported(run) is None
+    assert exported(run, PLAIN) is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"small.zip"', '{"file": "small.zip"}'])
 def test_a_certificate_that_is_half_written_is_none(run: Run, text: str) -> None:
     prove(run)
     (run.path / "exports" / "safetensors" / "certificate.json").write_text(text)
-    assert exported(run) is None
+    assert exported(run, PLAIN) is None
 
 
 def test_a_package_that_is_gone_cut_or_a_folder(run: Run) -> None:
     prove(run)
     package = run.path / "exports" / "safetensors" / "small.zip"
     package.write_bytes(b"pack")
-    assert exported(run) is None
+    assert exported(run, PLAIN) is None
     package.unlink()
-    assert exported(run) is None
+    assert exported(run, PLAIN) is None
     package.mkdir()
     certificate = {**CERTIFICATE.as_dict(), "bytes": package.stat().st_size}
     run.write_json("exports/safetensors/certificate.json", certificate)
-    assert exported(run) is None
+    assert exported(run, PLAIN) is None
 
 
 # -- making one ---------------------------------------------------------------------------------------
@@ -137,9 +151,9 @@ def instead(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[list[str]]]
 
 def test_only_a_finished_run_is_exported(exports: Exports, make_run: Make, begin: Make) -> None:
     with pytest.raises(UserError, match="run fresh is new: only a finished run can be exported"):
-        exports.start(make_run("fresh"))
+        exports.start(make_run("fresh"), PLAIN)
     with pytest.raises(UserError, match="run half is interrupted: only a finished run can be exported"):
-        exports.start(begin(make_run("half")))
+        exports.start(begin(make_run("half")), PLAIN)
     assert exports.task(Run(Path("half"))) is None
 
 
@@ -147,7 +161,7 @@ def test_the_command_line_makes_it(
     exports: Exports, run: Run, context: Context, instead: Callable[[str], list[list[str]]]
 ) -> None:
     asked = instead("import os; assert os.nice(0) >= 10; assert os.getsid(0) == os.getpid()")
-    task = exports.start(run)
+    task = exports.start(run, PLAIN)
     assert task.wait(PATIENCE)
     assert (task.state, task.problem) == ("done", None)
     command = ["-m", "segskd", "export", str(run.path), "--format", "safetensors", "--json"]
@@ -160,15 +174,25 @@ def test_who_asks_again_joins_and_nobody_moves_the_run(
     gate = tmp_path / "gate"
     asked = instead(f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.02)")
     exports.check_idle(run)
-    task = exports.start(run)
-    assert exports.start(run) is task
+    task = exports.start(run, PLAIN)
+    assert exports.start(run, PLAIN) is task
     assert exports.task(run) is task
+    with pytest.raises(UserError, match="is being exported as safetensors: wait"):
+        exports.start(run, Spec("onnx"))
+    for looked in (PLAIN, Spec("onnx")):
+        told = exports.told(run, looked)
+        assert told is not None
+        assert (told["state"], told["name"]) == ("working", "safetensors")
     with pytest.raises(UserError, match="run small is being exported: wait for the end of that"):
         exports.check_idle(run)
     gate.touch()
     assert task.wait(PATIENCE)
     exports.check_idle(run)
     assert len(asked) == 1
+    told = exports.told(run, PLAIN)
+    assert told is not None
+    assert told["state"] == "done"
+    assert exports.told(run, Spec("onnx")) is None
 
 
 @pytest.mark.parametrize(
@@ -187,7 +211,7 @@ def test_what_went_wrong_is_told(
     exports: Exports, run: Run, instead: Callable[[str], list[list[str]]], program: str, problem: str
 ) -> None:
     instead(program)
-    task = exports.start(run)
+    task = exports.start(run, PLAIN)
     assert task.wait(PATIENCE)
     assert task.state == "failed"
     assert task.problem is not None
@@ -199,6 +223,6 @@ def test_an_export_without_end_is_ended(
 ) -> None:
     instead("import time; time.sleep(600)")
     monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.2)
-    task = exports.start(run)
+    task = exports.start(run, PLAIN)
     assert task.wait(PATIENCE)
     assert task.problem == "the export took longer than 0 minutes and was ended"

@@ -1,10 +1,12 @@
-// The Export tab: choose a finished run, export it, read what the file proves.
+// The Export tab: choose a finished run and a format, export it, read what the file proves.
 const place = element.querySelector(".export-view");
 const megabytes = (count) => `${(count / 1e6).toFixed(1)} MB`;
 const NO_ANSWER = "no answer from the server: try again in a moment";
 let run = props.value?.run || null;
 let problem = "";
 let offered = "";
+let wish = { format: "safetensors", int8: false, pixels: false };
+const INT8_SHARE = 0.26; // of the bytes in float: a byte for four, and the scales
 
 const facts = (pairs) => {
   const list = make("dl", { class: "facts" });
@@ -15,13 +17,24 @@ const facts = (pairs) => {
 // -- what stays while it is drawn again: the choice of the run, the button, the progress ---------------------------
 const select = make("select");
 const choosing = make("label", { class: "export-choice" }, ["Finished run", select]);
+const kinds = make("fieldset", { class: "export-kinds" });
+const option = (key, words, title) => {
+  const input = make("input", { type: "checkbox" });
+  input.addEventListener("change", () => ask({ [key]: input.checked }));
+  return { input, label: make("label", { title }, [input, make("span", { text: words })]) };
+};
+const options = {
+  int8: option("int8", "INT8: a quarter of the bytes, and faster", "Weights and activations in eight bits, calibrated on the images that the student was trained on"),
+  pixels: option("pixels", "pixels go in: the file normalises and pads by itself", "uint8 images as they are decoded; the masks come out, too"),
+};
+const extras = make("div", { class: "export-extras" }, Object.values(options).map(({ label }) => label));
 const about = make("div", { class: "export-about" });
 const go = button("Export", () => start(), "export-go");
 const line = make("p", { class: "hint export-line", role: "status" });
 const bar = make("progress", { "aria-label": "exporting" });
 const told = make("div", { class: "notice", role: "alert" });
 const title = make("h3", { text: "Take the student along" });
-const left = make("section", { class: "card" }, [title, choosing, about, go, line, bar, told]);
+const left = make("section", { class: "card" }, [title, choosing, kinds, extras, about, go, line, bar, told]);
 const right = make("section", { class: "card export-proof" });
 const empty = make("section", { class: "card empty export-empty" });
 left.hidden = right.hidden = empty.hidden = true;
@@ -35,9 +48,14 @@ const look = (name) => {
   trigger("choose", { run });
   refresh();
 };
+const ask = (parts) => {
+  wish = { ...wish, ...parts };
+  problem = "";
+  refresh();
+};
 const start = async () => {
   go.disabled = true;
-  const answer = await server.export_start({ run: select.value });
+  const answer = await server.export_start({ run: select.value, ...wish });
   problem = answer ? answer.problem ?? "" : NO_ANSWER;
   refresh();
 };
@@ -47,8 +65,21 @@ const drawChoice = onChange((names, name) => {
   select.replaceChildren(...all.map((value) => make("option", { value, text: value })));
   select.value = name;
 });
+const drawKinds = onChange((formats) => {
+  const radio = ({ name, title }) => {
+    const input = make("input", { type: "radio", name: "export-format", value: name });
+    input.addEventListener("change", () => ask({ format: name, ...(formats.find((one) => one.name === name).quantizes ? {} : { int8: false, pixels: false }) }));
+    return make("label", {}, [input, make("span", {}, [make("strong", { text: name }), make("small", { text: title })])]);
+  };
+  kinds.replaceChildren(make("legend", { text: "Format" }), ...formats.map(radio));
+});
+const drawWish = onChange(() => {
+  for (const input of kinds.querySelectorAll("input")) input.checked = input.value === wish.format;
+  for (const [key, { input }] of Object.entries(options)) input.checked = wish[key];
+});
+const flags = () => `--format ${wish.format}${wish.int8 ? " --int8" : ""}${wish.pixels ? " --pixels" : ""}`;
 const times = (before, after) => (isNumber(before) && after ? `${(before / after).toFixed(1)} ×` : "");
-const drawAbout = onChange((row) => {
+const drawAbout = onChange((row, now) => {
   const kept = isNumber(row.percent_of_teacher) ? `, ${row.percent_of_teacher.toFixed(1)} % of its teacher` : "";
   const teacher = row.teacher_cost ?? {};
   const smaller = times(teacher.bytes, row.bytes), faster = times(teacher.latency_ms, row.latency_ms);
@@ -57,22 +88,23 @@ const drawAbout = onChange((row) => {
     ["mIoU", isNumber(row.miou) && percent(row.miou) + kept],
     ["parameters", isNumber(row.parameters) && `${(row.parameters / 1e6).toFixed(2)} M`],
     ["weights", isNumber(row.bytes) && megabytes(row.bytes) + (smaller && `, ${smaller} smaller than its teacher`)],
+    ["the file will weigh", isNumber(row.bytes) && `about ${megabytes(row.bytes * (now.int8 ? INT8_SHARE : 1))}`],
     ["latency", isNumber(row.latency_ms) && `${row.latency_ms.toFixed(1)} ms where it was trained${faster && `, ${faster} faster`}`],
-    ["format", "safetensors and JSON, for segmentation_models_pytorch"],
-    ["in the zip", "weights, network, classes and colours, recipe, result, and a README with the lines that run it"],
-    ["as a command", `python -m segskd export ${row.name}`],
+    ["in the zip", "the network, predict.py that runs it, classes and colours, the certificate, recipe, result, README"],
+    ["as a command", `python -m segskd export ${row.name} ${flags()}`],
   ]));
 });
-const drawTask = (row, task, made) => {
+const drawTask = (row, task, made, formats) => {
   const done = row.state === "finished", working = task?.state === "working";
   setText(title, row.kind === "teach" ? "Take the network along" : "Take the student along");
-  about.hidden = go.hidden = !done;
+  about.hidden = go.hidden = kinds.hidden = !done;
+  extras.hidden = !done || !formats.find((one) => one.name === wish.format).quantizes;
   setText(go, working ? "Exporting …" : made ? "Export again" : "Export");
   go.classList.toggle("again", Boolean(made) && !working);
   go.disabled = working;
   bar.hidden = !working;
   if (!done) say(line, `${row.name} is ${row.state === "interrupted" ? "stopped" : row.state}: it can be exported when it is finished.`);
-  else say(line, working ? `${task.stage || "starting"} · ${Math.round(task.seconds)} s` : "");
+  else say(line, working ? `${task.name}: ${task.stage || "starting"} · ${Math.round(task.seconds)} s` : "");
   say(told, problem || (task?.state === "failed" ? task.problem : ""));
 };
 const drawProof = onChange((made) => {
@@ -80,13 +112,25 @@ const drawProof = onChange((made) => {
   if (!made) return;
   const proof = made.certificate;
   const count = (value) => value.toLocaleString("en");
+  const exact = proof.pixels_differing === 0;
+  const share = exact ? "" : ` (${(100 * proof.share_differing).toPrecision(2)} %)`;
+  const small = (value) => (value === 0 ? "0" : value.toPrecision(2));
+  const latency = proof.latency;
+  const ratio = (who) => latency?.[who] && `${latency[who][1].toFixed(1)} × (${latency[who][0].toFixed(1)} to ${latency[who][2].toFixed(1)})`;
+  const quantization = proof.quantization;
   right.replaceChildren(
     make("h3", { text: "Certificate" }),
-    make("p", { class: "export-passed", text: "✓ The file was opened again in a fresh process and gives the checkpoint's masks." }),
+    make("p", { class: "export-passed", text: exact ? "✓ Opened by its own runtime in a fresh process, the file gives the checkpoint's masks." : "✓ Opened by its own runtime in a fresh process, the file keeps within its limits." }),
     facts([
       ["file", `${made.file}, ${megabytes(made.bytes)}`],
-      ["masks", `${count(proof.pixels_differing)} of ${count(proof.pixels)} pixels differ, on ${proof.images} validation images of ${proof.size.join(" × ")}`],
-      ["largest difference of a logit", proof.max_logit_difference === 0 ? "0" : proof.max_logit_difference.toPrecision(2)],
+      ["masks", `${count(proof.pixels_differing)} of ${count(proof.pixels)} pixels differ${share}, on ${proof.images} validation images${proof.sizes.length > 1 ? ", some at other sizes, too" : ""}`],
+      ["difference of logits", `${small(proof.max_logit_difference)} at most, ${small(proof.mean_logit_difference)} on average`],
+      ["mIoU", `${percent(proof.miou_before)} before, ${percent(proof.miou_after)} after`],
+      ["network in it", `${megabytes(proof.model_bytes)}${proof.precision === "int8" ? `, ${times(proof.float_bytes, proof.model_bytes)} smaller than in float` : ""}`],
+      ["latency", latency && `${latency.export_ms.toFixed(1)} ms an image of ${latency.size.join(" × ")}, ${latency.threads} threads`],
+      ["faster than the teacher", ratio("than_teacher") || latency?.no_teacher && `not timed: ${latency.no_teacher}`],
+      ["faster than the student", ratio("than_student") && `${ratio("than_student")}, both in eager PyTorch, in turns`],
+      ["INT8", quantization && `calibrated on ${quantization.images} training images; in float: ${quantization.floats.join(", ") || "none"}`],
       ["sha256", proof.sha256],
       ["made with", Object.entries(proof.versions).map((entry) => entry.join(" ")).join(", ")],
     ]),
@@ -105,17 +149,19 @@ const draw = (state) => {
   const key = made ? `${state.run.name}/${made.certificate.sha256}` : "";
   if (key !== offered) {
     offered = key;
-    trigger("offer", { run: state.run?.name ?? "" });
+    trigger("offer", { run: state.run?.name ?? "", ...wish });
   }
   if (!state.run) return drawEmpty(run, state.runs);
   drawChoice(state.runs, state.run.name);
-  drawAbout(state.run);
-  return drawTask(state.run, state.task, state.export);
+  drawKinds(state.formats);
+  drawWish(wish, state.formats);
+  drawAbout(state.run, wish);
+  return drawTask(state.run, state.task, state.export, state.formats);
 };
 const refresh = poll(async () => {
-  const asked = run;
-  const state = await server.export_state({ run: asked });
-  if (state && asked === run && !pressed) draw(state);
+  const asked = { run, ...wish };
+  const state = await server.export_state(asked);
+  if (state && asked.run === run && Object.keys(wish).every((key) => asked[key] === wish[key]) && !pressed) draw(state);
 }, 1000);
 watch("value", () => {
   if (!props.value?.run || props.value.run === run) return;

@@ -9,16 +9,14 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
-from pydantic import TypeAdapter, ValidationError
 
 from segskd.errors import UserError
-from segskd.export.certificate import Certificate
-from segskd.export.package import FORMAT, Package, find_package
+from segskd.export.formats import FORMATS, Spec, all_specs
+from segskd.export.found import Package, find_package
 from segskd.runs import Run
 from ui.processes import NICENESS, ROOT, child_environment
 from ui.state.background import Report, Task, Tasks
@@ -26,7 +24,6 @@ from ui.state.background import Report, Task, Tasks
 LISTEN_SECONDS = 0.3
 PATIENCE_SECONDS = 1800.0
 WORKING = "packing, then comparing the file with the checkpoint"
-_CERTIFICATE = TypeAdapter(Certificate)
 
 
 class Exports:
@@ -34,17 +31,34 @@ class Exports:
 
     def __init__(self, runs: Path, data: Path) -> None:
         self._tasks = Tasks()
+        self._specs: dict[str, Spec] = {}  # what each run's last task makes
         self._environment = child_environment(runs, data)
 
-    def start(self, run: Run) -> Task:
-        """Begins an export, or joins the one that is being made. Raises UserError when the run isn't finished."""
+    def start(self, run: Run, spec: Spec) -> Task:
+        """Begins an export, or joins the same one that is being made.
+
+        Raises UserError when the run isn't finished, when another export of it is being made, and when a package
+        of the format is missing here.
+        """
         if run.status() != "finished":
             raise UserError(f"run {run.name} is {run.status()}: only a finished run can be exported")
-        return self._tasks.start(run.name, lambda report: self._make(run, report))
+        spec.versions()
+        task, before = self.task(run), self._specs.get(run.name)
+        if task and task.state == "working" and before and before != spec:
+            raise UserError(f"run {run.name} is being exported as {before.name}: wait for the end of that")
+        self._specs[run.name] = spec
+        return self._tasks.start(run.name, lambda report: self._make(run, spec, report))
 
     def task(self, run: Run) -> Task | None:
         """What the run's last export is doing, None when this server made none."""
         return self._tasks.get(run.name)
+
+    def told(self, run: Run, spec: Spec) -> dict[str, Any] | None:
+        """What the page shows of the run's last export: its work whatever is looked at, its end where it was asked."""
+        task, made = self.task(run), self._specs.get(run.name)
+        if task is None or made is None or (task.state != "working" and made != spec):
+            return None
+        return {**task.as_dict(), "name": made.name}
 
     def check_idle(self, run: Run) -> None:
         """Raises UserError while the run is being exported: its folder must stay where it is."""
@@ -52,8 +66,8 @@ class Exports:
         if task and task.state == "working":
             raise UserError(f"run {run.name} is being exported: wait for the end of that")
 
-    def _make(self, run: Run, report: Report) -> None:
-        command = [sys.executable, "-m", "segskd", "export", str(run.path), "--format", FORMAT, "--json"]
+    def _make(self, run: Run, spec: Spec, report: Report) -> None:
+        command = [sys.executable, "-m", "segskd", "export", str(run.path), *spec.flags(), "--json"]
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
             process = subprocess.Popen(
                 command,
@@ -71,17 +85,23 @@ class Exports:
             _judge(process.returncode, said.read().strip())
 
 
-def exported(run: Run) -> Package | None:
+def any_exported(run: Run) -> bool:
+    """Whether the run has an export of any kind."""
+    return any(exported(run, spec) for spec in all_specs())
+
+
+def formats() -> list[dict[str, Any]]:
+    """What the page offers."""
+    return [{"name": name, "title": one.title, "quantizes": one.quantizes} for name, one in FORMATS.items()]
+
+
+def exported(run: Run, spec: Spec) -> Package | None:
     """The run's export whose certificate holds and whose file is there; None for anything that proves less."""
-    found = find_package(run)
-    if found is None:
+    found = find_package(run, spec)
+    if found is None or not found.certificate.holds:
         return None
-    try:
-        certificate = _CERTIFICATE.validate_python(asdict(found.certificate))
-    except ValidationError:  # written by hand
-        return None
-    beside = Path(certificate.file).name == certificate.file
-    return found if certificate.holds and beside and found.path.is_file() else None
+    inside = Path(found.certificate.file).name == found.certificate.file
+    return found if inside and found.path.is_file() else None
 
 
 def as_dict(made: Package) -> dict[str, Any]:

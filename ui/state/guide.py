@@ -12,7 +12,7 @@ from segskd.demo import demo_recipes
 from segskd.errors import UserError
 from segskd.runs import Run
 from ui.jobs import Jobs, JobState
-from ui.state.exports import exported
+from ui.state.exports import any_exported
 from ui.state.follow import RunView
 
 UNFINISHED = ("interrupted", "paused", "failed", "new")
@@ -71,7 +71,7 @@ class Guide:
         """Steps and whether they were begun, for the page."""
         states = [self.state(self._teacher), self.state(self._student)]
         ready = "ready" if states[1] == "finished" else "to come"
-        taken = "finished" if ready == "ready" and exported(Run(self._jobs.runs / self._student)) else ready
+        taken = "finished" if ready == "ready" and any_exported(Run(self._jobs.runs / self._student)) else ready
         steps = [
             self._trained("Teach", "A large network learns the built-in scenes.", self._teacher, states[0]),
             self._trained("Distill", "A small one learns from it, stage by stage.", self._student, states[1]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import gradio as gr
 from typing_extensions import TypedDict
 
 from segskd.errors import UserError
+from segskd.export.formats import FORMATS, Spec
 from segskd.runs import Run
 from ui.context import Context
 from ui.handlers import QUIET, answered, known
@@ -18,7 +20,7 @@ from ui.page import Page
 from ui.parts import Notice, asset, handed_out, notice
 from ui.served import served
 from ui.state.catalogue import Catalogue, Row
-from ui.state.exports import Exports, as_dict, exported
+from ui.state.exports import Exports, as_dict, exported, formats
 
 SCRIPTS = ("watch-parts.js", "poll.js", "export.js")
 
@@ -27,6 +29,9 @@ class Asked(TypedDict, total=False):
     """What the script asks with."""
 
     run: str | None
+    format: str
+    int8: bool
+    pixels: bool
 
 
 def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) -> None:
@@ -40,23 +45,25 @@ def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) 
         if row is None:
             return {"runs": choices, "run": None}
         run = Run(context.runs / row.name)
-        task, made = exports.task(run), exported(run)
+        spec = _spec(asked)
+        made = exported(run, spec)
         return {
             "runs": choices,
             "run": row.as_dict(),
-            "task": task.as_dict() if task else None,
+            "formats": formats(),
+            "task": exports.told(run, spec),
             "export": as_dict(made) if made else None,
         }
 
     def export_start(asked: Asked) -> dict[str, Any]:
-        return answered(lambda: exports.start(context.run(asked.get("run"))))
+        return answered(lambda: exports.start(context.run(asked.get("run")), _spec(asked)))
 
     def chosen(event: gr.EventData) -> str:
         return known(context, event._data.get("run"))
 
     def offer(event: gr.EventData) -> tuple[Any, Any]:
         try:
-            return notice(), _offered(context.run(event._data.get("run")), save)
+            return notice(), _offered(context.run(event._data.get("run")), _spec(event._data), save)
         except UserError as error:
             return notice(str(error)), gr.DownloadButton(visible=False)
 
@@ -78,15 +85,23 @@ def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) 
     view.go(lambda: page.go("distill"), None, page.tabs, **QUIET)
 
 
+def _spec(asked: Mapping[str, Any]) -> Spec:
+    """What is to be exported. Raises UserError for what can't be."""
+    name = asked.get("format", "safetensors")
+    if not isinstance(name, str) or name not in FORMATS:
+        raise UserError(f"there is no format {str(name)!r}")
+    return Spec(name, asked.get("int8") is True, asked.get("pixels") is True)
+
+
 def _choices(rows: list[Row]) -> list[str]:
     """Names of the finished runs, distilled ones first, each kind's newest first."""
     done = [row for row in rows if row.state == "finished"]
     return [row.name for row in sorted(done, key=lambda row: row.kind != "distill")]
 
 
-def _offered(run: Run, button: gr.DownloadButton) -> Any:
+def _offered(run: Run, spec: Spec, button: gr.DownloadButton) -> Any:
     """The button that saves the run's export, hidden while there is none."""
-    made = exported(run)
+    made = exported(run, spec)
     if made is None:
         return gr.DownloadButton(visible=False)
     place = handed_out(button, made.path.name, lambda target: _linked(made.path, target))

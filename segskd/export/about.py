@@ -1,0 +1,47 @@
+"""What somebody without SegSKD must know of a network: its classes, and what is done to an image before it sees it."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import nn
+
+from segskd.config import Recipe
+from segskd.data.cards import Card
+from segskd.data.transforms import RESIZE_FILTER, SIZE_MULTIPLE
+from segskd.export.certificate import LEAST_SIDE
+from segskd.export.formats import Spec
+from segskd.export.graph import SCALE
+from segskd.models.build import describe, digest
+
+PACKAGES = ("segskd", "torch", "segmentation-models-pytorch")
+
+
+def about(spec: Spec, model: nn.Module, card: Card, recipe: Recipe, result: dict[str, Any]) -> dict[str, Any]:
+    """Plain data for card.json and for a file's metadata."""
+    config: dict[str, Any] = cast(Any, model).config
+    return {
+        "name": card.name,
+        "title": card.title,
+        "licence": card.licence,
+        "classes": [{"name": entry.name, "color": list(entry.color)} for entry in card.classes],
+        "ignore_index": card.ignore_index,
+        "input": "uint8" if spec.pixels else "float32",
+        "layout": "NHWC" if spec.pixels else "NCHW",
+        "channel_order": "RGB",
+        "scale": SCALE,
+        "mean": list(card.mean),
+        "std": list(card.std),
+        "size": list(recipe.data.size),
+        "size_multiple": 1 if spec.pixels else SIZE_MULTIPLE,
+        "least_side": LEAST_SIDE,
+        "resize": RESIZE_FILTER,
+        "output": "logits, classes on axis 1" + ("; mask, the class of each pixel" if spec.pixels else ""),
+        "network": describe(model),
+        "encoder": config.get("encoder_name"),
+        "precision": "int8" if spec.int8 else "float32",
+        "weights_sha256": digest(model),
+        "miou_of_checkpoint": result["miou"],
+        "runtime_settings": spec.settings,
+        "versions": result["versions"] | spec.versions(),
+    }

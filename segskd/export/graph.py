@@ -1,0 +1,50 @@
+"""What is exported: the network as it is, or with the pre-processing inside, so that pixels go in."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segskd.data.cards import Card
+from segskd.data.transforms import SIZE_MULTIPLE
+from segskd.models.build import output_classes
+
+SCALE = 255.0
+"""Of pixel values; mean and std of a card are those of pixels divided by it, as in albumentations' Normalize."""
+
+
+class Logits(nn.Module):
+    """(N, 3, h, w) float32, normalised, sides a multiple of 32, to logits (N, C, h, w), a surplus output dropped."""
+
+    def __init__(self, model: nn.Module, card: Card) -> None:
+        super().__init__()
+        self.model = model
+        self.classes = len(card.classes)
+        self.surplus = output_classes(model) > self.classes
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See the class."""
+        logits: Tensor = self.model(image)
+        return logits[:, : self.classes] if self.surplus else logits
+
+
+class FromPixels(nn.Module):
+    """(N, h, w, 3) uint8, RGB, sides of any length, to logits (N, C, h, w) and classes uint8 (N, h, w)."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, model: nn.Module, card: Card) -> None:
+        super().__init__()
+        self.logits = Logits(model, card)
+        self.register_buffer("mean", SCALE * torch.tensor(card.mean).view(1, 3, 1, 1))
+        self.register_buffer("deviation", SCALE * torch.tensor(card.std).view(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        height, width = image.shape[1:3]
+        pixels = (image.permute(0, 3, 1, 2).float() - self.mean) / self.deviation
+        padded = F.pad(pixels, (0, -width % SIZE_MULTIPLE, 0, -height % SIZE_MULTIPLE))
+        logits = self.logits(padded)[..., :height, :width]
+        return logits, logits.argmax(1).to(torch.uint8)

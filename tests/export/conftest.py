@@ -1,0 +1,64 @@
+"""A finished run of a small network, and its exports; each is timed a few times only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from segskd.export import timing
+from segskd.export.formats import Spec
+from segskd.export.found import Package, find_package
+from segskd.export.package import package
+from segskd.runs import Run
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all processes that test side by side."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def run(recipe: Callable[..., Any], shared: Path) -> Run:
+    """At a size that is padded, with a teacher to compare with."""
+    from segskd.distill.session import start
+
+    folder = shared / "exported-runs" / "small"
+    changes = {"data": {"size": "50x90"}, "subset": {"count": 4}, "optimisation": {"epochs": 4, "lr": 1e-2}}
+    with FileLock(shared / "exported-runs.lock"):
+        if not folder.exists():
+            start(recipe(**changes, method="supervised"), folder)
+    return Run.open(folder)
+
+
+@pytest.fixture(scope="session")
+def packed(run: Run, shared: Path) -> Callable[[Spec], Package]:
+    """The run's export of a kind, made once."""
+
+    def get(spec: Spec) -> Package:
+        with FileLock(shared / f"{spec.name}.lock"), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(timing, "REPEATS", 5)
+            return find_package(run, spec) or package(run, spec)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def unpacked(packed: Callable[[Spec], Package], tmp_path_factory: pytest.TempPathFactory) -> Callable[[Spec], Path]:
+    """Its folder, out of the zip."""
+    import zipfile
+
+    def get(spec: Spec) -> Path:
+        folder = tmp_path_factory.mktemp("unpacked")
+        with zipfile.ZipFile(packed(spec).path) as archive:
+            archive.extractall(folder)
+        (inner,) = folder.iterdir()
+        return inner
+
+    return get

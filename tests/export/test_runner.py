@@ -1,0 +1,122 @@
+"""predict.py, as it lies in a package: alone with its runtime, NumPy and Pillow."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import venv
+from collections.abc import Callable, Iterable
+from importlib.metadata import Distribution, distribution
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+from PIL import Image
+
+from segskd.data.cards import load_card
+from segskd.data.dataset import list_pairs, read_image
+from segskd.evaluate.predict import Predictor
+from segskd.export import predict
+from segskd.export.formats import FORMATS, Spec
+from segskd.models.build import load
+from segskd.runs import Run
+
+
+def with_all_it_needs(names: Iterable[str]) -> dict[str, Distribution]:
+    """The distributions of those names and of all that they require, without extras."""
+    found: dict[str, Distribution] = {}
+    left = list(names)
+    while left:
+        name = left.pop().lower().replace("_", "-")
+        if name in found:
+            continue
+        found[name] = distribution(name)
+        needed = [Requirement(line) for line in found[name].requires or ()]
+        left += [one.name for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return found
+
+
+def bare(folder: Path, names: Iterable[str]) -> Path:
+    """A Python in which these distributions are all there is, linked from this one."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    site = next(folder.glob("lib/python*/site-packages"))
+    for one in with_all_it_needs(names).values():
+        for top in {file.parts[0] for file in one.files or () if file.parts[0] not in ("..", "__pycache__")}:
+            if not (site / top).exists():
+                (site / top).symlink_to(Path(str(one.locate_file(top))))
+    return folder / "bin" / "python"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [Spec(), Spec("onnx", int8=True, pixels=True), Spec("openvino", int8=True)],
+    ids=lambda spec: spec.name,
+)
+def test_it_runs_where_there_is_nothing_else(
+    spec: Spec, run: Run, unpacked: Callable[[Spec], Path], tmp_path: Path
+) -> None:
+    card = load_card(run.recipe.data.card)
+    pair = list_pairs(card, Path(str(run.recipe.data.folder)), "val")[0]
+    python = bare(tmp_path / "bare", ("numpy", "pillow", *FORMATS[spec.format].packages))
+    command = [python, unpacked(spec) / "predict.py", pair.image, "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    drawn = Image.open(tmp_path / f"{pair.name}_mask.png")
+    expected = Predictor(load(run.model_folder), card, run.recipe.data.size).mask(read_image(pair.image))
+    agreeing = (np.asarray(drawn) == expected).mean()
+    assert agreeing > (0.99 if spec.int8 else 0.999)
+    palette = drawn.getpalette()
+    assert palette is not None
+    assert palette[:9] == [value for entry in card.classes for value in entry.color]
+
+
+def test_nothing_else_is_there(tmp_path: Path) -> None:
+    python = bare(tmp_path / "bare", ("numpy", "pillow"))
+    for name in ("segskd", "torch", "cv2", "onnxruntime"):
+        alone = subprocess.run(
+            [python, "-c", f"import {name}"], capture_output=True, text=True, cwd=tmp_path, check=False
+        )
+        assert f"No module named '{name}'" in alone.stderr
+
+
+@pytest.mark.parametrize("size", [(30, 40), (64, 96), (50, 91), (33, 7), (64, 50), (150, 50), (50, 150), (65, 95)])
+def test_it_shrinks_as_opencv_does(size: tuple[int, int]) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (64, 96, 3)).astype(np.float32)
+    ours = predict.resized(image.transpose(2, 0, 1), *size).transpose(1, 2, 0)
+    assert np.abs(ours - cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)).max() < 0.01
+
+
+@pytest.mark.parametrize("size", [(64, 96), (150, 200), (129, 97)])
+def test_it_enlarges_as_opencv_does(size: tuple[int, int]) -> None:
+    image = np.random.default_rng(1).standard_normal((64, 96, 3)).astype(np.float32)
+    ours = predict.resized(image.transpose(2, 0, 1), *size, area=False).transpose(1, 2, 0)
+    assert np.abs(ours - cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)).max() < 1e-4
+
+
+def test_it_turns_a_photograph_upright(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A telephone's JPEG, lying on its side with a note that says so: OpenCV, which training reads with, heeds it."""
+    upright = np.zeros((40, 20, 3), np.uint8)
+    upright[:20] = 250
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.fromarray(np.rot90(upright)).save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    card = {"classes": [{"color": [0, 0, 0]}, {"color": [255, 255, 255]}], "size": [40, 20], "size_multiple": 1}
+    card |= {"input": "uint8", "layout": "NHWC", "scale": 255, "mean": [0, 0, 0], "std": [1, 1, 1]}
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    bright = lambda x: np.stack([128.0 - x[..., 0], x[..., 0] - 128.0], axis=1)  # noqa: E731
+    monkeypatch.setattr(predict, "network", lambda folder: bright)
+    monkeypatch.setattr(predict, "__file__", str(tmp_path / "predict.py"))
+    monkeypatch.setattr(sys, "argv", ["predict.py", str(tmp_path / "photo.jpg"), "--out", str(tmp_path)])
+    predict.main()
+    drawn = np.asarray(Image.open(tmp_path / "photo_mask.png"))
+    expected = (read_image(tmp_path / "photo.jpg")[..., 0] > 128).astype(np.uint8)
+    assert drawn.shape == (40, 20)
+    assert (drawn == expected).all()
+
+
+def test_it_is_short_enough_to_be_read() -> None:
+    lines = Path(str(predict.__file__)).read_text().splitlines()
+    assert len(lines) < 120
