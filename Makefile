@@ -16,7 +16,7 @@ demo: $(READY)
 DEMO := tests/browser/test_two_minutes.py
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore $(DEMO)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore $(DEMO)
 	$(BIN)/python -m pytest $(DEMO)
 
 lint: $(READY)
