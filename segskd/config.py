@@ -119,6 +119,13 @@ class BeginPart(_Part):
     stage: str = Field(description="the first stage that is trained again")
 
 
+class PrunePart(_Part):
+    """A student made narrower: another run's, without its least channels, repaired stage by stage."""
+
+    run: str = Field(description="folder or name of the run whose student is pruned")
+    ratio: float = Field(gt=0, lt=1, description="share of every layer's channels that is taken away, (0, 1)")
+
+
 class Recipe(_Part):
     """A run's whole cause. With every default filled in it is the run's recipe.yaml."""
 
@@ -133,6 +140,7 @@ class Recipe(_Part):
     )
     method: str = Field(default="stagewise", description="which list of phases")
     begin: BeginPart | None = Field(default=None, description="a run whose student goes on from one of its stages")
+    prune: PrunePart | None = Field(default=None, description="a run whose student is pruned and repaired")
     optimisation: OptimisationPart = OptimisationPart()
     select: Literal["last", "best"] = Field(default="last", description="which epoch's weights a phase keeps")
     select_on: Literal["holdout", "val"] = Field(default="holdout", description="what 'best' is measured on")
@@ -156,6 +164,17 @@ class Recipe(_Part):
         if self.begin and (self.kind != "distill" or self.method != "stagewise"):
             raise ValueError("only a run by method stagewise can begin from a stage of another: leave 'begin' out")
         return self
+
+    @model_validator(mode="after")
+    def _repairs_stage_by_stage(self) -> Recipe:
+        if self.prune and (self.kind != "distill" or self.method != "stagewise"):
+            raise ValueError("a pruned student is repaired by method stagewise: leave 'prune' out")
+        return self
+
+    @property
+    def network(self) -> str:
+        """The student in words, such as unet:resnet10, or unet:resnet10 pruned by 30 %."""
+        return self.student + (f" pruned by {100 * self.prune.ratio:g} %" if self.prune else "")
 
 
 def make_recipe(content: object) -> Recipe:

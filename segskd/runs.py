@@ -183,7 +183,7 @@ class Run:
             "run": self.name,
             "state": self.status(),
             "dataset": result.get("dataset", recipe.data.card),
-            "student": recipe.student,
+            "student": recipe.network,
             "method": "teach" if recipe.kind == "teach" else recipe.method,
             "miou": result.get("miou"),
             "percent_of_teacher": result.get("percent_of_teacher"),
@@ -295,6 +295,8 @@ def default_name(recipe: Recipe, card: str) -> str:
     """A run's name by what it is about, `card` being the dataset's, such as camvid-resnet10-stagewise-10pc-s0."""
     if recipe.begin:
         return f"{Path(recipe.begin.run).name}-from-{recipe.begin.stage}"
+    if recipe.prune:
+        return f"{Path(recipe.prune.run).name}-pruned-{100 * recipe.prune.ratio:g}pc"
     encoder = recipe.student.partition(":")[2]
     if recipe.kind == "teach":
         return f"{card}-{encoder}-teacher"

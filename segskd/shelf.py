@@ -13,6 +13,8 @@ from segskd.runs import RUN_NAME, Run, list_runs
 
 NOTE = "note.txt"
 LONGEST_NOTE = 2000
+EARLIER = ("begin", "prune")
+"""Parts of a recipe that name a run to begin from."""
 
 
 def note(run: Run) -> str:
@@ -31,7 +33,7 @@ def write_note(run: Run, text: str) -> None:
 
 
 def dependants(run: Run) -> list[Run]:
-    """Runs of the same folder whose recipes name this one, as teacher or as what they go on from."""
+    """Runs of the same folder whose recipes name this one, as teacher, or as what they begin from."""
     return [other for other in list_runs(run.path.parent) if other.name != run.name and _named(other, run.path)]
 
 
@@ -79,8 +81,7 @@ def _named(run: Run, place: Path) -> bool:
 
 
 def _places(recipe: dict[str, object]) -> list[object]:
-    begin = recipe.get("begin")
-    return [recipe["teacher"], begin["run"] if isinstance(begin, dict) else None]
+    return [recipe["teacher"], *(part["run"] for key in EARLIER if isinstance(part := recipe.get(key), dict))]
 
 
 def _lies_in(value: object, place: Path) -> bool:
@@ -92,7 +93,8 @@ def _follow(run: Run, before: Path, after: Path) -> None:
     changes: dict[str, object] = {}
     if _lies_in(recipe["teacher"], before):
         changes["teacher"] = str(after / Path(str(recipe["teacher"])).relative_to(before))
-    begin = recipe.get("begin")
-    if isinstance(begin, dict) and _lies_in(begin["run"], before):
-        changes["begin"] = {"run": str(after / Path(begin["run"]).relative_to(before))}
+    for key in EARLIER:
+        part = recipe.get(key)
+        if isinstance(part, dict) and _lies_in(part["run"], before):
+            changes[key] = {"run": str(after / Path(part["run"]).relative_to(before))}
     run.write_recipe(make_recipe(merged(recipe, changes)))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.table import Table
 from tyro.conf import Positional
 
 from segskd.cli.flags import Device, Json
-from segskd.cli.output import bar, show, stage_bars
+from segskd.cli.output import bar, listeners, show, stage_bars
 from segskd.errors import UserError
+
+if TYPE_CHECKING:
+    from segskd.export.push import Hub
+    from segskd.runs import Run
 
 FormatName = Literal["safetensors", "onnx", "pt2", "openvino"]
 
@@ -138,6 +142,9 @@ def export(
     format: FormatName = "safetensors",
     int8: bool = False,
     pixels: bool = False,
+    prune: float | None = None,
+    prune_epochs: int | None = None,
+    push: str | None = None,
     out: Path | None = None,
     json: Json = False,
 ) -> None:
@@ -148,6 +155,11 @@ def export(
         format: What the network comes as.
         int8: Quantize to INT8, calibrated on the run's own images (onnx, openvino).
         pixels: Put the pre-processing inside, so that uint8 images go in (onnx, openvino).
+        prune: Take this share of every layer's channels away first and repair the rest stage by stage, as a run of
+            its own beside RUN, whose export this is then.
+        prune_epochs: Epochs a stage of that repair (half of the run's).
+        push: Upload it to this repository of the Hugging Face hub, OWNER/NAME, with the token in HF_TOKEN; a new
+            repository is private.
         out: Folder for the zip and certificate.json (exports/ in the run).
         json: Print JSON.
     """
@@ -155,9 +167,14 @@ def export(
     from segskd.export.package import package
     from segskd.runs import find_run
 
-    spec = Spec(format, int8, pixels)
+    spec, found = Spec(format, int8, pixels), find_run(run)
+    hub = _hub(push) if push else None
+    if prune_epochs is not None and prune is None:
+        raise UserError("--prune-epochs says how long a pruned student is repaired: give --prune, too")
+    if prune is not None:
+        found = _pruned(found, prune, prune_epochs)
     with stage_bars() as report:
-        made = package(find_run(run), spec, out, report)
+        made = package(found, spec, out, report)
     own = made.certificate
     lines = [
         f"{made.path}: {own.bytes / 1e6:.1f} MB, the network in it {own.model_bytes / 1e6:.1f} MB",
@@ -173,7 +190,27 @@ def export(
             for who in ("teacher", "student")
             if (ratio := own.latency[f"than_{who}"])
         ]
-    show("\n".join(lines), made.as_dict(), json)
+    if hub:
+        pushed = hub.push(made, spec)
+        lines.append(f"pushed to {pushed}")
+    show("\n".join(lines), {**made.as_dict(), "pushed": pushed if hub else None}, json)
+
+
+def _hub(repository: str) -> Hub:
+    """Where to push; checked before an export that may take long."""
+    from segskd.export.push import Hub
+
+    return Hub(repository)
+
+
+def _pruned(run: Run, ratio: float, epochs: int | None) -> Run:
+    """The run that prunes and repairs its student, trained now where there is none."""
+    from segskd.distill.pruning import plan_pruned
+    from segskd.distill.session import pruned
+
+    recipe, folder = plan_pruned(run, ratio, epochs)
+    with listeners(folder) as hearing:
+        return pruned(recipe, folder, hearing)
 
 
 COMMANDS = (evaluate, predict, compare, export)

@@ -8,17 +8,15 @@ from typing import Any
 
 from segskd.chosen import chosen_names
 from segskd.config import BeginPart, Recipe, make_recipe, merged
-from segskd.data.cards import Card, data_folder, load_card
+from segskd.data.cards import Card
+from segskd.distill.earlier import check_shared, check_teacher, earlier_run
 from segskd.distill.methods import Phase, default_epochs, default_lr
 from segskd.errors import UserError
 from segskd.evaluate.grafts import trained_stages
 from segskd.models.adapters import Adapters
-from segskd.models.build import digest, load
+from segskd.models.build import load
 from segskd.models.stages import StagedNetwork, cut
-from segskd.runs import Run, find_run
-
-AS_BEFORE = ("student", "subset", "select", "select_on")
-"""Parts of a recipe that a branch shares with the run it begins from."""
+from segskd.runs import Run
 
 
 def branch_recipe(run: Run, stage: str, epochs: int | None = None) -> Recipe:
@@ -51,13 +49,8 @@ class Beginning:
     """What a branch begins from: the finished stages of another run, its adapters and its images."""
 
     def __init__(self, begin: BeginPart) -> None:
-        try:
-            self.run = find_run(begin.run)
-        except UserError as error:
-            raise UserError(f"the run to begin from is gone: {error}") from error
+        self.run = earlier_run(begin.run)
         self.stage = begin.stage
-        if self.run.is_alive():
-            raise UserError(f"run {self.run.name} is being trained: wait until it has finished, or stop it first")
 
     @classmethod
     def of(cls, recipe: Recipe, card: Card, folder: Path) -> Beginning | None:
@@ -68,15 +61,7 @@ class Beginning:
         if recipe.begin is None or (folder / "state.pt").exists():
             return None
         beginning = cls(recipe.begin)
-        before = beginning.run.recipe
-        changed = [part for part in AS_BEFORE if getattr(before, part) != getattr(recipe, part)]
-        their_card = load_card(before.data.card, data_folder(before.data.folder))
-        changed += ["data.card"] if their_card != card else []
-        if changed:
-            raise UserError(
-                f"{changed[0]} differs from that of run {beginning.run.name}, from whose stage {beginning.stage} "
-                "this one begins: leave it as it was there"
-            )
+        check_shared(beginning.run, recipe, card)
         return beginning
 
     @property
@@ -96,8 +81,7 @@ class Beginning:
         left = load(self.run.model_folder)
         _check_stage(self.run, state, student, self.stage)
         assert state is not None
-        if state["teacher_digest"] != digest(teacher.model):
-            raise UserError(f"the teacher is not the one that run {self.run.name} was distilled from: name that one")
+        check_teacher(self.run, state, teacher)
         try:
             student.model.load_state_dict(left.state_dict())
             adapters.load_state_dict(state["adapters"])

@@ -24,12 +24,14 @@ from segskd.distill.budget import Choice, Holding, Room, Sizes, check_step_fits,
 from segskd.distill.methods import Phase, default_epochs, default_lr, plan, stagewise
 from segskd.distill.needs import Keys, Planner, graft_needs, phase_needs
 from segskd.distill.phase import steps_an_epoch
+from segskd.distill.pruning import Pruning, narrow_weights
 from segskd.distill.store import FeatureStore, Networks
 from segskd.errors import NoRoom, UserError
 from segskd.evaluate.metrics import check_outputs
 from segskd.evaluate.survey import survey
 from segskd.models.adapters import Adapters, probe_adapters
 from segskd.models.build import create, load, model_folder, output_classes, parse_spec
+from segskd.models.narrow import narrow
 from segskd.models.stages import StagedNetwork, copy_matching, cut, freeze
 from segskd.runs import runs_folder
 
@@ -132,15 +134,18 @@ def prepare(
     if card.generator:
         fetch(card, data, report)
     teacher = _teacher(recipe, card)
-    beginning = Beginning.of(recipe, card, folder)
-    names = names or (beginning.names() if beginning else None)
+    beginning, pruning = Beginning.of(recipe, card, folder), Pruning.of(recipe, card, folder)
+    earlier = beginning or pruning
+    names = names or (earlier.names() if earlier else None)
     subset = _subset(recipe, card, data, names, teacher, report)
-    student = _student(recipe, card, teacher)
+    student = _student(recipe, card, teacher, folder)
     planned = plan(recipe, teacher.names if teacher else None, student.names, len(subset.train))
     phases = phases_from(planned, recipe.begin)
     adapters = _adapters(recipe, student, teacher, planned)
     if beginning and teacher:
         beginning.hand_over(student, adapters, teacher)
+    if pruning and teacher:
+        adapters = pruning.prune(student, teacher, adapters, padded_size(recipe.data.size))
     holdings = _holdings(recipe, student, teacher, phases)
     available = room(recipe.store, folder)
     sizes = Sizes(student, teacher, padded_size(recipe.data.size), DTYPES[recipe.precision])
@@ -156,6 +161,7 @@ def prepare(
         "teacher": str(place.resolve()) if place else recipe.teacher,
         "init": recipe.init if teacher and recipe.method != "supervised" else "random",
         "begin": {"run": beginning.path} if beginning else None,
+        "prune": {"run": str(pruning.run.path.resolve())} if pruning else None,
     }
     return Job(_changed(recipe, filled), card, subset, student, teacher, adapters, phases, store, holdings)
 
@@ -228,9 +234,11 @@ def _teacher(recipe: Recipe, card: Card) -> StagedNetwork | None:
     return network
 
 
-def _student(recipe: Recipe, card: Card, teacher: StagedNetwork | None) -> StagedNetwork:
+def _student(recipe: Recipe, card: Card, teacher: StagedNetwork | None, folder: Path) -> StagedNetwork:
     torch.manual_seed(recipe.seed)
     model = create(*parse_spec(recipe.student), classes=len(card.classes), weights=recipe.weights)
+    if recipe.prune and (narrower := narrow_weights(recipe, folder)):
+        narrow(model, narrower, recipe.prune.ratio)
     network = cut(_on_device(model, recipe))
     if teacher is not None and recipe.init == "teacher" and recipe.method != "supervised":
         copy_matching(network, teacher)

@@ -61,6 +61,15 @@ def resume(run: Run, listeners: Sequence[Listener] = (), until: str | None = Non
     return _work(job, run, until)
 
 
+def pruned(recipe: Recipe, folder: Path, listeners: Sequence[Listener] = ()) -> Run:
+    """The finished run that `plan_pruned` has told of, trained now if there is none, or gone on with. See `start`."""
+    if (folder / "recipe.yaml").exists():
+        resume(Run(folder), listeners)
+    else:
+        start(recipe, folder, listeners)
+    return Run(folder)
+
+
 def _preparing(listeners: Sequence[Listener]) -> Report:
     """Tells the listeners what is drawn or computed before a run can begin."""
 

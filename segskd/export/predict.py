@@ -33,6 +33,10 @@ def network(folder, threads=0):
 
     if (folder / "model.pt2").exists():
         model = torch.export.load(folder / "model.pt2").module()
+    elif (folder / "narrow.py").exists():
+        import narrow  # a pruned network: config.json tells its layers, the weights how many channels these have
+
+        model = narrow.load(folder)
     else:
         import segmentation_models_pytorch
 

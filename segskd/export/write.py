@@ -19,6 +19,7 @@ from segskd.export.formats import FORMATS, Spec
 from segskd.export.graph import FromPixels, Logits
 from segskd.export.quantize import Quantized, quantize
 from segskd.files import writing
+from segskd.models import narrow
 
 Images = Callable[[], Sequence[npt.NDArray[Any]]]
 
@@ -66,3 +67,5 @@ def _copy(source: Path, folder: Path) -> None:
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps({**config, "encoder_weights": None}, indent=2) + "\n")
     shutil.copyfile(source / "model.safetensors", folder / "model.safetensors")
+    if narrow.PRUNED in config:
+        shutil.copyfile(narrow.__file__, folder / Path(narrow.__file__).name)

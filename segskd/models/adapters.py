@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -50,6 +52,21 @@ def probe_adapters(student: StagedNetwork, teacher: StagedNetwork, names: Iterab
             if of_student[name] != of_teacher[name]
         }
     )
+
+
+def at_every_tap(adapters: Adapters, student: StagedNetwork, names: Iterable[str], size: Size) -> Adapters:
+    """The adapters, and the identity at each of the named taps that has none."""
+    shapes = tap_shapes(student, size)
+    made = {_key(name): _identity(shapes[name]) for name in names}
+    return Adapters({**made, **adapters})
+
+
+def _identity(shape: tuple[int, int, int]) -> Adapter:
+    adapter = Adapter(shape[0], shape)
+    with torch.no_grad():
+        nn.init.dirac_(adapter.project.weight)
+        nn.init.zeros_(cast(Tensor, adapter.project.bias))
+    return adapter
 
 
 def _key(name: str) -> str:

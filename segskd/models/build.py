@@ -14,11 +14,14 @@ from typing import Any, cast
 import safetensors.torch
 import segmentation_models_pytorch as smp
 import torch
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from torch import nn
 
 from segskd.errors import UserError
 from segskd.files import write_whole
+from segskd.models import narrow
+from segskd.models.narrow import PRUNED
 
 # Names of the SKD paper's students for timm's ResNet-18 with other numbers of BasicBlocks a layer.
 STUDENT_LAYERS: dict[str, list[int]] = {
@@ -80,10 +83,7 @@ def load(place: str | Path) -> nn.Module:
     source = str(folder or place)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            if folder and not (folder / WEIGHTS_FILES[0]).is_file():
-                model = _load_pickle(folder)
-            else:
-                model = smp.from_pretrained(source, encoder_weights=None)
+            model = _load_folder(folder) if folder else _load_from_hub(source)
     except LOAD_ERRORS as error:
         raise UserError(f"{source} can't be loaded as a model: {_one_line(error)}") from error
     return cast(nn.Module, model.float().eval())
@@ -111,7 +111,7 @@ def model_folder(place: str | Path) -> Path | None:
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    """Writes config.json and model.safetensors, readable with smp.from_pretrained.
+    """Writes config.json and model.safetensors, readable with smp.from_pretrained, or with narrow.load when pruned.
 
     Raises UserError when the disk won't take them; each file comes in whole.
     """
@@ -128,13 +128,14 @@ def output_classes(model: nn.Module) -> int:
 
 
 def describe(model: nn.Module) -> str:
-    """A short name such as unet:resnet34."""
+    """A short name such as unet:resnet34, or unet:resnet10 pruned by 30 %."""
     config: dict[str, Any] = cast(Any, model).config
     encoder = config.get("encoder_name", "resnet34")
     for name, layers in STUDENT_LAYERS.items():
         if encoder == "tu-resnet18" and config.get("layers") == layers:
             encoder = name
-    return f"{type(model).__name__.lower()}:{encoder}"
+    pruned = f" pruned by {100 * config[PRUNED]:g} %" if PRUNED in config else ""
+    return f"{type(model).__name__.lower()}:{encoder}{pruned}"
 
 
 def digest(model: nn.Module) -> str:
@@ -144,6 +145,22 @@ def digest(model: nn.Module) -> str:
         sha.update(name.encode())
         sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
+
+
+def _load_folder(folder: Path) -> Any:
+    if not (folder / WEIGHTS_FILES[0]).is_file():
+        return _load_pickle(folder)
+    if PRUNED in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        return narrow.load(folder)
+    return smp.from_pretrained(str(folder), encoder_weights=None)
+
+
+def _load_from_hub(name: str) -> Any:
+    config = Path(hf_hub_download(name, "config.json"))
+    if PRUNED not in json.loads(config.read_text(encoding="utf-8")):
+        return smp.from_pretrained(name, encoder_weights=None)
+    hf_hub_download(name, WEIGHTS_FILES[0])
+    return narrow.load(config.parent)
 
 
 def _load_pickle(folder: Path) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from segskd.config import Recipe
 from segskd.data.cards import CARDS_FOLDER, load_card
 from segskd.errors import UserError
+from segskd.shelf import EARLIER
 from ui.context import Context
 from ui.state.form import SHARED, Form, TeachForm
 from ui.state.outline import beside
@@ -65,9 +66,10 @@ def admit(context: Context, recipe: Recipe) -> Recipe:
     changes: dict[str, Any] = {}
     if recipe.teacher is not None:
         changes["teacher"] = teacher_place(context, recipe.teacher)
-    if begin := getattr(recipe, "begin", None):
-        with beside("begin"):
-            changes["begin"] = begin.model_copy(update={"run": str(context.run(Path(begin.run).name).path)})
+    for key in EARLIER:
+        if part := getattr(recipe, key):
+            with beside(key):
+                changes[key] = part.model_copy(update={"run": str(context.run(Path(part.run).name).path)})
     return recipe.model_copy(update=changes)
 
 

@@ -1,0 +1,87 @@
+"""Structured pruning: whole channels are taken away from a student, and its adapters keep up with it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+import torch_pruning
+from torch import Tensor, nn
+
+from segskd.config import Size
+from segskd.errors import UserError
+from segskd.models.adapters import Adapters, at_every_tap, probe_adapters
+from segskd.models.narrow import PRUNED
+from segskd.models.stages import HEAD, IMAGE, StagedNetwork
+
+ROUND_TO = 8
+"""Numbers of channels are multiples of it, rounded up: kernels are made for them, and narrow layers need theirs."""
+LEAST = 16
+"""No layer is left with fewer channels: the last ones before the head have no more, and would lose most."""
+TRACED: Size = (64, 64)
+
+
+def prune(student: StagedNetwork, teacher: StagedNetwork, adapters: Adapters, ratio: float, size: Size) -> Adapters:
+    """Takes about `ratio` of the channels of every layer away from the student, in place; its outputs stay.
+
+    Layers that must agree (residuals, skips) lose the same channels: those of the least norm over all that read or
+    write them (DepGraph, arXiv 2301.12900). Returns the adapters of the narrower taps at the padded `size`; each
+    begins as what the old adapter, or the identity where taps agreed, made of the channels that stay.
+    Raises UserError for a network whose layers can't be followed.
+    """
+    names = [name for name in student.names if name != HEAD]
+    everywhere = at_every_tap(adapters, student, names, size)
+    try:
+        _prune(student, everywhere, ratio)
+    except (RuntimeError, ValueError, LookupError, AttributeError, TypeError) as error:
+        what = type(student.model).__name__
+        raise UserError(f"the channels of this {what} can't be pruned: {' '.join(str(error).split())}") from error
+    cast(Any, student.model).config[PRUNED] = ratio
+    needed = probe_adapters(student, teacher, names, size)
+    return Adapters({key: everywhere[key] for key in needed})
+
+
+def _prune(student: StagedNetwork, adapters: Adapters, ratio: float) -> None:
+    tapped = _Tapped(student, adapters)
+    outputs = [*adapters.modules(), *student.stages[HEAD].modules()]
+    gradients = {parameter: parameter.requires_grad for parameter in tapped.parameters()}
+    training = student.model.training
+    tapped.eval().requires_grad_(True)  # layers are followed along the functions of the gradients
+    with torch.enable_grad():
+        torch_pruning.pruner.BasePruner(
+            tapped,
+            torch.zeros(1, 3, *TRACED, device=next(iter(gradients)).device),
+            importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+            pruning_ratio_dict={layer: _ratio(layer, ratio) for layer in _layers(student.model)},
+            ignored_layers=[layer for layer in outputs if isinstance(layer, nn.Conv2d)],
+            round_to=ROUND_TO,
+        ).step()
+    tapped.requires_grad_(all(gradients.values()))
+    student.model.train(training)
+
+
+def _layers(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:
+    return [layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+
+
+def _ratio(layer: nn.Conv2d | nn.Linear, ratio: float) -> float:
+    """The share of a layer's outputs that leaves a multiple of ROUND_TO, at most `ratio`."""
+    width = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
+    kept = min(width, max(LEAST, math.ceil(round(width * (1 - ratio), 6) / ROUND_TO) * ROUND_TO))
+    return 1 - kept / width
+
+
+class _Tapped(nn.Module):
+    """(N, 3, H, W) to the taps behind their adapters' projections, and the logits."""
+
+    def __init__(self, network: StagedNetwork, adapters: Adapters) -> None:
+        super().__init__()
+        self.model = network.model
+        self.adapters = adapters
+        self._network = [network]
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """All that leaves the network."""
+        taps = self._network[0].run({IMAGE: image}, (image.shape[-2], image.shape[-1]))
+        return [self.adapters.adapt(name, tap) for name, tap in taps.items()]
