@@ -1,6 +1,6 @@
-"""Exports a finished run in every format and prints the table of what the certificates say.
+"""Exports a finished run, and students pruned from it, in every format; prints what the certificates say.
 
-python benchmarks/exports.py RUN [--out FOLDER]
+python benchmarks/exports.py RUN [--prune 0.3 0.5] [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -11,42 +11,52 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
+from segskd.distill.pruning import plan_pruned
+from segskd.distill.session import pruned
 from segskd.errors import UserError
 from segskd.export.certificate import Certificate
 from segskd.export.formats import Spec, all_specs
 from segskd.export.package import package
-from segskd.runs import find_run
+from segskd.runs import Run, find_run
 
 HEAD = ("", "MB", "mIoU", "% of teacher", "pixels of another class", "ms", "× teacher", "× student")
 
 
-def main(run: Positional[str], out: Path | None = None) -> None:
+def main(run: Positional[str], prune: tuple[float, ...] = (0.3, 0.5), out: Path | None = None) -> None:
     """Export a run in every format and print a table.
 
     Args:
         run: A finished run.
+        prune: Shares of channels to take away; a run for each is trained beside RUN where there is none.
         out: Where the packages are kept (nowhere).
     """
     found = find_run(run)
-    kept = found.read_json("result.json")["percent_of_teacher"]
+    runs = [found, *(pruned(*plan_pruned(found, ratio)) for ratio in prune)]
     print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
-        for spec in all_specs():
-            if not spec.pixels:
-                try:
-                    made = package(found, spec, (out or Path(scratch)) / spec.name)
-                except UserError as error:
-                    print(f"| {spec.name} | {error} |{' |' * (len(HEAD) - 2)}", flush=True)
-                else:
-                    print(f"| {' | '.join(row(spec, made.certificate, kept))} |", flush=True)
+        for one in runs:
+            for spec in all_specs():
+                if not spec.pixels:
+                    print(
+                        f"| {' | '.join(row(one, spec, (out or Path(scratch)) / one.name / spec.name))} |", flush=True
+                    )
 
 
-def row(spec: Spec, own: Certificate, kept: float | None) -> list[str]:
-    """A line of the table; ratios with their quartiles. The checkpoint has `kept` so many % of its teacher's mIoU."""
+def row(run: Run, spec: Spec, out: Path) -> list[str]:
+    """A line of the table, or why there is none."""
+    part = run.recipe.prune
+    name = spec.name + (f", pruned by {100 * part.ratio:g} %" if part else "")
+    try:
+        return [name, *cells(package(run, spec, out).certificate, run.read_json("result.json")["percent_of_teacher"])]
+    except UserError as error:
+        return [name, str(error)]
+
+
+def cells(own: Certificate, kept: float | None) -> list[str]:
+    """What a certificate says; ratios with their quartiles. The checkpoint has `kept` % of its teacher's mIoU."""
     times = own.latency or {}
     ratios = [times.get(f"than_{who}") for who in ("teacher", "student")]
     return [
-        spec.name,
         f"{own.model_bytes / 1e6:.1f}",
         f"{own.miou_after:.3f}",
         f"{kept * own.miou_after / own.miou_before:.1f}" if kept else "",

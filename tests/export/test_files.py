@@ -25,6 +25,7 @@ from segskd.export.quantize import (
     OnnxQuantizer,
     OpenvinoQuantizer,
     agreeing,
+    balanced,
     onnx_classes,
     openvino_classes,
     quantize,
@@ -161,9 +162,37 @@ def test_layers_that_cost_too_much_stay_in_float(tmp_path: Path, monkeypatch: py
     assert made.floats[:2] == uneven
     assert made.agreement > 0.99
     assert made.agreement == agreeing(onnx_classes(tmp_path / "made.onnx", given), expected)
+    assert made.balance == balanced(onnx_classes(tmp_path / "made.onnx", given), expected) > 0.97
     assert made.images == 4
     monkeypatch.setattr(quantizing, "AGREEMENT", -1.0)
+    assert quantize(tmp_path / "model.onnx", tmp_path / "made.onnx", given, to_openvino=False).floats != []
+    monkeypatch.setattr(quantizing, "BALANCE", -1.0)
     assert quantize(tmp_path / "model.onnx", tmp_path / "made.onnx", given, to_openvino=False).floats == []
+
+
+def test_balance_by_hand() -> None:
+    """Of class 0 three of four pixels are common, of class 1 one of two, of class 2 none of one; nobody has class 3."""
+    ours, theirs = np.array([[0, 0, 0, 1, 1]]), np.array([[0, 0, 0, 0, 1]])
+    assert balanced([ours, np.array([[4]])], [theirs, np.array([[2]])]) == pytest.approx((3 / 4 + 1 / 2 + 0 + 0) / 4)
+    assert agreeing([ours], [theirs]) == 4 / 5
+    assert balanced([ours, ours], [ours, ours]) == 1
+
+
+def test_the_ends_are_tried_before_all_layers_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantizer = OnnxQuantizer.__new__(OnnxQuantizer)
+    quantizer.layers = [f"layer{number}" for number in range(11)]
+    asked = []
+
+    def measured(*_: object) -> list[str]:
+        asked.append(1)
+        return quantizer.layers[::-1]
+
+    monkeypatch.setattr(quantizer, "by_sensitivity", measured)
+    candidates = quantizer.candidates([], [])
+    assert [next(candidates) for _ in range(3)] == [[], ["layer10"], ["layer10", "layer0"]]
+    assert asked == []
+    assert [len(floats) for floats in candidates] == [4, 8, 11]
+    assert asked == [1]
 
 
 def test_openvino_leaves_these_layers_in_float_too(tmp_path: Path) -> None:

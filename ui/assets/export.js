@@ -29,12 +29,13 @@ const options = {
 };
 const extras = make("div", { class: "export-extras" }, Object.values(options).map(({ label }) => label));
 const about = make("div", { class: "export-about" });
+const pruning = makePruning({ begin: (ratio) => prune(ratio), look: (name) => look(name), follow: (name) => trigger("follow", { tab: "watch", run: name }) });
 const go = button("Export", () => start(), "export-go");
 const line = make("p", { class: "hint export-line", role: "status" });
 const bar = make("progress", { "aria-label": "exporting" });
 const told = make("div", { class: "notice", role: "alert" });
 const title = make("h3", { text: "Take the student along" });
-const left = make("section", { class: "card" }, [title, choosing, kinds, extras, about, go, line, bar, told]);
+const left = make("section", { class: "card" }, [title, choosing, kinds, extras, about, go, line, bar, told, pruning.root]);
 const right = make("section", { class: "card export-proof" });
 const empty = make("section", { class: "card empty export-empty" });
 left.hidden = right.hidden = empty.hidden = true;
@@ -56,6 +57,14 @@ const ask = (parts) => {
 const start = async () => {
   go.disabled = true;
   const answer = await server.export_start({ run: select.value, ...wish });
+  problem = answer ? answer.problem ?? "" : NO_ANSWER;
+  refresh();
+};
+
+const prune = async (ratio) => {
+  pruning.hold(true);
+  const answer = await server.export_prune({ run: select.value, ratio });
+  pruning.hold(false);
   problem = answer ? answer.problem ?? "" : NO_ANSWER;
   refresh();
 };
@@ -84,7 +93,7 @@ const drawAbout = onChange((row, now) => {
   const teacher = row.teacher_cost ?? {};
   const smaller = times(teacher.bytes, row.bytes), faster = times(teacher.latency_ms, row.latency_ms);
   about.replaceChildren(facts([
-    ["network", row.student],
+    ["network", row.student + (row.pruned_from ? `, from ${row.pruned_from}` : "")],
     ["mIoU", isNumber(row.miou) && percent(row.miou) + kept],
     ["parameters", isNumber(row.parameters) && `${(row.parameters / 1e6).toFixed(2)} M`],
     ["weights", isNumber(row.bytes) && megabytes(row.bytes) + (smaller && `, ${smaller} smaller than its teacher`)],
@@ -156,6 +165,7 @@ const draw = (state) => {
   drawKinds(state.formats);
   drawWish(wish, state.formats);
   drawAbout(state.run, wish);
+  pruning.draw(state.pruning);
   return drawTask(state.run, state.task, state.export, state.formats);
 };
 const refresh = poll(async () => {

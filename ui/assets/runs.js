@@ -86,6 +86,7 @@ const drawName = (row) => {
   name.setAttribute("aria-controls", "runs-panel");
   const cell = make("td", { class: "runs-first" }, [name]);
   if (row.begun_from) cell.append(make("div", { class: "hint", text: `from ${row.begun_from} on` }));
+  else if (row.pruned_from) cell.append(make("div", { class: "hint", text: `pruned from ${row.pruned_from}` }));
   if (row.note) cell.append(make("div", { class: "hint", text: row.note }));
   return cell;
 };

@@ -55,6 +55,9 @@ class Row:
     changed: float = 0.0
     note: str = ""
     begun_from: str | None = None
+    pruned_from: str | None = None
+    pruned: FiniteFloat | None = None
+    """Share of the channels that it has fewer than that run."""
     problem: str | None = None
     """What is wrong with its files."""
     doing: str = ""
@@ -150,7 +153,7 @@ def _row(run: Run, recipe: Recipe, result: dict[str, Any]) -> Row:
             "state": "new",
             "kind": recipe.kind,
             "dataset": result.get("dataset") or _card_name(recipe.data.card),
-            "student": recipe.student,
+            "student": recipe.network,
             "teacher": _teacher_name(recipe.teacher),
             "method": "teach" if recipe.kind == "teach" else recipe.method,
             "size": f"{recipe.data.size[0]}×{recipe.data.size[1]}",
@@ -161,6 +164,8 @@ def _row(run: Run, recipe: Recipe, result: dict[str, Any]) -> Row:
             **{name: student.get(name) for name in ("parameters", *COSTS)},
             "teacher_cost": {name: teacher[name] for name in COSTS} if teacher else None,
             "begun_from": _begun_from(recipe),
+            "pruned_from": Path(recipe.prune.run).name if recipe.prune else None,
+            "pruned": recipe.prune.ratio if recipe.prune else None,
         }
     )
 

@@ -289,7 +289,7 @@ def _of_recipe(recipe: Recipe | None) -> dict[str, Any]:
     return {
         "kind": recipe.kind,
         "dataset": Path(recipe.data.card).stem if recipe.data.card.endswith((".yaml", ".yml")) else recipe.data.card,
-        "student": recipe.student,
+        "student": recipe.network,
         "method": "teach" if recipe.kind == "teach" else recipe.method,
         "has_teacher": recipe.teacher is not None,
     }

@@ -216,7 +216,7 @@ def _read_run(run: Run) -> Teacher | None:
         name=run.name,
         origin="run",
         place=run.path,
-        network=recipe.student,
+        network=recipe.network,
         outputs=_outputs(config),
         dataset=(result or {}).get("dataset", Path(recipe.data.card).stem),
         size=recipe.data.size,

@@ -15,14 +15,15 @@ from segskd.errors import UserError
 from segskd.export.formats import FORMATS, Spec
 from segskd.runs import Run
 from ui.context import Context
-from ui.handlers import QUIET, answered, known
+from ui.handlers import QUIET, answered, known, looked
 from ui.page import Page
 from ui.parts import Notice, asset, handed_out, notice
 from ui.served import served
 from ui.state.catalogue import Catalogue, Row
 from ui.state.exports import Exports, as_dict, exported, formats
+from ui.state.pruned import begin_pruned, pruned_students
 
-SCRIPTS = ("watch-parts.js", "poll.js", "export.js")
+SCRIPTS = ("watch-parts.js", "poll.js", "export-prune.js", "export.js")
 
 
 class Asked(TypedDict, total=False):
@@ -32,6 +33,7 @@ class Asked(TypedDict, total=False):
     format: str
     int8: bool
     pixels: bool
+    ratio: float
 
 
 def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) -> None:
@@ -51,6 +53,7 @@ def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) 
             "runs": choices,
             "run": row.as_dict(),
             "formats": formats(),
+            "pruning": pruned_students(row, rows),
             "task": exports.told(run, spec),
             "export": as_dict(made) if made else None,
         }
@@ -58,8 +61,14 @@ def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) 
     def export_start(asked: Asked) -> dict[str, Any]:
         return answered(lambda: exports.start(context.run(asked.get("run")), _spec(asked)))
 
+    def export_prune(asked: Asked) -> dict[str, Any]:
+        return answered(lambda: begin_pruned(context.jobs, context.run(asked.get("run")), asked.get("ratio")))
+
     def chosen(event: gr.EventData) -> str:
         return known(context, event._data.get("run"))
+
+    def followed(event: gr.EventData) -> tuple[Any, Any]:
+        return looked(context, event)
 
     def offer(event: gr.EventData) -> tuple[Any, Any]:
         try:
@@ -72,7 +81,7 @@ def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) 
             None,
             html_template='<div class="export-view"></div>',
             js_on_load="\n".join(asset(name) for name in SCRIPTS),
-            server_functions=served(export_state, export_start),
+            server_functions=served(export_state, export_start, export_prune),
             apply_default_css=False,
             padding=False,
             elem_id="export-view",
@@ -82,6 +91,7 @@ def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) 
     page.run.change(lambda name: {"run": name}, page.run, view, **QUIET)
     view.choose(chosen, None, page.run, **QUIET)
     view.offer(offer, None, [problem, save], **QUIET)
+    view.follow(followed, None, [page.run, page.tabs], **QUIET)
     view.go(lambda: page.go("distill"), None, page.tabs, **QUIET)
 
 
