@@ -118,7 +118,12 @@ def _result(job: Job, run: Run, trainer: Trainer, student: Score, teacher: Score
         "miou": student.miou,
         "teacher_miou": teacher.miou if teacher else None,
         "percent_of_teacher": 100 * student.miou / teacher.miou if teacher and teacher.miou else None,
-        "student": {"network": describe(job.student.model), **student.as_dict(), **costs[0]},
+        "student": {
+            "network": describe(job.student.model),
+            "pruning_ratio": job.recipe.prune and job.recipe.prune.ratio,
+            **student.as_dict(),
+            **costs[0],
+        },
         "teacher": {"network": describe(job.teacher.model), **teacher.as_dict(), **costs[1]}
         if teacher and job.teacher
         else None,

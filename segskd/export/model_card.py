@@ -29,8 +29,8 @@ Classes, in the order of the mask's values: {", ".join(_plain(name) for name in 
 {_licence(card)}
 ## How to run it
 
-The network is {" and ".join(f"`{name}`" for name in kind.files)}: {kind.title}. `predict.py` needs that runtime,
-NumPy and Pillow, and nothing else:
+The network is {" and ".join(f"`{name}`" for name in kind.files)}: {kind.title}.{_narrow(proof, student)}
+`predict.py` needs that runtime, NumPy and Pillow, and nothing else:
 
 ```
 pip install numpy pillow {" ".join(kind.packages)}
@@ -57,6 +57,15 @@ def _input(proof: Certificate) -> str:
     return (
         f"{resize}, divide by `scale`, subtract `mean`, divide by `std`, pad with zeros at the bottom and right to "
         "multiples of `size_multiple`, and put in float32, (1, 3, height, width), RGB; out come logits."
+    )
+
+
+def _narrow(proof: Certificate, student: dict[str, Any]) -> str:
+    if proof.format != "safetensors" or not student.get("pruning_ratio"):
+        return ""
+    return (
+        f" It has {100 * student['pruning_ratio']:g} % fewer channels than `config.json` says, so "
+        "`segmentation_models_pytorch.from_pretrained` refuses it: `narrow.load(folder)` of `narrow.py` builds it."
     )
 
 

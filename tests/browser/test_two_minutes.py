@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -74,3 +75,19 @@ def test_the_student_is_exported_and_runs_without_us(
     page.get_by_label("safetensors", exact=False).check()
     expect(button).to_be_hidden()
     expect(page.get_by_role("heading", name="Certificate", exact=True)).to_be_hidden()
+
+
+def test_a_smaller_student_is_begun_and_watched(server: Server, open_tab: Callable[[str], Page]) -> None:
+    page = open_tab("export&run=demo-student")
+    page.get_by_label("share of every layer's channels").select_option("0.5")
+    page.get_by_role("button", name="Prune and repair", exact=True).click()
+    expect(page.locator(".export-pruned li")).to_have_text(re.compile("50 %.*"))
+    page.get_by_role("button", name="Watch it", exact=True).click()
+    expect(page.get_by_role("tab", name="Watch", exact=True)).to_have_attribute("aria-selected", "true")
+    expect(page.locator("#watch")).to_contain_text("unet:resnet10 pruned by 50 %", timeout=MINUTE)
+    first = page.locator("#watch .rail-cell").first
+    expect(first).to_have_attribute("data-state", "done", timeout=2 * MINUTE)
+    page.get_by_role("button", name="Stop now", exact=True).click()
+    page.locator("dialog").get_by_role("button", name="Stop now", exact=True).click()
+    expect(page.locator(".strip")).to_have_attribute("data-state", "interrupted", timeout=MINUTE)
+    assert Run(server.runs / "demo-student-pruned-50pc").status() == "interrupted"

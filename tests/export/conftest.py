@@ -38,6 +38,16 @@ def run(recipe: Callable[..., Any], shared: Path) -> Run:
 
 
 @pytest.fixture(scope="session")
+def narrow_run(run: Run, shared: Path) -> Run:
+    """The same student with half its channels."""
+    from segskd.distill.pruning import plan_pruned
+    from segskd.distill.session import pruned
+
+    with FileLock(shared / "narrow-run.lock"):
+        return pruned(*plan_pruned(run, 0.5, 1))
+
+
+@pytest.fixture(scope="session")
 def packed(run: Run, shared: Path) -> Callable[[Spec], Package]:
     """The run's export of a kind, made once."""
 

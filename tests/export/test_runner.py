@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import venv
+import zipfile
 from collections.abc import Callable, Iterable
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
@@ -19,8 +20,9 @@ from PIL import Image
 from segskd.data.cards import load_card
 from segskd.data.dataset import list_pairs, read_image
 from segskd.evaluate.predict import Predictor
-from segskd.export import predict
+from segskd.export import predict, timing
 from segskd.export.formats import FORMATS, Spec
+from segskd.export.package import package
 from segskd.models.build import load
 from segskd.runs import Run
 
@@ -71,6 +73,26 @@ def test_it_runs_where_there_is_nothing_else(
     palette = drawn.getpalette()
     assert palette is not None
     assert palette[:9] == [value for entry in card.classes for value in entry.color]
+
+
+def test_a_pruned_network_is_built_by_what_lies_beside_it(
+    narrow_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "REPEATS", 5)
+    card = load_card(narrow_run.recipe.data.card)
+    pair = list_pairs(card, Path(str(narrow_run.recipe.data.folder)), "val")[0]
+    made = package(narrow_run, Spec(), tmp_path / "made")
+    assert made.certificate.pixels_differing == 0
+    with zipfile.ZipFile(made.path) as archive:
+        archive.extractall(tmp_path)
+    folder = tmp_path / made.path.stem
+    assert "50 % fewer channels than `config.json` says" in (folder / "README.md").read_text()
+    python = bare(tmp_path / "bare", ("numpy", "pillow", *FORMATS["safetensors"].packages))
+    command = [python, folder / "predict.py", pair.image, "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = Predictor(load(narrow_run.model_folder), card, narrow_run.recipe.data.size).mask(read_image(pair.image))
+    assert (np.asarray(Image.open(tmp_path / f"{pair.name}_mask.png")) == expected).mean() > 0.999
 
 
 def test_nothing_else_is_there(tmp_path: Path) -> None:
