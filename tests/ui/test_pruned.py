@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 
 import pytest
@@ -38,7 +39,7 @@ def test_a_run_is_queued_once_and_shown(context: Context, base: Run) -> None:
     assert (row.student, row.pruned_from, row.pruned) == ("unet:resnet10 pruned by 50 %", "big", 0.5)
     shown = pruned_students(found["big"], list(found.values()))
     assert shown is not None
-    assert json.loads(json.dumps(shown))["seconds"] == 90.5 / 2
+    assert json.loads(json.dumps(shown))["seconds"] == [90.5 / 2, 90.5]
     assert [(one["name"], one["pruned"], one["state"]) for one in shown["runs"]] == [
         ("big-pruned-30pc", 0.3, "waiting"),
         ("big-pruned-50pc", 0.5, "waiting"),
@@ -55,6 +56,10 @@ def test_one_that_was_stopped_goes_on_and_one_that_is_finished_stays(context: Co
     finish(Run(context.runs / "big-pruned-30pc"), miou=0.25, percent_of_teacher=40.0)
     with pytest.raises(UserError, match="big-pruned-30pc is finished"):
         begin_pruned(context.jobs, base, 0.3)
+    assert begin_pruned(context.jobs, base, 0.3, whole=True) == "big-pruned-30pc-2"
+    assert Run(context.runs / "big-pruned-30pc-2").recipe.optimisation.epochs == 10
+    context.jobs.stop("big-pruned-30pc-2")
+    shutil.rmtree(context.runs / "big-pruned-30pc-2")
     found = rows(context)
     shown = pruned_students(found["big"], list(found.values()))
     assert shown is not None

@@ -1,11 +1,12 @@
 // Pruning on the Export tab: begins a pruned student of the chosen run, and shows those that there are.
-// `begin` is given a ratio, `look` and `follow` a run's name.
+// `begin` is given a ratio and whether all epochs are repeated, `look` and `follow` a run's name.
 const makePruning = ({ begin, look, follow }) => {
   const ratio = make("select", { "aria-label": "share of every layer's channels" });
-  const go = button("Prune and repair", () => begin(Number(ratio.value)), "export-go again");
-  const hint = make("p", { class: "hint" });
+  const long = make("select", { "aria-label": "how long the rest is repaired" });
+  const go = button("Prune and repair", () => begin(Number(ratio.value), long.value === "1"), "export-go again");
+  const hint = make("p", { class: "hint", text: "Whole channels are taken away, then every stage is repaired against the teacher, as a run of its own." });
   const list = make("ul", { class: "export-pruned" });
-  const asking = make("div", { class: "export-choice" }, [ratio, go]);
+  const asking = make("div", { class: "export-choice" }, [ratio, long, go]);
   const root = make("fieldset", { class: "export-kinds export-prune" }, [make("legend", { text: "Smaller and faster still" }), hint, asking, list]);
   const words = (run) => {
     if (run.state === "finished") return `mIoU ${percent(run.miou)}, ${isNumber(run.percent_of_teacher) ? `${run.percent_of_teacher.toFixed(1)} % of its teacher, ` : ""}${megabytes(run.bytes)}`;
@@ -20,9 +21,14 @@ const makePruning = ({ begin, look, follow }) => {
     ratio.replaceChildren(...ratios.map((value) => make("option", { value, text: `take ${Math.round(100 * value)} % of the channels away` })));
     ratio.value = "0.3";
   });
+  const drawTimes = onChange((seconds) => {
+    const chosen = long.value || "0";
+    const time = (place) => (isNumber(seconds?.[place]) ? `, about ${duration(seconds[place])}` : "");
+    const words = [`repair for half of its epochs${time(0)}`, `for as many as it had: better${time(1)}`];
+    long.replaceChildren(...words.map((text, value) => make("option", { value, text })));
+    long.value = chosen;
+  });
   const drawRuns = onChange((state) => {
-    const time = isNumber(state.seconds) ? ` It takes about ${duration(state.seconds)} of training.` : "";
-    hint.textContent = `Whole channels are taken away, then every stage is repaired against the teacher, as a run of its own.${time}`;
     list.replaceChildren(...state.runs.map(item));
     list.hidden = !state.runs.length;
   });
@@ -32,6 +38,7 @@ const makePruning = ({ begin, look, follow }) => {
       root.hidden = !state;
       if (!state) return;
       drawRatios(state.ratios);
+      drawTimes(state.seconds);
       drawRuns(state);
     },
     hold: (held) => { go.disabled = held; },

@@ -29,7 +29,7 @@ const options = {
 };
 const extras = make("div", { class: "export-extras" }, Object.values(options).map(({ label }) => label));
 const about = make("div", { class: "export-about" });
-const pruning = makePruning({ begin: (ratio) => prune(ratio), look: (name) => look(name), follow: (name) => trigger("follow", { tab: "watch", run: name }) });
+const pruning = makePruning({ begin: (ratio, whole) => prune(ratio, whole), look: (name) => look(name), follow: (name) => trigger("follow", { tab: "watch", run: name }) });
 const go = button("Export", () => start(), "export-go");
 const line = make("p", { class: "hint export-line", role: "status" });
 const bar = make("progress", { "aria-label": "exporting" });
@@ -61,9 +61,9 @@ const start = async () => {
   refresh();
 };
 
-const prune = async (ratio) => {
+const prune = async (ratio, whole) => {
   pruning.hold(true);
-  const answer = await server.export_prune({ run: select.value, ratio });
+  const answer = await server.export_prune({ run: select.value, ratio, whole });
   pruning.hold(false);
   problem = answer ? answer.problem ?? "" : NO_ANSWER;
   refresh();

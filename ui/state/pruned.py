@@ -18,27 +18,28 @@ SHOWN = ("name", "state", "doing", "share", "miou", "percent_of_teacher", "bytes
 def pruned_students(row: Row, rows: Sequence[Row]) -> dict[str, Any] | None:
     """What the page shows for a run that may be pruned: its pruned students, the least pruned first.
 
-    `seconds` is what the training of another is likely to take. None where there is nothing to prune: a teacher, a
-    student without a teacher, a pruned one.
+    `seconds` is what the training of another is likely to take, with half of the run's epochs and with all. None
+    where there is nothing to prune: a teacher, a student without a teacher, a pruned one.
     """
     if row.state != "finished" or row.kind != "distill" or row.teacher is None or row.pruned_from:
         return None
     mine = sorted((one for one in rows if one.pruned_from == row.name), key=lambda one: one.pruned or 0)
     return {
         "ratios": RATIOS,
-        "seconds": row.seconds and row.seconds / RECOVERY,
+        "seconds": row.seconds and [row.seconds / RECOVERY, row.seconds],
         "runs": [{name: getattr(one, name) for name in SHOWN} for one in mine],
     }
 
 
-def begin_pruned(jobs: Jobs, run: Run, ratio: object) -> str:
+def begin_pruned(jobs: Jobs, run: Run, ratio: object, whole: bool = False) -> str:
     """Queues the run that prunes `run` by `ratio` and repairs it; one that was stopped goes on. Returns its name.
 
-    Raises UserError when it can't be pruned, or that run works or is finished already.
+    It is repaired for half of the epochs that `run` had, or for as many when `whole`. Raises UserError when it can't
+    be pruned, or that run works or is finished already.
     """
     if ratio not in RATIOS:
         raise UserError(f"{ratio!r} is none of the shares that can be pruned here")
-    recipe, folder = plan_pruned(run, float(str(ratio)))
+    recipe, folder = plan_pruned(run, float(str(ratio)), run.recipe.optimisation.epochs if whole else None)
     if (folder / "recipe.yaml").exists():
         jobs.resume(folder.name)
     else:

@@ -34,6 +34,7 @@ class Asked(TypedDict, total=False):
     int8: bool
     pixels: bool
     ratio: float
+    whole: bool
 
 
 def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) -> None:
@@ -62,7 +63,8 @@ def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) 
         return answered(lambda: exports.start(context.run(asked.get("run")), _spec(asked)))
 
     def export_prune(asked: Asked) -> dict[str, Any]:
-        return answered(lambda: begin_pruned(context.jobs, context.run(asked.get("run")), asked.get("ratio")))
+        whole = asked.get("whole") is True
+        return answered(lambda: begin_pruned(context.jobs, context.run(asked.get("run")), asked.get("ratio"), whole))
 
     def chosen(event: gr.EventData) -> str:
         return known(context, event._data.get("run"))
