@@ -13,7 +13,9 @@ import torch
 
 from segskd.cli import main
 from segskd.config import Recipe, make_recipe, merged
+from segskd.data.dataset import hash_order
 from segskd.distill.branch import branch_recipe
+from segskd.distill.job import prepare
 from segskd.distill.pruning import plan_pruned, prune_recipe, pruned_runs
 from segskd.distill.session import pruned, resume, start
 from segskd.errors import UserError
@@ -111,6 +113,13 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
     resume(Run.open(folder))
     whole, killed = weights(narrow), weights(Run.open(folder))
     assert [key for key, value in whole.items() if not torch.equal(value, killed[key])] == []
+
+
+def test_another_seed_leaves_the_images_as_they_were(base: Run, tmp_path: Path) -> None:
+    job = prepare(changed(prune_recipe(base, RATIO, 1), seed=11), tmp_path / "new")
+    old = (base.path / "subset.txt").read_text().split()
+    assert sorted(hash_order([f"b{number:02}" for number in range(12)], 11)[:6]) != old
+    assert [pair.name for pair in job.subset.train] == old
 
 
 def test_a_branch_of_a_pruned_run_is_as_narrow(narrow: Run, tmp_path: Path) -> None:

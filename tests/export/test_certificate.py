@@ -23,7 +23,7 @@ from segskd.export import fresh as processes
 from segskd.export.certificate import Difference, _Count, compare, evenly, failures, other_sizes
 from segskd.export.formats import Limits, Spec
 from segskd.export.fresh import FreshProcess
-from segskd.export.timing import _latency
+from segskd.export.timing import _after_a_pause, _latency
 from segskd.models.build import load
 from segskd.runs import Run
 
@@ -87,6 +87,14 @@ def test_ratios_are_those_of_each_turn() -> None:
     assert found.than_teacher[1] == pytest.approx(5.5)  # of 4, 6, 8, 5
     alone = _latency([[0.2, 0.1], [0.4, 0.1]], (64, 96), False)
     assert (alone.teacher_ms, alone.than_teacher) == (None, None)
+
+
+def test_each_turn_counts_a_network_at_work() -> None:
+    """The last of three calls, after a pause."""
+    seconds = iter([0.9, 0.5, 0.1, 0.8])
+    begun = time.monotonic()
+    assert _after_a_pause(lambda: next(seconds)) == 0.1
+    assert time.monotonic() - begun >= 0.05
 
 
 @pytest.mark.parametrize(
