@@ -85,16 +85,23 @@ def _places(recipe: dict[str, object]) -> list[object]:
 
 
 def _lies_in(value: object, place: Path) -> bool:
-    return isinstance(value, str) and (Path(value) == place or place in Path(value).parents)
+    if not isinstance(value, str):
+        return False
+    found, there = Path(value).resolve(), place.resolve()
+    return found == there or there in found.parents
 
 
 def _follow(run: Run, before: Path, after: Path) -> None:
     recipe = run.recipe.model_dump(mode="json")
     changes: dict[str, object] = {}
     if _lies_in(recipe["teacher"], before):
-        changes["teacher"] = str(after / Path(str(recipe["teacher"])).relative_to(before))
+        changes["teacher"] = _moved(recipe["teacher"], before, after)
     for key in EARLIER:
         part = recipe.get(key)
         if isinstance(part, dict) and _lies_in(part["run"], before):
-            changes[key] = {"run": str(after / Path(part["run"]).relative_to(before))}
+            changes[key] = {"run": _moved(part["run"], before, after)}
     run.write_recipe(make_recipe(merged(recipe, changes)))
+
+
+def _moved(value: object, before: Path, after: Path) -> str:
+    return str(after / Path(str(value)).resolve().relative_to(before.resolve()))

@@ -191,7 +191,10 @@ def export(
             if (ratio := own.latency[f"than_{who}"])
         ]
     if hub:
-        pushed = hub.push(made, spec)
+        try:
+            pushed = hub.push(made, spec)
+        except UserError as error:
+            raise UserError(f"{error}; the package itself is finished: {made.path}") from error
         lines.append(f"pushed to {pushed}")
     show("\n".join(lines), {**made.as_dict(), "pushed": pushed if hub else None}, json)
 

@@ -45,14 +45,14 @@ def prune_recipe(run: Run, ratio: float, epochs: int | None = None) -> Recipe:
 
 
 def pruned_runs(run: Run) -> list[Run]:
-    """The runs beside `run` that prune its student, the newest first; damaged ones left out."""
+    """The runs beside `run` that prune its student, the newest first; damaged ones and branches left out."""
     found = []
     for other in list_runs(run.path.parent):
         try:
-            pruned = other.recipe.prune
+            pruned, begun = other.recipe.prune, other.recipe.begin
         except UserError:
             continue
-        if pruned and Path(pruned.run) == run.path.resolve():
+        if pruned and not begun and Path(pruned.run) == run.path.resolve():
             found.append(other)
     return found
 
@@ -61,10 +61,16 @@ def plan_pruned(run: Run, ratio: float, epochs: int | None = None) -> tuple[Reci
     """The recipe that prunes a run, and the folder beside it of the run by that recipe, which may be there already."""
     recipe = prune_recipe(run, ratio, epochs)
     for known in pruned_runs(run):
-        if known.recipe.prune == recipe.prune and known.recipe.optimisation == recipe.optimisation:
+        if _figures(known.recipe) == _figures(recipe):
             return recipe, known.path
     beside = run.path.parent
     return recipe, beside / free_name(default_name(recipe, recipe.data.card), beside)
+
+
+def _figures(recipe: Recipe) -> list[object]:
+    """What a pruned run's figures depend on. Its batch may have been halved, and the machine be another one."""
+    part = recipe.optimisation
+    return [recipe.prune, part.epochs, part.lr, part.weight_decay, recipe.data.size, recipe.seed, recipe.select]
 
 
 class Pruning:

@@ -33,8 +33,8 @@ def network(folder, threads=0):
 
     if (folder / "model.pt2").exists():
         model = torch.export.load(folder / "model.pt2").module()
-    elif (folder / "narrow.py").exists():
-        import narrow  # a pruned network: config.json tells its layers, the weights how many channels these have
+    elif "pruning_ratio" in json.loads((folder / "config.json").read_text()):
+        import narrow  # config.json tells a pruned network's layers, the weights how many channels these have
 
         model = narrow.load(folder)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -16,11 +17,13 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from segskd.errors import UserError
 from segskd.export.formats import FORMATS, Spec
-from segskd.export.found import Package
+from segskd.export.found import CERTIFICATE, Package
+from segskd.models import narrow
 from segskd.models.build import load
 
 TOKEN = "HF_TOKEN"
 README = "README.md"
+NARROW = Path(narrow.__file__).name
 TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 """What the hub's library raises where nobody answers: the base of its own errors, whichever HTTP library it uses."""
 OF_THE_MIXIN = ("config.json", "model.safetensors", README)
@@ -38,9 +41,11 @@ class Hub:
             raise UserError(f"{repository} can't be a repository: write OWNER/NAME") from error
         if repository.count("/") != 1:
             raise UserError(f"{repository} can't be a repository: write OWNER/NAME")
-        token = os.environ.get(TOKEN)
+        token = os.environ.get(TOKEN, "").strip()
         if not token:
             raise UserError(f"the hub wants a token that may write: put it into the environment as {TOKEN}")
+        if not re.fullmatch(r"[!-~]+", token):
+            raise UserError(f"what {TOKEN} holds can't be a token: it has spaces or letters that none has")
         self.repository = repository
         self._token = token
         self._api = HfApi(token=token)
@@ -63,18 +68,26 @@ class Hub:
             else:
                 card.save(folder / README)
             left = list(OF_THE_MIXIN) if spec.format == "safetensors" else None
+            stale = None if (folder / NARROW).exists() else NARROW  # of a pruned network that was pushed before
             self._api.upload_folder(
                 repo_id=self.repository,
                 folder_path=folder,
                 commit_message=f"{package.certificate.run} as {spec.name}, with its certificate",
                 ignore_patterns=left,
+                delete_patterns=stale,
             )
         return str(url)
 
     def _push_model(self, folder: Path, card: ModelCard) -> None:
         model = cast(Any, load(folder))
         model.generate_model_card = lambda **_: card
-        model.push_to_hub(self.repository, token=self._token, private=True, commit_message="The network")
+        model.push_to_hub(
+            self.repository,
+            token=self._token,
+            private=True,
+            commit_message="The network",
+            delete_patterns=CERTIFICATE,  # until the new one comes there is none, rather than another network's
+        )
 
     def _check_format(self, spec: Spec) -> None:
         """Two networks in one place would be one too many for predict.py."""

@@ -23,7 +23,7 @@ import onnx
 import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from segskd.export.formats import AGREEMENT
+from segskd.export.formats import AGREEMENT, INT8_LIMITS
 from segskd.export.openvino import library
 
 Image = npt.NDArray[Any]
@@ -34,6 +34,8 @@ SPARE = 0.0005
 """Sought beyond AGREEMENT, as the certificate looks at other images."""
 BALANCE = 0.97
 """Sought of the masks' mIoU against the float network's: rare classes weigh little in AGREEMENT and much in mIoU."""
+RAREST = 5e-4
+"""Of the pixels; classes that are rarer have too few for an IoU."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,18 @@ class Quantized:
     balance: float
     floats: list[str] = field(default_factory=list)
 
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Higher is better: agreement as far as it is sought, then balance."""
+        return min(self.agreement, AGREEMENT + SPARE), self.balance
+
 
 def quantize(source: Path, target: Path, images: Sequence[Image], to_openvino: bool) -> Quantized:
     """Writes an INT8 file of the ONNX file `source`, calibrated on `images`, inputs (1, …) of the network.
 
     Layers stay in float until AGREEMENT and BALANCE are reached: none, the last one, the last and the first, then the
-    most sensitive, twice as many each time. The file is written also where they never are: the certificate judges.
+    most sensitive, twice as many each time, as long as the file keeps within the limit of its size. Where they never
+    are, the file is the one that came nearest: the certificate judges.
     """
     images = images[:CALIBRATION_IMAGES]
     measured = images[:: max(1, len(images) // MEASURED_IMAGES)][:MEASURED_IMAGES]
@@ -65,13 +73,23 @@ def quantize(source: Path, target: Path, images: Sequence[Image], to_openvino: b
             make = OpenvinoQuantizer(source, images)
         answer = openvino_classes if to_openvino else onnx_classes
         truth = onnx_classes(source, measured)
+        best: Quantized | None = None
+        small = False
         for floats in own.candidates(measured, truth):
             make(floats, target)
+            fits = _bytes(target) <= (INT8_LIMITS.size or 1) * _bytes(source)
+            if small and not fits:
+                break
+            small = small or fits
             masks = answer(target, measured)
             made = Quantized(len(images), agreeing(masks, truth), balanced(masks, truth), floats)
+            best = made if best is None or made.rank > best.rank else best
             if made.agreement >= AGREEMENT + SPARE and made.balance >= BALANCE:
                 break
-        return made
+        assert best is not None
+        if best.floats != floats:
+            make(best.floats, target)
+        return best
 
 
 class OnnxQuantizer:
@@ -164,13 +182,18 @@ def agreeing(ours: Sequence[Image], theirs: Sequence[Image]) -> float:
 
 
 def balanced(ours: Sequence[Image], theirs: Sequence[Image]) -> float:
-    """mIoU of our masks with theirs as the truth, over all images, over the classes that either has."""
+    """mIoU of our masks with theirs as the truth, over all images, over the classes that are not too rare in theirs."""
     classes = 1 + max(int(mask.max()) for mask in (*ours, *theirs))
     pairs = sum(np.bincount((b * classes + a).ravel(), minlength=classes**2) for a, b in zip(ours, theirs, strict=True))
     confusion = np.asarray(pairs).reshape(classes, classes)
-    both = confusion.diagonal()
-    either = confusion.sum(0) + confusion.sum(1) - both
-    return float((both[either > 0] / either[either > 0]).mean())
+    both, known = confusion.diagonal(), confusion.sum(1)
+    counted = known >= max(1, RAREST * known.sum())
+    return float((both / np.maximum(1, confusion.sum(0) + known - both))[counted].mean())
+
+
+def _bytes(file: Path) -> int:
+    """Of the file, and of its weights where they lie beside it."""
+    return sum(part.stat().st_size for part in (file, file.with_suffix(".bin")) if part.exists())
 
 
 @contextlib.contextmanager

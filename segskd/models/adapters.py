@@ -58,7 +58,8 @@ def at_every_tap(adapters: Adapters, student: StagedNetwork, names: Iterable[str
     """The adapters, and the identity at each of the named taps that has none."""
     shapes = tap_shapes(student, size)
     made = {_key(name): _identity(shapes[name]) for name in names}
-    return Adapters({**made, **adapters})
+    place = next(student.model.parameters()).device
+    return Adapters({**made, **adapters}).to(place)
 
 
 def _identity(shape: tuple[int, int, int]) -> Adapter:

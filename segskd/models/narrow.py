@@ -54,7 +54,7 @@ def narrow(model: nn.Module, weights: Mapping[str, Tensor], ratio: float) -> Non
 def _count(layer: nn.Module, weight: Tensor) -> None:
     """Makes the layer's own numbers those of its new weight (out, in / groups, …)."""
     if isinstance(layer, nn.Conv2d):
-        depthwise = layer.groups == layer.in_channels
+        depthwise = 1 < layer.groups == layer.in_channels == layer.out_channels
         layer.groups = weight.shape[0] if depthwise else layer.groups
         layer.out_channels, layer.in_channels = weight.shape[0], weight.shape[1] * layer.groups
     elif isinstance(layer, nn.Linear):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, cast
 
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 from segskd.config import Size
 from segskd.errors import UserError
 from segskd.models.adapters import Adapters, at_every_tap, probe_adapters
-from segskd.models.narrow import PRUNED
+from segskd.models.narrow import PRUNED, narrow
 from segskd.models.stages import HEAD, IMAGE, StagedNetwork
 
 ROUND_TO = 8
 """Numbers of channels are multiples of it, rounded up: kernels are made for them, and narrow layers need theirs."""
 LEAST = 16
 """No layer is left with fewer channels: the last ones before the head have no more, and would lose most."""
+LAYERS = (nn.Conv2d, nn.Linear)
 TRACED: Size = (64, 64)
 
 
@@ -31,45 +33,67 @@ def prune(student: StagedNetwork, teacher: StagedNetwork, adapters: Adapters, ra
     Raises UserError for a network whose layers can't be followed.
     """
     names = [name for name in student.names if name != HEAD]
-    everywhere = at_every_tap(adapters, student, names, size)
+    whole = copy.deepcopy(student.model)
     try:
+        everywhere = at_every_tap(adapters, student, names, size)
         _prune(student, everywhere, ratio)
-    except (RuntimeError, ValueError, LookupError, AttributeError, TypeError) as error:
-        what = type(student.model).__name__
-        raise UserError(f"the channels of this {what} can't be pruned: {' '.join(str(error).split())}") from error
-    cast(Any, student.model).config[PRUNED] = ratio
-    needed = probe_adapters(student, teacher, names, size)
+        _check(student.model, whole, ratio)
+        needed = probe_adapters(student, teacher, names, size)
+    except Exception as error:  # torch_pruning follows operations that it doesn't know to any error
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"the channels of this {type(whole).__name__} can't be pruned: {what}") from error
     return Adapters({key: everywhere[key] for key in needed})
 
 
 def _prune(student: StagedNetwork, adapters: Adapters, ratio: float) -> None:
     tapped = _Tapped(student, adapters)
     outputs = [*adapters.modules(), *student.stages[HEAD].modules()]
-    gradients = {parameter: parameter.requires_grad for parameter in tapped.parameters()}
-    training = student.model.training
+    gradients = [parameter.requires_grad for parameter in tapped.parameters()]
+    training, device = student.model.training, next(tapped.parameters()).device
     tapped.eval().requires_grad_(True)  # layers are followed along the functions of the gradients
     with torch.enable_grad():
         torch_pruning.pruner.BasePruner(
             tapped,
-            torch.zeros(1, 3, *TRACED, device=next(iter(gradients)).device),
+            torch.zeros(1, 3, *TRACED, device=device),
             importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
-            pruning_ratio_dict={layer: _ratio(layer, ratio) for layer in _layers(student.model)},
+            pruning_ratio_dict={layer: 1 - _kept(layer, ratio) / _width(layer) for layer in _layers(student.model)},
             ignored_layers=[layer for layer in outputs if isinstance(layer, nn.Conv2d)],
             round_to=ROUND_TO,
         ).step()
-    tapped.requires_grad_(all(gradients.values()))
+    tapped.requires_grad_(all(gradients))
     student.model.train(training)
 
 
+def _check(model: nn.Module, whole: nn.Module, ratio: float) -> None:
+    """Raises RuntimeError where layers lost more than `ratio`, or the model can't be made of the `whole` one again."""
+    wanted = {name: _kept(layer, ratio) for name, layer in whole.named_modules() if isinstance(layer, LAYERS)}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LAYERS) and _width(layer) < wanted[name]:
+            raise RuntimeError(f"{name} would have {_width(layer)} channels in place of {wanted[name]}")
+    weights = model.state_dict()
+    narrow(whole, weights, ratio)
+    whole.load_state_dict(weights)
+    cast(Any, model).config[PRUNED] = ratio
+    image = torch.ones(1, 3, *TRACED, device=next(model.parameters()).device)
+    training = model.training
+    with torch.no_grad():
+        if not torch.allclose(model.eval()(image), whole.eval()(image), rtol=1e-3, atol=1e-4):
+            raise RuntimeError("saved and built again, it would give other masks")
+    model.train(training)
+
+
 def _layers(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:
-    return [layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    return [layer for layer in model.modules() if isinstance(layer, LAYERS)]
 
 
-def _ratio(layer: nn.Conv2d | nn.Linear, ratio: float) -> float:
-    """The share of a layer's outputs that leaves a multiple of ROUND_TO, at most `ratio`."""
-    width = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
-    kept = min(width, max(LEAST, math.ceil(round(width * (1 - ratio), 6) / ROUND_TO) * ROUND_TO))
-    return 1 - kept / width
+def _width(layer: nn.Conv2d | nn.Linear) -> int:
+    return layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
+
+
+def _kept(layer: nn.Conv2d | nn.Linear, ratio: float) -> int:
+    """A layer's outputs less at most `ratio` of them: a multiple of ROUND_TO, and at least LEAST where it has them."""
+    width = _width(layer)
+    return min(width, max(LEAST, math.ceil(round(width * (1 - ratio), 6) / ROUND_TO) * ROUND_TO))
 
 
 class _Tapped(nn.Module):

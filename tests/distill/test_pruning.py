@@ -17,6 +17,7 @@ from segskd.data.dataset import hash_order
 from segskd.distill.branch import branch_recipe
 from segskd.distill.job import prepare
 from segskd.distill.pruning import plan_pruned, prune_recipe, pruned_runs
+from segskd.distill.retry import halve_batch
 from segskd.distill.session import pruned, resume, start
 from segskd.errors import UserError
 from segskd.models.build import describe, load
@@ -113,6 +114,28 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
     resume(Run.open(folder))
     whole, killed = weights(narrow), weights(Run.open(folder))
     assert [key for key, value in whole.items() if not torch.equal(value, killed[key])] == []
+
+
+def test_a_branch_or_another_seed_is_not_taken_for_it(base: Run, narrow: Run, tmp_path: Path) -> None:
+    Run.create(base.path.parent / "branch", changed(branch_recipe(narrow, "decoder.4")))
+    Run.create(base.path.parent / "seeded", changed(prune_recipe(base, RATIO), seed=11))
+    try:
+        assert [run.name for run in pruned_runs(base)] == ["seeded", "old-pruned-50pc"]
+        assert plan_pruned(base, RATIO)[1] == narrow.path
+    finally:
+        shutil.rmtree(base.path.parent / "branch")
+        shutil.rmtree(base.path.parent / "seeded")
+
+
+def test_one_whose_batch_was_halved_goes_on(base: Run) -> None:
+    recipe, folder = plan_pruned(base, 0.25)
+    run = Run.create(folder, recipe)
+    try:
+        halve_batch(run)
+        assert run.recipe.optimisation != recipe.optimisation
+        assert plan_pruned(base, 0.25)[1] == folder
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_another_seed_leaves_the_images_as_they_were(base: Run, tmp_path: Path) -> None:

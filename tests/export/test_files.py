@@ -171,11 +171,41 @@ def test_layers_that_cost_too_much_stay_in_float(tmp_path: Path, monkeypatch: py
 
 
 def test_balance_by_hand() -> None:
-    """Of class 0 three of four pixels are common, of class 1 one of two, of class 2 none of one; nobody has class 3."""
+    """Of class 0 three of four pixels are common, of class 1 one of two, of class 2 none; class 4 is not theirs."""
     ours, theirs = np.array([[0, 0, 0, 1, 1]]), np.array([[0, 0, 0, 0, 1]])
-    assert balanced([ours, np.array([[4]])], [theirs, np.array([[2]])]) == pytest.approx((3 / 4 + 1 / 2 + 0 + 0) / 4)
+    assert balanced([ours, np.array([[4]])], [theirs, np.array([[2]])]) == pytest.approx((3 / 4 + 1 / 2 + 0) / 3)
     assert agreeing([ours], [theirs]) == 4 / 5
     assert balanced([ours, ours], [ours, ours]) == 1
+
+
+def test_classes_of_a_few_pixels_have_no_say() -> None:
+    ours, theirs = np.zeros((1, 100, 100), int), np.zeros((1, 100, 100), int)
+    theirs[0, 0, :4] = 1  # 0.04 %
+    assert balanced([ours], [theirs]) == pytest.approx(0.9996)
+    theirs[0, 0, 4] = 1
+    assert balanced([ours], [theirs]) == pytest.approx(0.9995 / 2)
+
+
+def test_where_no_file_is_good_enough_the_nearest_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_onnx(Uneven().eval(), tmp_path / "model.onnx", {})
+    given = [images(1, 3, 32, 32) for _ in range(4)]
+    every = ["encoder", "decoder", "segmentation_head"]
+    monkeypatch.setattr(OnnxQuantizer, "candidates", lambda *_: iter([["encoder"], every, []]))
+    monkeypatch.setattr(quantizing, "BALANCE", 2.0)
+    made = quantize(tmp_path / "model.onnx", tmp_path / "made.onnx", given, to_openvino=False)
+    assert made.floats == every
+    expected = onnx_classes(tmp_path / "model.onnx", given)
+    assert made.agreement == agreeing(onnx_classes(tmp_path / "made.onnx", given), expected)
+
+
+def test_a_file_that_grows_too_large_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_onnx(Uneven().eval(), tmp_path / "model.onnx", {})
+    given = [images(1, 3, 32, 32) for _ in range(2)]
+    monkeypatch.setattr(OnnxQuantizer, "candidates", lambda *_: iter([[], ["encoder"], ["encoder", "decoder"]]))
+    sizes = iter([30, 100, 31, 100])  # of the file and its source, in turns
+    monkeypatch.setattr(quantizing, "_bytes", lambda _: next(sizes))
+    made = quantize(tmp_path / "model.onnx", tmp_path / "made.onnx", given, to_openvino=False)
+    assert made.floats == []
 
 
 def test_the_ends_are_tried_before_all_layers_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

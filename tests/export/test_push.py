@@ -20,8 +20,9 @@ from segskd.errors import UserError
 from segskd.export import timing
 from segskd.export.formats import Spec
 from segskd.export.found import Package
+from segskd.export.package import package
 from segskd.export.push import TOKEN, Hub
-from segskd.models.build import load
+from segskd.models.build import describe, load
 from segskd.runs import Run
 
 
@@ -30,6 +31,8 @@ class Repository(BaseHTTPRequestHandler):
 
     files: ClassVar[dict[str, bytes]] = {}
     made: ClassVar[list[Any]] = []
+    commits: ClassVar[int] = 100
+    """That it takes."""
 
     def do_GET(self) -> None:
         if self.headers["Authorization"] != "Bearer secret":
@@ -52,10 +55,15 @@ class Repository(BaseHTTPRequestHandler):
         if self.path == "/api/validate-yaml":
             return self._answer({"errors": [], "warnings": []})
         assert "/commit/" in self.path
+        Repository.commits -= 1
+        if Repository.commits < 0:
+            return self._answer({"error": "The quota is used up."}, 403)
         for line in body.splitlines():
             entry = json.loads(line)
             if entry["key"] == "file":
                 self.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            elif entry["key"] == "deletedFile":
+                del self.files[entry["value"]["path"]]
         return self._answer(
             {"commitUrl": f"http://{self.headers['Host']}/me/small/commit/0", "commitOid": "0" * 40, "success": True}
         )
@@ -77,7 +85,7 @@ class Repository(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Its address; nothing has been pushed yet."""
-    Repository.files, Repository.made = {}, []
+    Repository.files, Repository.made, Repository.commits = {}, [], 100
     server = ThreadingHTTPServer(("127.0.0.1", 0), Repository)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -135,6 +143,59 @@ def test_a_wrong_token_is_told(packed: Callable[[Spec], Package], hub: str, monk
     with pytest.raises(UserError, match=r"^the push to me/small failed: .*Invalid username or password"):
         Hub("me/small").push(packed(Spec()), Spec())
     assert Repository.files == {}
+
+
+@pytest.mark.parametrize("token", ["secret\n", " secret \r\n"])
+def test_blanks_around_a_token_are_none_of_it(
+    token: str, packed: Callable[[Spec], Package], hub: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TOKEN, token)
+    Hub("me/small").push(packed(Spec("pt2")), Spec("pt2"))
+    assert "model.pt2" in Repository.files
+
+
+@pytest.mark.parametrize("token", ["sec ret", "secrét", "secret\nsecret"])
+def test_what_can_be_no_token_is_not_repeated(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN, token)
+    with pytest.raises(UserError, match="HF_TOKEN holds can't be a token") as raised:
+        Hub("me/small")
+    assert "sec" not in str(raised.value)
+
+
+def test_a_whole_network_after_a_pruned_one(
+    narrow_run: Run,
+    packed: Callable[[Spec], Package],
+    hub: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(timing, "REPEATS", 5)
+    Hub("me/small").push(package(narrow_run, Spec(), tmp_path / "narrow"), Spec())
+    assert "narrow.py" in Repository.files
+    assert describe(load(stored(tmp_path / "first"))) == "unet:resnet10 pruned by 50 %"
+    Hub("me/small").push(packed(Spec()), Spec())
+    assert "narrow.py" not in Repository.files
+    assert json.loads(Repository.files["certificate.json"])["network"] == "unet:resnet10"
+    assert describe(load(stored(tmp_path / "second"))) == "unet:resnet10"
+
+
+def test_a_push_that_breaks_off_leaves_no_old_certificate(
+    packed: Callable[[Spec], Package], hub: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Repository.files = {"certificate.json": b"another network's"}
+    Repository.commits = 1
+    with pytest.raises(UserError, match="the push to me/small failed"):
+        Hub("me/small").push(packed(Spec()), Spec())
+    assert "model.safetensors" in Repository.files
+    assert "certificate.json" not in Repository.files
+
+
+def stored(folder: Path) -> Path:
+    """What the stand-in has, as files."""
+    folder.mkdir()
+    for name, content in Repository.files.items():
+        (folder / name).write_bytes(content)
+    return folder
 
 
 def test_a_hub_out_of_reach(packed: Callable[[Spec], Package], monkeypatch: pytest.MonkeyPatch) -> None:

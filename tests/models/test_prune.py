@@ -13,7 +13,7 @@ from torch import nn
 
 from segskd.errors import UserError
 from segskd.models import build, narrow
-from segskd.models.adapters import Adapters, probe_adapters
+from segskd.models.adapters import Adapters, at_every_tap, probe_adapters
 from segskd.models.build import create, describe, load, save
 from segskd.models.narrow import PRUNED
 from segskd.models.prune import prune
@@ -152,6 +152,35 @@ def test_depthwise_convolutions_and_linear_layers_are_narrowed() -> None:
     model.load_state_dict(weights)
     # Nine ones, two inputs a group, six features: 9 · 2 · 6 for a picture of ones.
     assert model(torch.ones(1, 4, 3, 3)).tolist() == [[108.0, 108.0, 108.0]]
+
+
+@pytest.mark.parametrize("encoder", ["resnext50_32x4d", "tu-seresnet18"])
+def test_grouped_convolutions_and_gates(encoder: str, tmp_path: Path) -> None:
+    made = network(encoder)
+    prune(made, network(encoder), Adapters(), 0.5, SIZE)
+    save(made.model, tmp_path)
+    again = load(tmp_path)
+    image = torch.randn(1, 3, *SIZE)
+    with torch.no_grad():
+        assert torch.equal(again(image), made.model(image))
+    assert tap_shapes(cut(again), SIZE)["encoder.0"][0] == 32
+
+
+@pytest.mark.parametrize(
+    ("encoder", "said"),
+    [("tu-ghostnet_100", r"would have \d+ channels in place of \d+"), ("tu-skresnet18", "can't be")],
+)
+def test_networks_that_would_lose_more_or_break(encoder: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        prune(network(encoder), network(encoder), Adapters(), 0.4, SIZE)
+
+
+def test_adapters_lie_where_the_student_lies() -> None:
+    student = network()
+    student.model.to("meta")
+    everywhere = at_every_tap(Adapters(), student, student.names[:-1], SIZE)
+    assert len(everywhere) == 10
+    assert {parameter.device.type for parameter in everywhere.parameters()} == {"meta"}
 
 
 def test_a_network_that_can_not_be_followed(monkeypatch: pytest.MonkeyPatch) -> None:

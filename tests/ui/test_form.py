@@ -72,6 +72,7 @@ def test_every_field_reaches_its_place_in_the_recipe() -> None:
         "init": "random",
         "method": "stagewise",
         "begin": None,
+        "prune": None,
         "optimisation": {"epochs": 3, "batch": 4, "lr": 0.002, "weight_decay": 1e-5},
         "select": "best",
         "select_on": "val",
@@ -233,3 +234,9 @@ def test_places_without_a_field_of_their_own() -> None:
     said = in_page_words("--size 64x64 with --batch 8: take --store disk or --store-budget; --data stays")
     assert said == "size 64x64 with batch 8: take store disk or store budget; --data stays"
     assert [as_text(value) for value in (None, 0.0, 1e-5, 30.0, "x")] == ["", "0", "1e-05", "30", "x"]
+
+
+def test_a_pruned_run_is_no_form() -> None:
+    content = FULL.recipe().model_dump(mode="json") | {"prune": {"run": "/runs/big", "ratio": 0.3}}
+    with pytest.raises(FieldError, match="begun on Export, from the run that it prunes"):
+        Form.from_recipe(make_recipe(content))

@@ -57,7 +57,7 @@ class Row:
     begun_from: str | None = None
     pruned_from: str | None = None
     pruned: FiniteFloat | None = None
-    """Share of the channels that it has fewer than that run."""
+    """Share of the channels that were taken away."""
     problem: str | None = None
     """What is wrong with its files."""
     doing: str = ""
@@ -164,7 +164,7 @@ def _row(run: Run, recipe: Recipe, result: dict[str, Any]) -> Row:
             **{name: student.get(name) for name in ("parameters", *COSTS)},
             "teacher_cost": {name: teacher[name] for name in COSTS} if teacher else None,
             "begun_from": _begun_from(recipe),
-            "pruned_from": Path(recipe.prune.run).name if recipe.prune else None,
+            "pruned_from": _pruned_from(run, recipe),
             "pruned": recipe.prune.ratio if recipe.prune else None,
         }
     )
@@ -176,6 +176,14 @@ def _teacher_name(place: str | None) -> str | None:
         return None
     path = Path(place)
     return path.parent.name if path.name == "student" and path.is_absolute() else path.name
+
+
+def _pruned_from(run: Run, recipe: Recipe) -> str | None:
+    """The run of the same folder that it was pruned from; a branch goes by the run it begins from."""
+    if recipe.prune is None or recipe.begin is not None:
+        return None
+    earlier = Path(recipe.prune.run)
+    return earlier.name if earlier.parent == run.path.parent.resolve() else None
 
 
 def _begun_from(recipe: Recipe) -> str | None:

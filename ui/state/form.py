@@ -155,6 +155,8 @@ def checked(content: dict[str, Any]) -> Recipe:
 
 def _refuse(places: set[str]) -> None:
     """Raises FieldError when a recipe says something in these places that the form has no field for."""
+    if any(place.partition(".")[0] == "prune" for place in places):
+        raise FieldError("load", "a pruned run is begun on Export, from the run that it prunes")
     if places:
         raise FieldError("load", f"this form has no field for the recipe's {', '.join(sorted(places))}")
 

@@ -21,7 +21,7 @@ def pruned_students(row: Row, rows: Sequence[Row]) -> dict[str, Any] | None:
     `seconds` is what the training of another is likely to take, with half of the run's epochs and with all. None
     where there is nothing to prune: a teacher, a student without a teacher, a pruned one.
     """
-    if row.state != "finished" or row.kind != "distill" or row.teacher is None or row.pruned_from:
+    if row.state != "finished" or row.kind != "distill" or row.teacher is None or row.pruned:
         return None
     mine = sorted((one for one in rows if one.pruned_from == row.name), key=lambda one: one.pruned or 0)
     return {
