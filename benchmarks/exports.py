@@ -1,6 +1,6 @@
 """Exports a finished run, and students pruned from it, in every format; prints what the certificates say.
 
-python benchmarks/exports.py RUN [--prune 0.3 0.5] [--out FOLDER]
+python benchmarks/exports.py RUN [--prune 0.3 0.5] [--prune-epochs 42] [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -22,16 +22,22 @@ from segskd.runs import Run, find_run
 HEAD = ("", "MB", "mIoU", "% of teacher", "pixels of another class", "ms", "× teacher", "× student")
 
 
-def main(run: Positional[str], prune: tuple[float, ...] = (0.3, 0.5), out: Path | None = None) -> None:
+def main(
+    run: Positional[str],
+    prune: tuple[float, ...] = (0.3, 0.5),
+    prune_epochs: int | None = None,
+    out: Path | None = None,
+) -> None:
     """Export a run in every format and print a table.
 
     Args:
         run: A finished run.
         prune: Shares of channels to take away; a run for each is trained beside RUN where there is none.
+        prune_epochs: Epochs a stage of their repair (half of the run's).
         out: Where the packages are kept (nowhere).
     """
     found = find_run(run)
-    runs = [found, *(pruned(*plan_pruned(found, ratio)) for ratio in prune)]
+    runs = [found, *(pruned(*plan_pruned(found, ratio, prune_epochs)) for ratio in prune)]
     print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         for one in runs:
