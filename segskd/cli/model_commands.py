@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from tyro.conf import Positional
@@ -11,12 +11,11 @@ from tyro.conf import Positional
 from segskd.cli.flags import Device, Json
 from segskd.cli.output import bar, listeners, show, stage_bars
 from segskd.errors import UserError
+from segskd.export.formats import FormatName
 
 if TYPE_CHECKING:
     from segskd.export.push import Hub
     from segskd.runs import Run
-
-FormatName = Literal["safetensors", "onnx", "pt2", "openvino"]
 
 
 def evaluate(

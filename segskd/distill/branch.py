@@ -9,8 +9,8 @@ from typing import Any
 from segskd.chosen import chosen_names
 from segskd.config import BeginPart, Recipe, make_recipe, merged
 from segskd.data.cards import Card
-from segskd.distill.earlier import check_shared, check_teacher, earlier_run
-from segskd.distill.methods import Phase, default_epochs, default_lr
+from segskd.distill.earlier import check_shared, check_teacher, earlier_run, epochs_before
+from segskd.distill.methods import Phase, default_lr
 from segskd.errors import UserError
 from segskd.evaluate.grafts import trained_stages
 from segskd.models.adapters import Adapters
@@ -38,8 +38,7 @@ def branch_recipe(run: Run, stage: str, epochs: int | None = None) -> Recipe:
 
 def _peak(run: Run, epochs: int | None) -> float | None:
     """The learning rate of a branch; None leaves it as it was."""
-    recipe, chosen = run.recipe, chosen_names(run)
-    before = recipe.optimisation.epochs or default_epochs(len(chosen[0]) if chosen else 1)
+    recipe, before = run.recipe, epochs_before(run)
     if epochs is None or epochs >= before:
         return None
     return (recipe.optimisation.lr or default_lr(recipe)) * epochs / before

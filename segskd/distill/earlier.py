@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from segskd.chosen import chosen_names
 from segskd.config import Recipe
 from segskd.data.cards import Card, data_folder, load_card
+from segskd.distill.methods import default_epochs
 from segskd.errors import UserError
 from segskd.models.build import digest
 from segskd.models.stages import StagedNetwork
@@ -24,6 +26,12 @@ def earlier_run(place: str) -> Run:
     if run.is_alive():
         raise UserError(f"run {run.name} is being trained: wait until it has finished, or stop it first")
     return run
+
+
+def epochs_before(run: Run) -> int:
+    """Epochs a stage that the run had, also where its recipe leaves them to be chosen by the number of images."""
+    chosen = chosen_names(run)
+    return run.recipe.optimisation.epochs or default_epochs(len(chosen[0]) if chosen else 1)
 
 
 def check_shared(run: Run, recipe: Recipe, card: Card) -> None:

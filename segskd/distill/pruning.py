@@ -10,8 +10,8 @@ from torch import Tensor
 from segskd.chosen import chosen_names
 from segskd.config import Recipe, Size, make_recipe, merged
 from segskd.data.cards import Card
-from segskd.distill.earlier import check_shared, check_teacher, earlier_run
-from segskd.distill.methods import default_epochs, default_lr
+from segskd.distill.earlier import check_shared, check_teacher, earlier_run, epochs_before
+from segskd.distill.methods import default_lr
 from segskd.errors import UserError
 from segskd.models.adapters import Adapters
 from segskd.models.build import load
@@ -29,7 +29,7 @@ def prune_recipe(run: Run, ratio: float, epochs: int | None = None) -> Recipe:
     Each stage is trained against its tap, then the head on labels, for `epochs` each (half of what the run had).
     Raises UserError when the run isn't finished, has no teacher, or is pruned itself.
     """
-    recipe, chosen = run.recipe, chosen_names(run)
+    recipe = run.recipe
     if run.status() != "finished":
         raise UserError(f"run {run.name} is {run.status()}: only a finished run's student can be pruned")
     if recipe.kind != "distill" or recipe.teacher is None:
@@ -37,9 +37,11 @@ def prune_recipe(run: Run, ratio: float, epochs: int | None = None) -> Recipe:
     if recipe.prune:
         name = Path(recipe.prune.run).name
         raise UserError(f"run {run.name} is pruned already: prune {name}, which it came from, at another ratio")
-    before = recipe.optimisation.epochs or default_epochs(len(chosen[0]) if chosen else 1)
     content = recipe.model_dump(mode="json") | {"begin": None, "method": "stagewise", "weights": None}
-    repaired = {"epochs": epochs or max(1, before // RECOVERY), "lr": recipe.optimisation.lr or default_lr(recipe)}
+    repaired = {
+        "epochs": epochs or max(1, epochs_before(run) // RECOVERY),
+        "lr": recipe.optimisation.lr or default_lr(recipe),
+    }
     made = {"prune": {"run": str(run.path.resolve()), "ratio": ratio}, "optimisation": repaired}
     return make_recipe(merged(content, made))
 

@@ -11,6 +11,7 @@ import torch_pruning
 from torch import Tensor, nn
 
 from segskd.config import Size
+from segskd.devices import out_of_memory
 from segskd.errors import UserError
 from segskd.models.adapters import Adapters, at_every_tap, probe_adapters
 from segskd.models.narrow import PRUNED, narrow
@@ -41,7 +42,9 @@ def prune(student: StagedNetwork, teacher: StagedNetwork, adapters: Adapters, ra
         needed = probe_adapters(student, teacher, names, size)
     except Exception as error:  # torch_pruning follows operations that it doesn't know to any error
         what = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"the channels of this {type(whole).__name__} can't be pruned: {what}") from error
+        raise out_of_memory(error) or UserError(
+            f"the channels of this {type(whole).__name__} can't be pruned: {what}"
+        ) from error
     return Adapters({key: everywhere[key] for key in needed})
 
 

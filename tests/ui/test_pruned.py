@@ -67,6 +67,18 @@ def test_one_that_was_stopped_goes_on_and_one_that_is_finished_stays(context: Co
     assert pruned_students(found["big-pruned-30pc"], list(found.values())) is None
 
 
+def test_epochs_that_the_number_of_images_chose_are_repeated_too(
+    context: Context, make_run: Make, finish: Make
+) -> None:
+    """A run of the page's form names no epochs: 100 images have 40 a stage at least, of 3,000 passes 30."""
+    run = finish(make_run("free"))
+    run.write("subset.txt", "\n".join(f"b{number}" for number in range(100)).encode())
+    for whole, epochs in ((True, 40), (False, 20)):
+        name = begin_pruned(context.jobs, run, 0.3, whole)
+        assert Run(context.runs / name).recipe.optimisation.epochs == epochs
+    assert len(context.jobs.waiting()) == 2
+
+
 @pytest.mark.parametrize("ratio", [None, 0, 1, 0.35, "0.3", [0.3], True, float("nan")])
 def test_shares_that_are_not_offered(context: Context, base: Run, ratio: object) -> None:
     with pytest.raises(UserError, match="none of the shares"):
