@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import NamedTuple, Protocol
 
-from segskd.data.dataset import Pair
 from segskd.errors import UserError
 from segskd.runs import Run
 
+UNLABELLED = "# without labels"
 HELD_OUT = "# held out for choosing"
 
 
-def chosen_text(train: Sequence[Pair], holdout: Sequence[Pair]) -> str:
+class Named(Protocol):
+    """Anything that has a name, such as a pair of image and mask."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class Chosen(NamedTuple):
+    """Names of training images, of those held out of them, and of those training images that have no labels."""
+
+    train: list[str]
+    held_out: list[str]
+    unlabelled: Sequence[str] = ()
+
+
+def chosen_text(train: Sequence[Named], holdout: Sequence[Named], unlabelled: Collection[str] = ()) -> str:
     """The file's content; `chosen_names` reads it."""
-    lines = [pair.name for pair in train]
+    names = [image.name for image in train]
+    lines = [name for name in names if name not in unlabelled]
+    if unlabelled:
+        lines += [UNLABELLED, *(name for name in names if name in unlabelled)]
     if holdout:
-        lines += [HELD_OUT, *(pair.name for pair in holdout)]
+        lines += [HELD_OUT, *(image.name for image in holdout)]
     return "\n".join(lines) + "\n"
 
 
-def chosen_names(run: Run) -> tuple[list[str], list[str]] | None:
-    """(training, held out); None when the run was cut off before it had any, so that they are drawn again."""
+def chosen_names(run: Run) -> Chosen | None:
+    """What the run has chosen; None when it was cut off before that, so that its images are drawn again."""
     path = run.path / "subset.txt"
     if not path.exists() and not (run.path / "state.pt").exists():
         return None
@@ -28,4 +47,10 @@ def chosen_names(run: Run) -> tuple[list[str], list[str]] | None:
         train, _, held = path.read_text(encoding="utf-8").partition(HELD_OUT)
     except OSError as error:
         raise UserError(f"can't read {path}: {error.strerror}; start the run anew under another name") from error
-    return train.split("\n")[:-1], [name for name in held.split("\n") if name]
+    labelled, _, without = train.partition(UNLABELLED)
+    unlabelled = _names(without)
+    return Chosen([*_names(labelled), *unlabelled], _names(held), unlabelled)
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split("\n") if name]

@@ -64,6 +64,7 @@ class DataPart(_Part):
     folder: str | None = Field(default=None, description="where datasets lie; SEGSKD_DATA, else datasets/")
     size: SizeField = Field(default=(192, 256), description="height and width that images are resized to")
     views: int | None = Field(default=None, ge=1, le=1000, description="augmentations an image; 4, or what fits")
+    unlabelled: str | None = Field(default=None, description="folder of further training images, without masks")
 
 
 class SubsetPart(_Part):
@@ -73,6 +74,9 @@ class SubsetPart(_Part):
     count: int | None = Field(default=None, ge=0, description="number of training images, instead of a fraction")
     rule: SubsetRule = Field(default="random", description="how they are chosen")
     names: tuple[str, ...] | None = Field(default=None, description="the images themselves, with rule hand")
+    labels: float | None = Field(
+        default=None, ge=0, le=1, description="share of the training images whose labels are used; all of the chosen"
+    )
 
     @model_validator(mode="after")
     def _one_of(self) -> SubsetPart:
@@ -139,6 +143,8 @@ class Recipe(_Part):
         default="teacher", description="the student's first weights: the teacher's where shapes agree, or drawn"
     )
     method: str = Field(default="stagewise", description="which list of phases")
+    options: dict[str, float] = Field(default={}, description="the method's own options, such as temperature")
+    snapshots: int = Field(default=0, ge=0, le=100, description="copies of a teacher to keep while it is trained")
     begin: BeginPart | None = Field(default=None, description="a run whose student goes on from one of its stages")
     prune: PrunePart | None = Field(default=None, description="a run whose student is pruned and repaired")
     optimisation: OptimisationPart = OptimisationPart()
@@ -157,6 +163,8 @@ class Recipe(_Part):
             raise ValueError(f"method {self.method} needs a teacher: name a folder, a run or a hub id with --teacher")
         if self.kind == "teach" and self.teacher:
             raise ValueError("a teacher is trained without a teacher")
+        if self.kind == "distill" and self.snapshots:
+            raise ValueError("snapshots are kept of a teacher while it is trained: leave 'snapshots' out")
         return self
 
     @model_validator(mode="after")

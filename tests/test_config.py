@@ -40,7 +40,7 @@ def test_dump_holds_every_default(tmp_path: Path) -> None:
     content = yaml.safe_load(dump_recipe(make_recipe(SMALLEST)))
     assert set(content) == set(Recipe.model_fields)
     assert content["data"]["size"] == "192x256"
-    assert content["subset"] == {"fraction": None, "count": None, "rule": "random", "names": None}
+    assert content["subset"] == {"fraction": None, "count": None, "rule": "random", "names": None, "labels": None}
     assert content["optimisation"]["batch"] == 8
     assert content["select"] == "last"
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from segskd.errors import UserError
+
 Json = Annotated[bool, tyro.conf.arg(name="json", help="Print one JSON object as the last line of standard output.")]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -30,6 +32,12 @@ class DataFlags:
     """Number of training images, instead of a fraction."""
     rule: Literal["random", "balanced", "diverse", "hardest", "hand"] | None = None
     """Drawn; rare classes first; unlike each other, or hardest, in the teacher's eyes; by name (random)."""
+    images: float | None = None
+    """The same as --fraction: share of the training images that teacher and student see."""
+    labels: float | None = None
+    """Share of the training images whose labels are used; 0 learns from the teacher alone (all of the chosen)."""
+    unlabelled: Path | None = None
+    """A folder of further images, without masks, that the student sees as the teacher does."""
     names: Path | None = None
     """A file with the images' names, one a line, such as a run's subset.txt; the rule is then hand."""
 
@@ -72,7 +80,13 @@ NO_DATA_FLAGS, NO_TRAIN_FLAGS = DataFlags(), TrainFlags()
 def recipe_changes(data: DataFlags, train: TrainFlags) -> dict[str, Any]:
     """The flags that were given, as parts of a recipe."""
     return {
-        "data": {"card": data.dataset, "folder": data.data, "size": data.size, "views": data.views},
+        "data": {
+            "card": data.dataset,
+            "folder": data.data,
+            "size": data.size,
+            "views": data.views,
+            "unlabelled": _absolute(data.unlabelled),
+        },
         "subset": _subset_changes(data),
         "optimisation": {
             "epochs": train.epochs,
@@ -91,18 +105,33 @@ def recipe_changes(data: DataFlags, train: TrainFlags) -> dict[str, Any]:
     }
 
 
+def _absolute(folder: Path | None) -> str | None:
+    return None if folder is None else str(folder.expanduser().resolve())
+
+
+def _fraction(data: DataFlags) -> float | None:
+    if None not in (data.fraction, data.images) and data.fraction != data.images:
+        raise UserError("--fraction and --images are the same: give one of them")
+    return data.images if data.fraction is None else data.fraction
+
+
 def replaced_in_subset(data: DataFlags) -> list[str]:
     """Fields of a recipe's subset that a flag given beside the recipe takes the place of."""
     given = {
         "fraction": data.count is not None or data.names is not None,
-        "count": data.fraction is not None or data.names is not None,
+        "count": _fraction(data) is not None or data.names is not None,
         "names": data.rule not in (None, "hand"),
     }
     return [field for field, replaced in given.items() if replaced]
 
 
 def _subset_changes(data: DataFlags) -> dict[str, Any]:
-    changes: dict[str, Any] = {"fraction": data.fraction, "count": data.count, "rule": data.rule}
+    changes: dict[str, Any] = {
+        "fraction": _fraction(data),
+        "count": data.count,
+        "rule": data.rule,
+        "labels": data.labels,
+    }
     if data.names is not None:
         from segskd.data.subset import read_names
 

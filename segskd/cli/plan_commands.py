@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.table import Table
-from tyro.conf import OmitArgPrefixes
+from tyro.conf import OmitArgPrefixes, UseAppendAction
 
 from segskd.cli.flags import NO_DATA_FLAGS, NO_TRAIN_FLAGS, DataFlags, Json, TrainFlags
 from segskd.cli.output import ERR, show, stage_bars
@@ -22,6 +22,7 @@ def preflight(
     student: str | None = None,
     init: Literal["random", "teacher"] | None = None,
     method: str | None = None,
+    option: UseAppendAction[dict[str, float] | None] = None,
     *,
     data: OmitArgPrefixes[DataFlags] = NO_DATA_FLAGS,
     train: OmitArgPrefixes[TrainFlags] = NO_TRAIN_FLAGS,
@@ -35,11 +36,12 @@ def preflight(
         student: ARCH:ENCODER of the student (unet:resnet10).
         init: The student's first weights: the teacher's where stage, name and shape agree, or random (teacher).
         method: Which list of phases (stagewise).
+        option: An option of the method and its value, such as temperature 2; may be given again for another.
     """
     from segskd.distill.preflight import preflight as fly
     from segskd.runs import runs_folder
 
-    flags = {"teacher": teacher, "student": student, "init": init, "method": method}
+    flags = {"teacher": teacher, "student": student, "init": init, "method": method, "options": option}
     made = asked_recipe(recipe, flags, data, train)
     with stage_bars() as report:
         found = fly(made, runs_folder() / "preflight", report)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
 from segskd.cli.flags import (
     NO_DATA_FLAGS,
@@ -29,6 +29,7 @@ def teach(
     arch: str = "unet",
     encoder: str = "resnet34",
     weights: str | None = None,
+    snapshots: int = 0,
     *,
     data: OmitArgPrefixes[DataFlags] = NO_DATA_FLAGS,
     train: OmitArgPrefixes[TrainFlags] = NO_TRAIN_FLAGS,
@@ -41,10 +42,12 @@ def teach(
         arch: Decoder.
         encoder: Encoder.
         weights: Pretrained weights of the encoder, such as imagenet (from a hub).
+        snapshots: Copies to keep on the way, evenly spaced, which method multi_teacher_gan learns from.
     """
     from segskd.config import make_recipe, merged
 
-    base = {"kind": "teach", "student": f"{arch}:{encoder}", "weights": weights, "method": "supervised"}
+    base: dict[str, Any] = {"kind": "teach", "student": f"{arch}:{encoder}", "weights": weights, "method": "supervised"}
+    base["snapshots"] = snapshots
     _run(make_recipe(merged(base, recipe_changes(data, train))), out, None, json)
 
 
@@ -54,6 +57,7 @@ def distill(
     student: str | None = None,
     init: Literal["random", "teacher"] | None = None,
     method: str | None = None,
+    option: UseAppendAction[dict[str, float] | None] = None,
     begin_run: str | None = None,
     begin_stage: str | None = None,
     run: str | None = None,
@@ -71,13 +75,14 @@ def distill(
         student: ARCH:ENCODER of the student (unet:resnet10).
         init: The student's first weights: the teacher's where stage, name and shape agree, or random (teacher).
         method: Which list of phases (stagewise).
+        option: An option of the method and its value, such as temperature 2; may be given again for another.
         begin_run: A run whose student, images and settings this one begins with, in place of a dataset and a teacher.
         begin_stage: The first of its stages to be trained again; those before it stay as they are.
         run: Name below checkpoints/, or a path.
         until: Stop after this stage; `resume` goes on.
     """
     begin = _begin(begin_run, begin_stage)
-    flags = {"teacher": teacher, "student": student, "init": init, "method": method, "begin": begin}
+    flags = {"teacher": teacher, "student": student, "init": init, "method": method, "options": option, "begin": begin}
     made = asked_recipe(recipe, flags, data, train)
     _run(made, _run_folder(run or _default_name(made), run is None), until, json)
 

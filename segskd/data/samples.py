@@ -6,21 +6,26 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from segskd.data.cards import Card
 from segskd.data.dataset import Pair, Uint8, read_image, read_mask
 from segskd.data.transforms import ViewMaker
+from segskd.data.unlabelled import Example
 
 THREADS = 2
 KEPT_IMAGES = 16
 
 
 class Samples:
-    """Numbered samples: number = view · images + image, so that a view's samples lie together."""
+    """Numbered samples: number = view · images + image, so that a view's samples lie together.
 
-    def __init__(self, pairs: Sequence[Pair], views: int, make_view: ViewMaker, card: Card) -> None:
+    The mask of an image without one is the ignore index everywhere.
+    """
+
+    def __init__(self, pairs: Sequence[Pair | Example], views: int, make_view: ViewMaker, card: Card) -> None:
         self.pairs = list(pairs)
         self.views = views
         self.make_view = make_view
@@ -29,7 +34,10 @@ class Samples:
         @lru_cache(maxsize=KEPT_IMAGES)
         def read(image: int) -> tuple[Uint8, Uint8]:
             pair = self.pairs[image]
-            return read_image(pair.image), read_mask(pair.mask, card)
+            pixels = read_image(pair.image)
+            if pair.mask is None:
+                return pixels, np.full(pixels.shape[:2], card.ignore_index, np.uint8)
+            return pixels, read_mask(pair.mask, card)
 
         self._read = read
 

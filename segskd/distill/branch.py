@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from segskd.chosen import chosen_names
+from segskd.chosen import Chosen, chosen_names
 from segskd.config import BeginPart, Recipe, make_recipe, merged
 from segskd.data.cards import Card
 from segskd.distill.earlier import check_shared, check_teacher, earlier_run, epochs_before
-from segskd.distill.methods import Phase, default_lr
+from segskd.distill.phase import Phase
+from segskd.distill.plan import default_lr
 from segskd.errors import UserError
 from segskd.evaluate.grafts import trained_stages
 from segskd.models.adapters import Adapters
@@ -67,7 +68,7 @@ class Beginning:
     def path(self) -> str:
         return str(self.run.path.resolve())
 
-    def names(self) -> tuple[list[str], list[str]] | None:
+    def names(self) -> Chosen | None:
         """The old run's images, training and held out."""
         return chosen_names(self.run)
 

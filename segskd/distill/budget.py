@@ -12,8 +12,8 @@ import torch
 
 from segskd.config import Size, StorePart
 from segskd.devices import free_device_memory, free_memory
-from segskd.distill.methods import Phase
-from segskd.distill.needs import MASK_KEY, Key, Keys, span
+from segskd.distill.needs import DATA, MASK_KEY, STUDENT, Key, Keys, span
+from segskd.distill.phase import Phase
 from segskd.distill.store import Kind
 from segskd.errors import NoRoom
 from segskd.models.stages import IMAGE, StagedNetwork, cut, ghost, set_trained, tap_shapes
@@ -53,11 +53,10 @@ class Choice:
 class Sizes:
     """Bytes of one sample's tensors."""
 
-    def __init__(self, student: StagedNetwork, teacher: StagedNetwork | None, size: Size, dtype: torch.dtype) -> None:
-        self._shapes: dict[str, Shapes] = {"student": tap_shapes(student, size)}
-        self._shapes["data"] = {IMAGE: self._shapes["student"][IMAGE]}
-        if teacher is not None:
-            self._shapes["teacher"] = tap_shapes(teacher, size)
+    def __init__(self, networks: Mapping[str, StagedNetwork], size: Size, dtype: torch.dtype) -> None:
+        """`networks` by the owner of their taps."""
+        self._shapes: dict[str, Shapes] = {owner: tap_shapes(network, size) for owner, network in networks.items()}
+        self._shapes[DATA] = {IMAGE: self._shapes[STUDENT][IMAGE]}
         self._mask = prod(size)
         self._itemsize = dtype.itemsize
 

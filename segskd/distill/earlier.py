@@ -7,7 +7,7 @@ from typing import Any
 from segskd.chosen import chosen_names
 from segskd.config import Recipe
 from segskd.data.cards import Card, data_folder, load_card
-from segskd.distill.methods import default_epochs
+from segskd.distill.plan import default_epochs
 from segskd.errors import UserError
 from segskd.models.build import digest
 from segskd.models.stages import StagedNetwork

@@ -11,8 +11,8 @@ from torch import Tensor
 from segskd.data.dataset import Uint8, read_image, read_mask
 from segskd.data.transforms import ViewMaker, unpad
 from segskd.distill.job import Job
-from segskd.distill.methods import Phase
-from segskd.distill.needs import span
+from segskd.distill.needs import lent, span
+from segskd.distill.phase import TEACHER, Phase
 from segskd.distill.store import Batch, FeatureStore
 from segskd.evaluate.metrics import ConfusionMatrix, Score, drop_surplus
 from segskd.evaluate.pictures import (
@@ -69,6 +69,8 @@ class Grafter:
             if HEAD in known or teacher is None:
                 return known[HEAD].float()
             adapted = {name: self._job.adapters.adapt(name, tap) for name, tap in known.items()}
+            theirs = batch.taps(TEACHER)
+            adapted |= {name: theirs[name] for name in lent(phase, student, self._job.compared(phase))}
             return teacher.run(adapted, size, last + 1)[HEAD].float()
 
     def _draw(self, phase: Phase, drawn: list[tuple[int, Uint8]]) -> None:

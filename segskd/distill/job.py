@@ -2,66 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
+from torch import nn
 
+from segskd.chosen import Chosen
 from segskd.config import Recipe, Size, make_recipe, merged
 from segskd.data.cards import Card, card_place, data_folder, load_card
-from segskd.data.census import census
-from segskd.data.dataset import Pair, list_pairs
+from segskd.data.dataset import Pair
 from segskd.data.fetch import Report, fetch
-from segskd.data.kept import cache_folder
 from segskd.data.samples import Samples
-from segskd.data.subset import ASK_TEACHER, draw_subset, pick_subset, split_holdout, subset_size
 from segskd.data.transforms import ViewMaker, padded_size
+from segskd.data.unlabelled import Example
 from segskd.devices import choose_device, choose_precision, free_memory
 from segskd.distill.branch import Beginning, phases_from
-from segskd.distill.budget import Choice, Holding, Room, Sizes, check_step_fits, choose_store, choose_views, room
-from segskd.distill.methods import Phase, default_epochs, default_lr, plan, stagewise
-from segskd.distill.needs import Keys, Planner, graft_needs, phase_needs
-from segskd.distill.phase import steps_an_epoch
+from segskd.distill.budget import Choice, Room, Sizes, check_step_fits, choose_store, choose_views, room
+from segskd.distill.critics import critic_key, make_critics
+from segskd.distill.holdings import Holdings, compared_by, plan_holdings
+from segskd.distill.images import Subset, choose_images
+from segskd.distill.methods import FROM_SNAPSHOTS, stagewise
+from segskd.distill.module import PhaseModule, adapted_stages, steps_an_epoch
+from segskd.distill.needs import STUDENT
+from segskd.distill.phase import TEACHER, Phase, Setting
+from segskd.distill.plan import default_epochs, default_lr, plan
 from segskd.distill.pruning import Pruning, narrow_weights
 from segskd.distill.store import FeatureStore, Networks
 from segskd.errors import NoRoom, UserError
 from segskd.evaluate.metrics import check_outputs
-from segskd.evaluate.survey import survey
 from segskd.models.adapters import Adapters, probe_adapters
-from segskd.models.build import create, load, model_folder, output_classes, parse_spec
+from segskd.models.build import create, load, model_folder, output_classes, parse_spec, snapshot_folders
 from segskd.models.narrow import narrow
-from segskd.models.stages import StagedNetwork, copy_matching, cut, freeze
-from segskd.runs import runs_folder
+from segskd.models.stages import StagedNetwork, copy_matching, cut, freeze, tap_shapes
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Subset:
-    """The images of a run: those it trains on, those held out of them for choosing, and the validation split."""
-
-    train: list[Pair]
-    holdout: list[Pair]
-    val: list[Pair]
-
-
-@dataclass(frozen=True)
-class Holdings:
-    """What each store holds in each phase."""
-
-    train: list[Keys]
-    holdout: list[Keys]
-    val: list[Keys]
-
-    def to_be(self, subset: Subset) -> list[Holding]:
-        """The same with numbers of samples, for reckoning bytes."""
-        return [
-            Holding(len(subset.train), self.train, viewed=True),
-            Holding(len(subset.holdout), self.holdout, viewed=False),
-            Holding(len(subset.val), self.val, viewed=False),
-        ]
 
 
 @dataclass(frozen=True)
@@ -72,11 +50,23 @@ class Job:
     card: Card
     subset: Subset
     student: StagedNetwork
-    teacher: StagedNetwork | None
+    teachers: dict[str, StagedNetwork]
     adapters: Adapters
+    critics: nn.ModuleDict
     phases: list[Phase]
+    planned: list[Phase]
     store: Choice
     holdings: Holdings
+
+    @property
+    def teacher(self) -> StagedNetwork | None:
+        """The teacher itself, which is scored and grafted."""
+        return self.teachers.get(TEACHER)
+
+    @property
+    def by_owner(self) -> dict[str, StagedNetwork]:
+        """All networks by the owner of their taps."""
+        return {STUDENT: self.student, **self.teachers}
 
     @property
     def size(self) -> Size:
@@ -87,28 +77,45 @@ class Job:
     def batch(self) -> int:
         return min(self.recipe.optimisation.batch, len(self.subset.train))
 
+    def compared(self, phase: Phase) -> set[str]:
+        """Stages that the method has compared with the teacher's by the end of the phase, an earlier run's included."""
+        return compared_by(phase, self.planned)
+
+    def images_of(self, phase: Phase) -> list[int]:
+        """Places of the training images that the phase learns from."""
+        return self.subset.labelled if phase.on_labels_alone else list(range(len(self.subset.train)))
+
+    def steps_an_epoch(self, phase: Phase) -> int:
+        """Steps of the optimiser in an epoch of a phase."""
+        return steps_an_epoch(len(self.images_of(phase)), self.batch)
+
     def steps(self, phase: Phase) -> int:
         """Steps of the optimiser in a phase."""
-        return steps_an_epoch(len(self.subset.train), self.batch) * phase.epochs
+        return self.steps_an_epoch(phase) * phase.epochs
 
     def steps_before(self, phase: int) -> int:
         """Steps of all phases before the one at that place."""
         return sum(self.steps(done) for done in self.phases[:phase])
 
+    def module(self, phase: Phase) -> PhaseModule:
+        """The phase as a module."""
+        key = critic_key(phase.name)
+        critics = cast(nn.ModuleDict, self.critics[key]) if key in self.critics else None
+        return PhaseModule(phase, self.student, self.adapters, self.card, self.size, critics)
+
     def networks(self) -> Networks:
-        """The two networks as stores use them."""
+        """The networks as stores use them."""
         device, dtype = torch.device(self.recipe.device), DTYPES[self.recipe.precision]
         mixed = dtype != torch.float32
         return Networks(
-            self.student,
-            self.teacher,
+            self.by_owner,
             self.size,
             device,
             dtype,
             lambda: torch.autocast(device.type, dtype) if mixed else nullcontext(),
         )
 
-    def feature_store(self, pairs: Sequence[Pair], views: int, folder: Path) -> FeatureStore:
+    def feature_store(self, pairs: Sequence[Pair | Example], views: int, folder: Path) -> FeatureStore:
         """A store of `views` views of the pairs."""
         make_view = ViewMaker(self.card, self.recipe.data.size, self.recipe.seed)
         return FeatureStore(
@@ -119,12 +126,12 @@ class Job:
 def prepare(
     recipe: Recipe,
     folder: Path,
-    names: tuple[list[str], list[str]] | None = None,
+    chosen: Chosen | None = None,
     report: Report | None = None,
 ) -> Job:
     """Finds, loads and checks everything. `folder` is where the run will lie.
 
-    `names` are the training and held-out names that the run has chosen already; `report` hears how far the
+    `chosen` are the images that the run has chosen already; `report` hears how far the
     built-in dataset is drawn when it is not there yet.
     Raises UserError for anything that the user can mend.
     """
@@ -133,37 +140,51 @@ def prepare(
     card = load_card(recipe.data.card, data)
     if card.generator:
         fetch(card, data, report)
-    teacher = _teacher(recipe, card)
+    teachers = _teachers(recipe, card)
+    teacher = teachers.get(TEACHER)
     beginning, pruning = Beginning.of(recipe, card, folder), Pruning.of(recipe, card, folder)
     earlier = beginning or pruning
-    names = names or (earlier.names() if earlier else None)
-    subset = _subset(recipe, card, data, names, teacher, report)
+    chosen = chosen or (earlier.names() if earlier else None)
+    subset = choose_images(recipe, card, data, chosen, teacher, report)
     student = _student(recipe, card, teacher, folder)
-    planned = plan(recipe, teacher.names if teacher else None, student.names, len(subset.train))
+    stages = teacher.names if teacher else None
+    planned = plan(recipe, stages, student.names, len(subset.train), len(subset.labelled), list(teachers))
     phases = phases_from(planned, recipe.begin)
+    size = padded_size(recipe.data.size)
     adapters = _adapters(recipe, student, teacher, planned)
+    critics = make_critics(planned, teachers, size, recipe.seed).to(torch.device(recipe.device))
+    if teacher:
+        _check_fed(phases, student, teacher, size)
     if beginning and teacher:
         beginning.hand_over(student, adapters, teacher)
     if pruning and teacher:
-        adapters = pruning.prune(student, teacher, adapters, padded_size(recipe.data.size))
-    holdings = _holdings(recipe, student, teacher, phases)
+        adapters = pruning.prune(student, teacher, adapters, size)
+    by_owner = {STUDENT: student, **teachers}
+    holdings = plan_holdings(recipe, by_owner, phases, planned)
     available = room(recipe.store, folder)
-    sizes = Sizes(student, teacher, padded_size(recipe.data.size), DTYPES[recipe.precision])
-    views = recipe.data.views or _views(recipe, student, teacher, sizes, subset, available)
+    sizes = Sizes(by_owner, size, DTYPES[recipe.precision])
+    views = recipe.data.views or _views(recipe, by_owner, sizes, subset, available)
     store = choose_store(sizes, holdings.to_be(subset), views, recipe.store, available)
     _check_memory(recipe, subset, student, phases, store)
     part = recipe.optimisation
     epochs, rate = part.epochs or default_epochs(len(subset.train)), part.lr or default_lr(recipe)
     place = recipe.teacher and model_folder(recipe.teacher)
-    filled = {
+    filled: dict[str, object] = {
         "optimisation": {"epochs": epochs, "lr": rate},
-        "data": {"card": card_place(recipe.data.card), "folder": str(data), "views": views},
+        "data": {**_places(recipe, data), "views": views},
         "teacher": str(place.resolve()) if place else recipe.teacher,
         "init": recipe.init if teacher and recipe.method != "supervised" else "random",
         "begin": {"run": beginning.path} if beginning else None,
         "prune": {"run": str(pruning.run.path.resolve())} if pruning else None,
     }
-    return Job(_changed(recipe, filled), card, subset, student, teacher, adapters, phases, store, holdings)
+    made = _changed(recipe, filled)
+    return Job(made, card, subset, student, teachers, adapters, critics, phases, planned, store, holdings)
+
+
+def _places(recipe: Recipe, data: Path) -> dict[str, str | None]:
+    """Where the data lie, in words that hold in any folder."""
+    unlabelled = recipe.data.unlabelled and str(Path(recipe.data.unlabelled).expanduser().resolve())
+    return {"card": card_place(recipe.data.card), "folder": str(data), "unlabelled": unlabelled}
 
 
 def _changed(recipe: Recipe, changes: dict[str, object]) -> Recipe:
@@ -178,57 +199,24 @@ def _with_machine(recipe: Recipe) -> Recipe:
     return _changed(recipe, {"device": device, "precision": precision, "threads": threads})
 
 
-def _subset(
-    recipe: Recipe,
-    card: Card,
-    data: Path,
-    names: tuple[list[str], list[str]] | None,
-    teacher: StagedNetwork | None,
-    report: Report | None,
-) -> Subset:
-    pairs = list_pairs(card, data, "train")
-    val = list_pairs(card, data, "val")
-    if names is not None:
-        return Subset(_named(pairs, names[0]), _named(pairs, names[1]), val)
-    chosen = _chosen(recipe, card, pairs, teacher, report)
-    if recipe.select == "best" and recipe.select_on == "holdout":
-        return Subset(*split_holdout(chosen, recipe.seed), val)
-    return Subset(chosen, [], val)
-
-
-def _chosen(
-    recipe: Recipe, card: Card, pairs: Sequence[Pair], teacher: StagedNetwork | None, report: Report | None
-) -> list[Pair]:
-    part, cache = recipe.subset, cache_folder(runs_folder())
-    if part.names is not None:
-        return pick_subset(pairs, part.names)
-    size = subset_size(len(pairs), part.fraction, part.count)
-    asked = counted = None
-    if part.rule in ASK_TEACHER and teacher is not None:
-        heard = _heard(report, "asking the teacher about the images")
-        asked = survey(teacher, card, pairs, recipe.data.size, recipe.device, cache, heard)
-    elif part.rule == "balanced":
-        counted = census(card, pairs, cache, _heard(report, "counting the classes' pixels"))
-    return draw_subset(pairs, size, recipe.seed, part.rule, card, asked, counted)
-
-
-def _heard(report: Report | None, stage: str) -> Callable[[int, int], None] | None:
-    return None if report is None else lambda done, total: report(stage, done, total)
-
-
-def _named(pairs: Sequence[Pair], names: Sequence[str]) -> list[Pair]:
-    by_name = {pair.name: pair for pair in pairs}
-    missing = [name for name in names if name not in by_name]
-    if missing:
-        raise UserError(f"training image '{missing[0]}' of the run's subset is gone ({len(missing)} are): put it back")
-    return [by_name[name] for name in names]
-
-
-def _teacher(recipe: Recipe, card: Card) -> StagedNetwork | None:
+def _teachers(recipe: Recipe, card: Card) -> dict[str, StagedNetwork]:
+    """The teacher by the owner of its taps, and before it the snapshots that the method learns from, if it does."""
     if recipe.teacher is None:
-        return None
-    model = load(recipe.teacher)
-    check_outputs(output_classes(model), card, f"teacher {recipe.teacher}")
+        return {}
+    places: dict[str, str | Path] = {TEACHER: recipe.teacher}
+    if recipe.method in FROM_SNAPSHOTS:
+        places = {**snapshot_folders(recipe.teacher), TEACHER: recipe.teacher}
+        if len(places) == 1:
+            raise UserError(
+                f"method {recipe.method} learns from snapshots of the teacher's training, and {recipe.teacher} has "
+                "none: train one with 'teach --snapshots 2'"
+            )
+    return {owner: _teacher(recipe, card, place) for owner, place in places.items()}
+
+
+def _teacher(recipe: Recipe, card: Card, place: str | Path) -> StagedNetwork:
+    model = load(place)
+    check_outputs(output_classes(model), card, f"teacher {place}")
     network = cut(_on_device(model, recipe))
     freeze([model])
     return network
@@ -254,30 +242,33 @@ def _adapters(
 ) -> Adapters:
     if teacher is None:
         return Adapters()
-    compared = [name for name in student.names if any(name in phase.taps for phase in phases)]
+    wanted = adapted_stages(phases)
+    compared = [name for name in student.names if name in wanted]
     adapters = probe_adapters(student, teacher, compared, padded_size(recipe.data.size))
     return adapters.to(torch.device(recipe.device)).to(memory_format=torch.channels_last)
 
 
-def _holdings(
-    recipe: Recipe, student: StagedNetwork, teacher: StagedNetwork | None, phases: Sequence[Phase]
-) -> Holdings:
-    planner = Planner(phases, student, teacher)
-    needed = [phase_needs(phase, student) for phase in phases]
-    grafts = [graft_needs(phase, student) for phase in phases]
-    both = [needs | graft for needs, graft in zip(needed, grafts, strict=True)]
-    on_val = recipe.select == "best" and recipe.select_on == "val"
-    train, chosen_on, shown = (planner.holdings(needs) for needs in (needed, both, grafts))
-    return Holdings(train, chosen_on, chosen_on if on_val else shown)
+def _check_fed(phases: Sequence[Phase], student: StagedNetwork, teacher: StagedNetwork, size: Size) -> None:
+    """Raises UserError when stages are to be fed by a teacher whose taps have other shapes than theirs."""
+    fed = next((phase for phase in phases if phase.fed_by != STUDENT), None)
+    if fed is None:
+        return
+    ours, theirs = tap_shapes(student, size), tap_shapes(teacher, size)
+    for name in student.names:
+        if ours[name] != theirs.get(name):
+            shapes = " and ".join("x".join(map(str, shape)) for shape in (ours[name], theirs.get(name, ("none",))))
+            raise UserError(
+                f"phase '{fed.name}' feeds the student's stages with the teacher's taps, and those of {name} differ "
+                f"({shapes}): take a student of the teacher's widths, or another method"
+            )
 
 
-def _views(
-    recipe: Recipe, student: StagedNetwork, teacher: StagedNetwork | None, sizes: Sizes, subset: Subset, available: Room
-) -> int:
+def _views(recipe: Recipe, by_owner: dict[str, StagedNetwork], sizes: Sizes, subset: Subset, available: Room) -> int:
     """As many views as the default method has room for, whatever the method, so that methods compare."""
-    stages = student.names
-    reference = stagewise(stages, 1) if teacher else [Phase("supervised", tuple(stages), 1, labels=1.0)]
-    return choose_views(sizes, _holdings(recipe, student, teacher, reference).to_be(subset), available)
+    stages = tuple(by_owner[STUDENT].names)
+    teacher = TEACHER in by_owner
+    reference = stagewise(Setting(stages, 1)) if teacher else [Phase("supervised", stages, 1, labels=1.0)]
+    return choose_views(sizes, plan_holdings(recipe, by_owner, reference, reference).to_be(subset), available)
 
 
 def _check_memory(

@@ -13,8 +13,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from segskd.distill.job import Job
-from segskd.distill.methods import default_lr
-from segskd.distill.phase import PhaseModule, steps_an_epoch
+from segskd.distill.module import PhaseModule
+from segskd.distill.plan import default_lr
 from segskd.distill.store import FeatureStore
 from segskd.errors import UserError
 from segskd.runs import Run
@@ -27,7 +27,7 @@ class Loop:
         phase = module.phase
         self.phase = phase
         self.module = module
-        self.steps = steps_an_epoch(len(job.subset.train), job.batch)
+        self.steps = job.steps_an_epoch(phase)
         self.loss = math.nan
         part = job.recipe.optimisation
         self._fabric = fabric
@@ -63,12 +63,17 @@ class Loop:
         self.module.load_state_dict(weights)
 
     def state(self) -> dict[str, Any]:
-        return {"optimiser": self._optimiser.state_dict(), "schedule": self._schedule.state_dict()}
+        return {
+            "optimiser": self._optimiser.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "critics": self.module.critics.state_dict(),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         if state:
             self._optimiser.load_state_dict(state["optimiser"])
             self._schedule.load_state_dict(state["schedule"])
+            self.module.critics.load_state_dict(state.get("critics", {}))
 
 
 class Stores:

@@ -1,9 +1,17 @@
-"""What a phase minimises."""
+"""What a phase minimises. Every figure is reckoned in fp32, whatever precision the networks run in."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import wraps
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.amp import is_autocast_available
+
+EPSILON = 1e-12
 
 
 def tap_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -19,3 +27,86 @@ def label_loss(logits: Tensor, mask: Tensor, ignore_index: int) -> Tensor:
     target = mask.long()
     total = F.cross_entropy(logits.float(), target, ignore_index=ignore_index, reduction="sum")
     return total / (target != ignore_index).sum().clamp(min=1)
+
+
+def _exactly(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The loss with autocast switched off: sums of products over thousands of pixels don't fit 16 bits."""
+
+    @wraps(loss)
+    def exact(student: Tensor, *others: Tensor, **options: float) -> Tensor:
+        place = student.device.type
+        with torch.autocast(place, enabled=False) if is_autocast_available(place) else nullcontext():
+            return loss(student.float(), *(other.float() for other in others), **options)
+
+    return exact
+
+
+@_exactly
+def soft_loss(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits (N, C, h, w), averaged over pixels.
+
+    Hinton, Vinyals & Dean (arXiv 1503.02531), section 2: soft targets, with the T^2 that keeps the size of
+    their gradients.
+    """
+    told = F.log_softmax(teacher / temperature, dim=1)
+    said = F.log_softmax(student / temperature, dim=1)
+    return temperature**2 * F.kl_div(said, told, reduction="none", log_target=True).sum(1).mean()
+
+
+@_exactly
+def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance of two attention maps, averaged over the batch: between 0 and 2.
+
+    Attention transfer (Zagoruyko & Komodakis, arXiv 1612.03928), eq. (2) with p = 2, squared as in the authors'
+    code: the map is the sum of a tap's squares over channels, over positions of unit length. Taps (N, c, h, w)
+    may differ in channels; where they differ in size the larger map is averaged down.
+    """
+    size = _smaller(student, teacher)
+    ours, theirs = (_attention(tap, size) for tap in (student, teacher))
+    return (ours - theirs).square().sum(1).mean()
+
+
+def _smaller(one: Tensor, other: Tensor) -> tuple[int, int]:
+    """The smaller height and the smaller width."""
+    return min(one.shape[-2], other.shape[-2]), min(one.shape[-1], other.shape[-1])
+
+
+def _attention(tap: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.normalize(F.adaptive_avg_pool2d(tap.square().sum(1, keepdim=True), size).flatten(1), dim=1, eps=EPSILON)
+
+
+@_exactly
+def flow_loss(student_in: Tensor, student_out: Tensor, teacher_in: Tensor, teacher_out: Tensor) -> Tensor:
+    """Mean squared error of two FSP matrices (N, c_in, c_out).
+
+    Flow of solution procedure (Yim et al., CVPR 2017), eq. (1) and (2), with the mean over the matrix in place of
+    its sum, so that weights don't depend on channels. Taps (N, c, h, w) of one layer and of a later one; where
+    their sizes differ the larger is pooled to the smaller by its maxima, as there.
+    """
+    return F.mse_loss(_flow(student_in, student_out), _flow(teacher_in, teacher_out))
+
+
+def _flow(first: Tensor, second: Tensor) -> Tensor:
+    """G[i, j] = sum over positions of first[i] second[j] / (h w)."""
+    size = _smaller(first, second)
+    one, other = (F.adaptive_max_pool2d(tap, size).flatten(2) for tap in (first, second))
+    return one @ other.transpose(1, 2) / (size[0] * size[1])
+
+
+@_exactly
+def channelwise_loss(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    """T^2 KL of every channel's softmax over positions, averaged over channels and batch; taps (N, c, h, w).
+
+    Channel-wise distillation (Shu et al., arXiv 2011.13256), eq. (3) and (4).
+    """
+    told = F.log_softmax(teacher.flatten(2) / temperature, dim=2)
+    said = F.log_softmax(student.flatten(2) / temperature, dim=2)
+    return temperature**2 * F.kl_div(said, told, reduction="none", log_target=True).sum(2).mean()
+
+
+def real_or_not(scores: Tensor, real: bool) -> Tensor:
+    """Mean binary cross-entropy of a discriminator's scores (logits, any shape) against "real" or "made".
+
+    Goodfellow et al. (arXiv 1406.2661), eq. (1); the student's side takes its non-saturating form (section 3).
+    """
+    return F.softplus(-scores.float() if real else scores.float()).mean()

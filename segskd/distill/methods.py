@@ -1,78 +1,183 @@
-"""Methods: functions from (teacher's stages, student's stages, recipe) to a list of phases."""
+"""Methods: functions from a setting (stages, epochs, teachers) to a list of phases, and nothing else.
+
+Every method gets the same total of image passes: epochs a stage times stages. So a phase that trains several
+stages at once has, as a rule, their number times the epochs of one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Annotated
 
-from segskd.config import Recipe
-from segskd.errors import UserError
+from pydantic import Field
+from torch import Tensor
+
+from segskd.distill.losses import attention_loss, channelwise_loss, flow_loss, soft_loss
+from segskd.distill.phase import Comparison, Phase, Setting
 from segskd.models.stages import HEAD
 
-LEAST_EPOCHS = 40
-PASSES = 3000
-STUDENT_LR = 1e-2
-TEACHER_LR = 1e-3
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Method = Callable[..., list[Phase]]
+JOINT_SHARE = 0.2
+"""Share of `blockwise`'s epochs in which the assembled network trains as a whole."""
+EARLY_STAGES = 3
+"""Encoder stages whose taps `dearkd` takes for early."""
 
 
-@dataclass(frozen=True)
-class Phase:
-    """One complete unit of training, with an optimiser and a schedule of its own.
-
-    `trained` stages move; all others stand still, normalisation statistics included. `taps` gives the
-    weight of the mean squared error between the student's tap and the teacher's, by stage; `labels` the
-    weight of the cross-entropy of the logits. The first trained stage is fed by the frozen ones before it.
-    """
-
-    name: str
-    trained: tuple[str, ...]
-    epochs: int
-    taps: Mapping[str, float] = field(default_factory=dict)
-    labels: float = 0.0
-
-
-Method = Callable[[Sequence[str], int], list[Phase]]
-
-
-def stagewise(stages: Sequence[str], epochs: int) -> list[Phase]:
+def stagewise(to: Setting) -> list[Phase]:
     """SKD (arXiv 1911.06786): each stage on the teacher's tap alone, then the head on labels."""
-    blocks = [Phase(name, (name,), epochs, taps={name: 1.0}) for name in stages if name != HEAD]
-    return [*blocks, Phase(HEAD, (HEAD,), epochs, labels=1.0)]
+    blocks = [Phase(name, (name,), to.epochs, (Comparison((name,)),)) for name in _blocks(to)]
+    return [*blocks, Phase(HEAD, (HEAD,), to.epochs, labels=1.0)]
 
 
-def supervised(stages: Sequence[str], epochs: int) -> list[Phase]:
+def simultaneous(to: Setting) -> list[Phase]:
+    """SKD's baseline (arXiv 1911.06786): all taps and the labels at once, the mean of their losses."""
+    return [_joint("simultaneous", to, _total(to))]
+
+
+def fitnets(to: Setting) -> list[Phase]:
+    """FitNets (arXiv 1412.6550) in the SKD paper's form: a hint from the encoder, one from the decoder, then labels."""
+    ends = [_middle(to, "encoder"), _middle(to, "decoder"), len(to.stages)]
+    parts = [to.stages[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+    hints = [Phase(f"to-{part[-1]}", part, to.epochs * len(part), (Comparison((part[-1],)),)) for part in parts[:-1]]
+    return [*hints, Phase("rest", parts[-1], to.epochs * len(parts[-1]), labels=1.0)]
+
+
+def hinton(to: Setting, *, temperature: Positive = 4.0, soft: Share = 0.9) -> list[Phase]:
+    """Soft labels (arXiv 1503.02531, section 2): every pixel's logits at a temperature, beside the labels."""
+    return [_whole("hinton", to, (_soft_logits(temperature, soft),), labels=1.0 - soft)]
+
+
+def supervised(to: Setting) -> list[Phase]:
     """No teacher: every stage on labels, for as many image passes as `stagewise` gives to all its phases."""
-    return [Phase("supervised", tuple(stages), epochs * len(stages), labels=1.0)]
+    return [_whole("supervised", to, labels=1.0)]
 
 
-METHODS: dict[str, Method] = {"stagewise": stagewise, "supervised": supervised}
+def blockwise(to: Setting) -> list[Phase]:
+    """Parallel blockwise distillation (Blakeney et al., arXiv 2012.03096): stages apart, then together.
+
+    Every stage trains on the teacher's own input and tap, the head on labels, all side by side; then the
+    assembled network trains as a whole, on the loss of `simultaneous`.
+    """
+    joint = max(1, round(_total(to) * JOINT_SHARE))
+    apart = tuple(Comparison((name,)) for name in _blocks(to))
+    blocks = Phase("blocks", to.stages, _total(to) - joint, apart, labels=1.0, fed_by="teacher")
+    return [blocks, _joint("joint", to, joint)]
 
 
-def plan(
-    recipe: Recipe, teacher_stages: Sequence[str] | None, student_stages: Sequence[str], images: int
-) -> list[Phase]:
-    """The phases of the recipe's method. Raises UserError when method, teacher and student don't go together."""
-    if recipe.method not in METHODS:
-        raise UserError(f"no method '{recipe.method}': name one of {', '.join(METHODS)}")
-    epochs = recipe.optimisation.epochs or default_epochs(images)
-    if recipe.kind == "teach":
-        return [Phase("supervised", tuple(student_stages), epochs, labels=1.0)]
-    phases = METHODS[recipe.method](student_stages, epochs)
-    compared = {name for phase in phases for name in phase.taps}
-    missing = sorted(compared - set(teacher_stages or ()))
-    if missing:
-        raise UserError(
-            f"the teacher has no stage {', '.join(missing)}, which {recipe.method} compares: "
-            "teacher and student need the same number of encoder and decoder blocks"
-        )
-    return phases
+def attention(to: Setting, *, weight: Positive = 10.0) -> list[Phase]:
+    """Attention transfer (arXiv 1612.03928, eq. 2): where each tap is strong, beside the labels."""
+    compared = (Comparison((name,), weight / len(_blocks(to)), _attention, adapted=False) for name in _blocks(to))
+    return [_whole("attention", to, tuple(compared), labels=1.0)]
 
 
-def default_lr(recipe: Recipe) -> float:
-    """Peak learning rate when the recipe names none: the SKD paper's, a tenth of it for a teacher's whole network."""
-    return TEACHER_LR if recipe.kind == "teach" else STUDENT_LR
+def fsp(to: Setting, *, weight: Positive = 1.0) -> list[Phase]:
+    """Flow of solution procedure (Yim et al., CVPR 2017, eq. 1 and 2): how each tap becomes the next, beside labels."""
+    pairs = list(zip(_blocks(to), _blocks(to)[1:], strict=False))
+    compared = (Comparison(pair, weight / len(pairs), _flow) for pair in pairs)
+    return [_whole("fsp", to, tuple(compared), labels=1.0)]
 
 
-def default_epochs(images: int) -> int:
-    """Epochs a stage when the recipe names none: about PASSES image passes, and at least LEAST_EPOCHS epochs."""
-    return max(LEAST_EPOCHS, -(-PASSES // images))
+def channelwise(to: Setting, *, temperature: Positive = 4.0, weight: Positive = 1.0) -> list[Phase]:
+    """Channel-wise distillation (CWD, arXiv 2011.13256, eq. 3 and 4): where each channel looks, beside the labels."""
+    measure = partial(_channelwise, temperature=temperature)
+    compared = (Comparison((name,), weight / len(_blocks(to)), measure) for name in _blocks(to))
+    return [_whole("channelwise", to, tuple(compared), labels=1.0)]
+
+
+def hdkd(to: Setting, *, temperature: Positive = 4.0, weight: Positive = 0.1, alpha: float = 1.0) -> list[Phase]:
+    """HDKD (El-Assiouti et al., arXiv 2407.07516): soft logits and all taps, the later the heavier; no labels."""
+    taps = (Comparison((name,), weight * (place + 1) ** alpha) for place, name in enumerate(_blocks(to)))
+    return [_whole("hdkd", to, (_soft_logits(temperature, 1.0), *taps))]
+
+
+def dearkd(to: Setting) -> list[Phase]:
+    """DearKD (Chen et al., arXiv 2204.12997): the encoder's early taps first, then every stage on labels alone."""
+    early = to.stages[:EARLY_STAGES]
+    first = Phase("early", early, to.epochs * len(early), tuple(Comparison((name,)) for name in early))
+    return [first, Phase("labels", to.stages, _total(to) - first.epochs, labels=1.0)]
+
+
+def multi_teacher_gan(to: Setting, *, deception: Positive = 0.01) -> list[Phase]:
+    """Multi-teacher GAN (Huang et al., 2021): stage by stage against ever later snapshots of the teacher.
+
+    A discriminator on every tap tells it from the snapshot's, and the stage learns to deceive it as well; the
+    head learns from labels. A stage's epochs are shared among the teachers; with fewer epochs than teachers the
+    earliest are left out.
+    """
+    phases = []
+    for name in _blocks(to):
+        for teacher, epochs in _shared(to.epochs, to.teachers):
+            compared = (Comparison((name,), teacher=teacher, critic=deception),)
+            phase = name if teacher == to.teachers[-1] else f"{name}-{teacher}"
+            phases.append(Phase(phase, (name,), epochs, compared))
+    return [*phases, Phase(HEAD, (HEAD,), to.epochs, labels=1.0)]
+
+
+METHODS: dict[str, Method] = {
+    method.__name__: method
+    for method in (
+        *(stagewise, simultaneous, fitnets, hinton, supervised),
+        *(blockwise, attention, fsp, channelwise, hdkd, dearkd, multi_teacher_gan),
+    )
+}
+FROM_SNAPSHOTS = ("multi_teacher_gan",)
+"""Methods that learn from snapshots of the teacher's training, too."""
+
+
+def answers(weight: float) -> Comparison:
+    """The teacher's own answers in place of labels: its logits as soft labels, at temperature 1."""
+    return _soft_logits(1.0, weight)
+
+
+def _blocks(to: Setting) -> tuple[str, ...]:
+    return tuple(name for name in to.stages if name != HEAD)
+
+
+def _total(to: Setting) -> int:
+    return to.epochs * len(to.stages)
+
+
+def _whole(name: str, to: Setting, compared: tuple[Comparison, ...] = (), labels: float = 0.0) -> Phase:
+    return Phase(name, to.stages, _total(to), compared, labels)
+
+
+def _joint(name: str, to: Setting, epochs: int) -> Phase:
+    """The mean of all tap losses and the cross-entropy (eleven of them in a ResNet U-Net)."""
+    share = 1 / len(to.stages)
+    return Phase(name, to.stages, epochs, tuple(Comparison((n,), share) for n in _blocks(to)), labels=share)
+
+
+def _middle(to: Setting, part: str) -> int:
+    """The place behind the middle stage of the encoder or the decoder."""
+    places = [place for place, name in enumerate(to.stages) if name.startswith(part)]
+    return places[len(places) // 2] + 1
+
+
+def _shared(epochs: int, teachers: Sequence[str]) -> list[tuple[str, int]]:
+    """Each teacher's epochs: at least one, and equal but for one that the earlier have more."""
+    heard = teachers[-epochs:]
+    marks = [-(-epochs * place // len(heard)) for place in range(len(heard) + 1)]
+    return [(teacher, end - begin) for teacher, begin, end in zip(heard, marks, marks[1:], strict=False)]
+
+
+def _soft_logits(temperature: float, weight: float) -> Comparison:
+    return Comparison((HEAD,), weight, partial(_softened, temperature=temperature))
+
+
+def _softened(student: Sequence[Tensor], teacher: Sequence[Tensor], *, temperature: float) -> Tensor:
+    return soft_loss(student[0], teacher[0], temperature=temperature)
+
+
+def _attention(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    return attention_loss(student[0], teacher[0])
+
+
+def _flow(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    return flow_loss(*student, *teacher)
+
+
+def _channelwise(student: Sequence[Tensor], teacher: Sequence[Tensor], *, temperature: float) -> Tensor:
+    return channelwise_loss(student[0], teacher[0], temperature=temperature)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from segskd.distill.methods import Phase
+from segskd.distill.phase import TEACHER, Phase
 from segskd.models.stages import HEAD, IMAGE, StagedNetwork
+
+DATA, STUDENT = "data", "student"
 
 
 class Key(NamedTuple):
-    """A tensor of each sample: its image, its mask, or a tap of one network."""
+    """A tensor of each sample: its image, its mask, or a tap of one network (student, teacher, a snapshot of it)."""
 
-    owner: Literal["data", "student", "teacher"]
+    owner: str
     name: str
 
 
-IMAGE_KEY = Key("data", IMAGE)
-MASK_KEY = Key("data", "mask")
+IMAGE_KEY = Key(DATA, IMAGE)
+MASK_KEY = Key(DATA, "mask")
 Keys = frozenset[Key]
 
 
@@ -37,7 +39,7 @@ def span(phase: Phase, student: StagedNetwork) -> Span:
     return Span(min(trained), max(trained + looked_at))
 
 
-def tap_key(owner: Literal["student", "teacher"], name: str) -> Key:
+def tap_key(owner: str, name: str) -> Key:
     """The key of a network's tap; a network's image is the sample's."""
     return IMAGE_KEY if name == IMAGE else Key(owner, name)
 
@@ -51,15 +53,35 @@ def entering(student: StagedNetwork, first: int, last: int) -> set[Key]:
 def phase_needs(phase: Phase, student: StagedNetwork) -> Keys:
     """What a training batch of the phase holds."""
     part = span(phase, student)
-    needs = entering(student, part.first, part.last)
-    needs |= {Key("teacher", name) for name in phase.taps}
+    if phase.fed_by == STUDENT:
+        needs = entering(student, part.first, part.last)
+    else:
+        fed = {source for name in phase.trained for source in student.sources(student.index(name))}
+        needs = {tap_key(phase.fed_by, name) for name in fed}
+    needs |= {Key(comparison.teacher, name) for comparison in phase.compared for name in comparison.stages}
     return frozenset(needs | ({MASK_KEY} if phase.labels else set()))
 
 
-def graft_needs(phase: Phase, student: StagedNetwork) -> Keys:
-    """What it takes to go on from the phase's frozen prefix to a mask, and to score it."""
+def graft_needs(phase: Phase, student: StagedNetwork, compared: Collection[str]) -> Keys:
+    """What it takes to go on from the phase's frozen prefix to a mask, and to score it.
+
+    `compared` are the stages that this phase or one before it has measured against the teacher; see `lent`.
+    """
     part = span(phase, student)
-    return frozenset(entering(student, part.first, len(student.names) - 1) | {MASK_KEY})
+    needs = entering(student, part.first, len(student.names) - 1) | {MASK_KEY}
+    return frozenset(needs | {Key(TEACHER, name) for name in lent(phase, student, compared)})
+
+
+def lent(phase: Phase, student: StagedNetwork, compared: Collection[str]) -> list[str]:
+    """Taps of its own that the teacher's remaining stages take in a graft.
+
+    They are the skips from stages whose taps nobody has compared with the teacher's: those of the student mean
+    nothing to it.
+    """
+    last = max(student.index(name) for name in phase.trained)
+    sources = {name for place in range(last + 1, len(student.names)) for name in student.sources(place)}
+    before = {name for name in sources if name != IMAGE and student.index(name) <= last}
+    return sorted(before - set(compared), key=student.index)
 
 
 class Planner:
@@ -69,14 +91,14 @@ class Planner:
     stages that are frozen by then stay as they are, others are replaced by what goes into them.
     """
 
-    def __init__(self, phases: Sequence[Phase], student: StagedNetwork, teacher: StagedNetwork | None) -> None:
-        self._student = student
-        self._teacher = teacher
-        self._firsts = [span(phase, student).first for phase in phases]
+    def __init__(self, phases: Sequence[Phase], networks: Mapping[str, StagedNetwork]) -> None:
+        """`networks` by the owner of their taps: the student, and every teacher."""
+        self._networks = networks
+        self._firsts = [span(phase, networks[STUDENT]).first for phase in phases]
 
     def holdings(self, needs: Sequence[Keys]) -> list[Keys]:
         """What is held during each phase."""
-        reached = self._teacher_reach(needs)
+        reached = self._reached(needs)
         held: list[Keys] = []
         later: Iterable[Key] = ()
         for place in reversed(range(len(needs))):
@@ -87,23 +109,26 @@ class Planner:
             later = kept
         return held[::-1]
 
-    def _teacher_reach(self, needs: Sequence[Keys]) -> list[int]:
-        """The last teacher stage that any need has asked for, up to each phase."""
-        reach, reached = -1, []
+    def _reached(self, needs: Sequence[Keys]) -> list[dict[str, int]]:
+        """The last stage of each teacher that any need has asked for, up to each phase."""
+        reach: dict[str, int] = {}
+        reached = []
         for keys in needs:
-            places = [self._teacher.index(k.name) for k in keys if k.owner == "teacher"] if self._teacher else []
-            reach = max([reach, *places])
+            reach = dict(reach)
+            for key in keys:
+                if key.owner not in (DATA, STUDENT):
+                    place = self._networks[key.owner].index(key.name)
+                    reach[key.owner] = max(reach.get(key.owner, -1), place)
             reached.append(reach)
         return reached
 
-    def _origin(self, key: Key, first: int, reached: int) -> set[Key]:
+    def _origin(self, key: Key, first: int, reached: Mapping[str, int]) -> set[Key]:
         """The held tensors from which `key` is made after a phase that begins at stage `first`."""
-        if key.owner == "data":
+        if key.owner == DATA:
             return {key}
-        network = self._student if key.owner == "student" else self._teacher
-        assert network is not None
+        network = self._networks[key.owner]
         place = network.index(key.name)
-        if place < first if key.owner == "student" else place <= reached:
+        if place < first if key.owner == STUDENT else place <= reached.get(key.owner, -1):
             return {key}
         sources = (tap_key(key.owner, name) for name in network.sources(place))
         return set().union(*(self._origin(source, first, reached) for source in sources))

@@ -1,70 +1,92 @@
-"""One phase as a module: the student's running stages, and the loss that they are trained on."""
+"""A phase: what trains, what it is fed by and compared with, and for how long. Plain values; nothing is run here."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from segskd.config import Size
-from segskd.data.cards import Card
-from segskd.distill.losses import label_loss, tap_loss
-from segskd.distill.methods import Phase
-from segskd.distill.needs import span
-from segskd.distill.store import Batch
-from segskd.models.adapters import Adapters
-from segskd.models.stages import HEAD, StagedNetwork, set_trained
+from segskd.distill.losses import tap_loss
+from segskd.models.stages import HEAD
 
+TEACHER = "teacher"
+"""Who owns the taps of the teacher itself. Its earlier selves are called by the names that `Setting` gives them."""
 
-class PhaseModule(nn.Module):
-    """Runs the student from the phase's first trained stage to the last one that a loss looks at."""
-
-    def __init__(self, phase: Phase, student: StagedNetwork, adapters: Adapters, card: Card, size: Size) -> None:
-        super().__init__()
-        self.phase = phase
-        self.span = span(phase, student)
-        self._student = student
-        self._adapters = adapters
-        self._card = card
-        self._size = size
-        running = student.names[self.span.first : self.span.last + 1]
-        self.stages = nn.ModuleList(student.stages[name] for name in running)
-        self.adapters = nn.ModuleList(adapters.of(phase.taps))
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """ "loss", and its parts by stage name or "labels": scalars in fp32."""
-        taps = self._student.run(batch.taps("student"), self._size, self.span.first, self.span.last)
-        parts: dict[str, Tensor] = {}
-        for name in self.phase.taps:
-            parts[name] = tap_loss(self._adapters.adapt(name, taps[name]), batch.taps("teacher")[name])
-        if self.phase.labels:
-            parts["labels"] = label_loss(taps[HEAD], batch.mask, self._card.ignore_index)
-        weights = {**self.phase.taps, "labels": self.phase.labels}
-        return {"loss": torch.stack([weights[name] * part for name, part in parts.items()]).sum(), **parts}
-
-    def start_training(self) -> None:
-        """Trained stages move, all others of the student stand still."""
-        set_trained(self._student, self.phase.trained)
-
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """What the optimiser gets: the trained stages' parameters and those of the adapters in use."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+Measure = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
+"""A scalar from some taps of the student, each (N, c, h, w), and the teacher's taps of the same stages."""
 
 
-def steps_an_epoch(images: int, batch: int) -> int:
-    """Batches of at most `batch` that hold every image once."""
-    return -(-images // batch)
+def mean_square(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """`losses.tap_loss` of one tap."""
+    return tap_loss(student[0], teacher[0])
 
 
-def epoch_batches(seed: int, phase: str, epoch: int, images: int, views: int, batch: int) -> Iterator[Tensor]:
-    """The sample numbers of each step of an epoch, int64 (n,): every image once, in view epoch mod views.
+@dataclass(frozen=True)
+class Comparison:
+    """A summand of a phase's loss: the student's taps of some stages, measured against a teacher's.
 
-    The order depends on the arguments alone, so that a resumed run goes on in it. Batches differ in size by
-    at most one: a last batch of a single image would upset batch normalisation.
+    `adapted` taps go through the stage's adapter first where their shape differs from the teacher's. With a `critic`
+    a discriminator learns in the same steps to tell the first of these taps from the teacher's, and how well the
+    student deceives it counts with that weight.
     """
-    drawn = hashlib.sha256(f"{seed}/{phase}/{epoch}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(drawn[:6], "big"))
-    order = torch.randperm(images, generator=generator) + (epoch % views) * images
-    yield from order.tensor_split(steps_an_epoch(images, batch))
+
+    stages: tuple[str, ...]
+    weight: float = 1.0
+    measure: Measure = mean_square
+    teacher: str = TEACHER
+    adapted: bool = True
+    critic: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The stages, such as "encoder.2" or "encoder.2>encoder.3"."""
+        return ">".join(self.stages)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One complete unit of training, with an optimiser and a schedule of its own.
+
+    `trained` stages move; all others stand still, normalisation statistics included. Fed by the student, the
+    first trained stage takes the taps of the frozen ones before it, and each further stage those of the ones that
+    run; fed by the teacher, every trained stage runs alone on the teacher's taps. The loss is the weighted sum of
+    `compared` and of the cross-entropy of the logits (`labels`). After the epochs in `snapshots` a copy of the
+    network is kept.
+    """
+
+    name: str
+    trained: tuple[str, ...]
+    epochs: int
+    compared: tuple[Comparison, ...] = ()
+    labels: float = 0.0
+    fed_by: Literal["student", "teacher"] = "student"
+    snapshots: tuple[int, ...] = ()
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Stages whose taps are looked at, each once."""
+        return tuple(dict.fromkeys(stage for comparison in self.compared for stage in comparison.stages))
+
+    @property
+    def on_labels_alone(self) -> bool:
+        """Whether images without labels teach it nothing."""
+        return bool(self.labels) and not self.taps
+
+    @property
+    def whole(self) -> bool:
+        """Whether it trains several stages with the head, so that its masks are worth a look on the way."""
+        return HEAD in self.trained and len(self.trained) > 1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method plans for: the student's stages in order, epochs a stage, and the teachers, the earliest first.
+
+    The last of `teachers` is the teacher itself, those before it are snapshots of its training.
+    """
+
+    stages: tuple[str, ...]
+    epochs: int
+    teachers: tuple[str, ...] = (TEACHER,)

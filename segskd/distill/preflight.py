@@ -174,8 +174,8 @@ class MemoryNeeds:
 
     def __init__(self, job: Job) -> None:
         size, device = job.size, job.recipe.device
-        networks = [network for network in (job.student, job.teacher) if network]
-        self._fixed = sum(weight_bytes(network.model) for network in networks) + weight_bytes(job.adapters)
+        modules = [*(network.model for network in job.by_owner.values()), job.adapters, job.critics]
+        self._fixed = sum(weight_bytes(module) for module in modules)
         self._fixed += _libraries(device)
         if device != "cuda" and job.store.kind == "memory":
             self._fixed += job.store.bytes
@@ -201,10 +201,8 @@ def _libraries(device: str) -> int:
 
 def _chunk_bytes(job: Job) -> int:
     """Bytes an image when a store is filled: at most every tap of both networks at once."""
-    sizes = Sizes(job.student, job.teacher, job.size, DTYPES[job.recipe.precision])
-    keys = {Key("student", name) for name in job.student.names}
-    if job.teacher is not None:
-        keys |= {Key("teacher", name) for name in job.teacher.names}
+    sizes = Sizes(job.by_owner, job.size, DTYPES[job.recipe.precision])
+    keys = {Key(owner, name) for owner, network in job.by_owner.items() for name in network.names}
     return sum(sizes.of(key) for key in keys)
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from segskd.chosen import chosen_names
+from segskd.chosen import Chosen, chosen_names
 from segskd.config import Recipe, Size, make_recipe, merged
 from segskd.data.cards import Card
 from segskd.distill.earlier import check_shared, check_teacher, earlier_run, epochs_before
-from segskd.distill.methods import default_lr
+from segskd.distill.plan import default_lr
 from segskd.errors import UserError
 from segskd.models.adapters import Adapters
 from segskd.models.build import load
@@ -94,7 +94,7 @@ class Pruning:
         check_shared(run, recipe, card)
         return cls(run, recipe.prune.ratio)
 
-    def names(self) -> tuple[list[str], list[str]] | None:
+    def names(self) -> Chosen | None:
         """The other run's images, training and held out."""
         return chosen_names(self.run)
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from segskd.data.samples import Samples
 from segskd.devices import synchronise
 from segskd.distill.budget import Choice
-from segskd.distill.job import Job, Subset
+from segskd.distill.images import Subset
+from segskd.distill.job import Job
 from segskd.distill.loop import Loop, Stores
-from segskd.distill.methods import Phase
 from segskd.distill.needs import Keys
-from segskd.distill.phase import PhaseModule, steps_an_epoch
+from segskd.distill.phase import Phase
 from segskd.distill.store import FeatureStore
 from segskd.distill.trainer import VALIDATIONS, Trainer
 from segskd.evaluate.predict import Predictor, evaluate
@@ -110,10 +110,10 @@ class _SmallRun:
         phase = self._small.phases[place]
         freeze([self._small.student.model])
         filling = self._filling(place)
-        module = PhaseModule(phase, self._small.student, self._small.adapters, self._small.card, self._small.size)
+        module = self._small.module(phase)
         module.start_training()
         loop = Loop(self._trainer.fabric, self._small, module)
-        training = self._training(loop, self._job.steps(self._job.phases[place]))
+        training = self._training(loop, self._job.phases[place])
         return filling + training + self._validating(loop, self._job.phases[place])
 
     def saving_seconds(self) -> float:
@@ -144,11 +144,11 @@ class _SmallRun:
         others = (total - first) * (until - since) / (last - before)
         return after_first - start + others + load * total * (samples.loaded > loaded)
 
-    def _training(self, loop: Loop, steps: int) -> float:
+    def _training(self, loop: Loop, phase: Phase) -> float:
         """The first step as it was, all others as the median of those that follow here."""
-        images = len(self._job.subset.train)
-        a_step = images / steps_an_epoch(images, self._job.batch)
-        few = torch.arange(min(math.ceil(a_step), self._stores.train.samples.images))
+        steps = self._job.steps(phase)
+        a_step = len(self._job.images_of(phase)) / self._job.steps_an_epoch(phase)
+        few = torch.tensor(self._small.images_of(phase)[: math.ceil(a_step)])
         first = self._step(loop, few)
         times: list[float] = []
         while not times or (first + sum(times) < STEP_SECONDS and len(times) + 1 < steps):
@@ -167,7 +167,7 @@ class _SmallRun:
         drawn = self._timed(lambda: grafter.score(loop.phase, store))
         plain = self._timed(lambda: grafter.score(loop.phase, store, draw=False))
         whole = plain * val / store.samples.images
-        told = phase.epochs // max(1, phase.epochs // VALIDATIONS) if phase.labels and len(phase.trained) > 1 else 0
+        told = phase.epochs // max(1, phase.epochs // VALIDATIONS) if phase.whole else 0
         chosen = phase.epochs * self._choosing(loop, whole) if self._job.recipe.select == "best" else 0.0
         return (1 + told) * (whole + max(0.0, drawn - plain)) + chosen
 

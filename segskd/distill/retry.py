@@ -28,7 +28,15 @@ def _halve(run: Run) -> int:
         raise UserError("a batch is one image already: take a smaller --size")
     state = run.load_state()
     if state is not None:
-        begun = {"epoch": 0, "step": 0, "seconds": 0.0, "loss_sum": 0.0, "best": None, "best_epoch": None}
+        begun = {
+            "epoch": 0,
+            "step": 0,
+            "seconds": 0.0,
+            "cpu_seconds": 0.0,
+            "loss_sum": 0.0,
+            "best": None,
+            "best_epoch": None,
+        }
         run.save_state(state | {"progress": state["progress"] | begun, "inside": {}, "best_weights": {}})
     halved = batch // 2
     changed = merged(recipe.model_dump(mode="json"), {"optimisation": {"batch": halved}})

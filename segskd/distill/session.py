@@ -18,6 +18,7 @@ from segskd.config import Recipe
 from segskd.data.fetch import Report
 from segskd.data.transforms import RESIZE_FILTER
 from segskd.devices import out_of_memory
+from segskd.distill.flops import image_passes, training_flops
 from segskd.distill.job import Job, prepare
 from segskd.distill.trainer import Trainer
 from segskd.errors import Stopped, UserError
@@ -42,7 +43,7 @@ def start(recipe: Recipe, folder: Path, listeners: Sequence[Listener] = (), unti
     _check_until(job, until)
     run = Run.create(folder, job.recipe)
     run.listeners += listeners
-    run.write("subset.txt", chosen_text(job.subset.train, job.subset.holdout).encode())
+    _write_chosen(job, run)
     return _work(job, run, until)
 
 
@@ -57,8 +58,13 @@ def resume(run: Run, listeners: Sequence[Listener] = (), until: str | None = Non
     with nullcontext() if run.is_alive() else _errors_told(run):
         job = prepare(run.recipe, run.path, chosen_names(run), _preparing(listeners))
     _check_until(job, until)
-    run.write("subset.txt", chosen_text(job.subset.train, job.subset.holdout).encode())
+    _write_chosen(job, run)
     return _work(job, run, until)
+
+
+def _write_chosen(job: Job, run: Run) -> None:
+    subset = job.subset
+    run.write("subset.txt", chosen_text(subset.train, subset.holdout, subset.unlabelled).encode())
 
 
 def pruned(recipe: Recipe, folder: Path, listeners: Sequence[Listener] = ()) -> Run:
@@ -102,6 +108,7 @@ def _result(job: Job, run: Run, trainer: Trainer, student: Score, teacher: Score
     phases = trainer.progress.phases
     networks = [network for network in (job.student, job.teacher) if network]
     device = torch.device(job.recipe.device)
+    seconds = round(sum(phase["seconds"] for phase in phases), 3)
     times = latencies([network.model for network in networks], job.size, device)
     costs = [cost(net.model, job.size, time) for net, time in zip(networks, times, strict=True)]
     return {
@@ -112,6 +119,7 @@ def _result(job: Job, run: Run, trainer: Trainer, student: Score, teacher: Score
         "resize": RESIZE_FILTER,
         "method": job.recipe.method if job.recipe.kind == "distill" else "teach",
         "images": len(job.subset.train),
+        "labelled": len(job.subset.labelled),
         "views": job.recipe.data.views,
         "init": job.recipe.init,
         "chosen_on": _chosen_on(job.recipe),
@@ -127,7 +135,11 @@ def _result(job: Job, run: Run, trainer: Trainer, student: Score, teacher: Score
         "teacher": {"network": describe(job.teacher.model), **teacher.as_dict(), **costs[1]}
         if teacher and job.teacher
         else None,
-        "seconds": round(sum(phase["seconds"] for phase in phases), 3),
+        "seconds": seconds,
+        "cpu_seconds": round(sum(phase.get("cpu_seconds", 0.0) for phase in phases), 3),
+        "gpu_seconds": seconds if device.type == "cuda" else None,
+        "image_passes": image_passes(job),
+        "training_flops": training_flops(job),
         "phases": phases,
         "store": {"kind": job.store.kind, "bytes": job.store.bytes},
         "device": _device_name(job.recipe),

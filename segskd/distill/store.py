@@ -16,7 +16,7 @@ from torch import Tensor
 
 from segskd.config import Size
 from segskd.data.samples import Samples
-from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key, Keys, tap_key
+from segskd.distill.needs import DATA, IMAGE_KEY, MASK_KEY, Key, Keys, tap_key
 from segskd.files import writing
 from segskd.models.stages import StagedNetwork
 
@@ -33,7 +33,7 @@ class Batch:
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
 
-    def taps(self, owner: Literal["student", "teacher"]) -> dict[str, Tensor]:
+    def taps(self, owner: str) -> dict[str, Tensor]:
         """One network's taps by stage name, with the image as "image"."""
         return {key.name: value for key, value in self.tensors.items() if key.owner == owner or key == IMAGE_KEY}
 
@@ -44,10 +44,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Networks:
-    """The two networks as a store uses them: in eval mode, without gradients, in the run's precision."""
+    """The networks by the owner of their taps, as a store uses them: in eval mode, no gradients, in one precision."""
 
-    student: StagedNetwork
-    teacher: StagedNetwork | None
+    by_owner: Mapping[str, StagedNetwork]
     size: Size
     device: torch.device
     dtype: torch.dtype
@@ -64,9 +63,8 @@ class Networks:
     def _reach(self, key: Key, values: dict[Key, Tensor]) -> Tensor:
         if key in values:
             return values[key]
-        network = self.student if key.owner == "student" else self.teacher
-        assert network is not None
-        assert key.owner != "data"
+        assert key.owner != DATA
+        network = self.by_owner[key.owner]
         names = network.sources(network.index(key.name))
         sources = {name: self._reach(tap_key(key.owner, name), values) for name in names}
         values[key] = network.stages[key.name](sources[names[0]], sources, self.size)

@@ -16,10 +16,10 @@ from torch import Tensor
 from segskd.distill.graft import Grafter
 from segskd.distill.job import Job
 from segskd.distill.loop import Loop, Stores
-from segskd.distill.methods import Phase
-from segskd.distill.phase import PhaseModule, epoch_batches
+from segskd.distill.module import epoch_batches
+from segskd.distill.phase import Phase
 from segskd.errors import Stopped, UserError
-from segskd.models.build import digest, save
+from segskd.models.build import SNAPSHOTS, digest, save
 from segskd.models.stages import freeze
 from segskd.runs import Run
 
@@ -38,11 +38,24 @@ class Progress:
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     loss_sum: float = 0.0
     loss: float = math.nan
     best: float | None = None
     best_epoch: int | None = None
     phases: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _Clock:
+    """Seconds that a phase has taken, also before it was interrupted."""
+
+    def __init__(self, before: Progress) -> None:
+        self._wall = time.monotonic() - before.seconds
+        self._cpu = time.process_time() - before.cpu_seconds
+
+    def read(self) -> tuple[float, float]:
+        """On the wall, and of all cores of this process."""
+        return time.monotonic() - self._wall, time.process_time() - self._cpu
 
 
 class Trainer:
@@ -84,29 +97,31 @@ class Trainer:
     # -- one phase ----------------------------------------------------------------------------------
 
     def _train_phase(self, phase: Phase) -> None:
-        started = time.monotonic() - self.progress.seconds
+        clock = _Clock(self.progress)
         self._tell_phase_start(phase)
         freeze([self.job.student.model])
         self._stores.advance(self.progress.phase, self._tell_store)
-        module = PhaseModule(phase, self.job.student, self.job.adapters, self.job.card, self.job.size)
+        module = self.job.module(phase)
         module.start_training()
         loop = Loop(self.fabric, self.job, module)
         loop.restore(self._inside)
         for epoch in range(self.progress.epoch, phase.epochs):
-            self._train_epoch(loop, epoch, started)
-        self._finish_phase(phase, loop, started)
+            self._train_epoch(loop, epoch, clock)
+        self._finish_phase(phase, loop, clock)
 
-    def _train_epoch(self, loop: Loop, epoch: int, started: float) -> None:
+    def _train_epoch(self, loop: Loop, epoch: int, clock: _Clock) -> None:
         progress, phase = self.progress, loop.phase
         for step, numbers in enumerate(self._batches(phase, epoch)):
             if step < progress.step:
                 continue
             progress.loss_sum += loop.step(self._stores.train, numbers)
             progress.step = step + 1
-            progress.seconds = time.monotonic() - started
+            progress.seconds, progress.cpu_seconds = clock.read()
             self._tell_step(loop, epoch)
             self._save_if_due(loop)
         loss = progress.loss_sum / loop.steps
+        if epoch + 1 in phase.snapshots:
+            self._keep_snapshot(phase.snapshots.index(epoch + 1) + 1)
         figures = self._validate(loop, epoch)
         self.run.event("epoch", phase=phase.name, epoch=epoch + 1, epochs=phase.epochs, loss=loss, **figures)
         progress.epoch, progress.step, progress.loss_sum, progress.loss = epoch + 1, 0, 0.0, loss
@@ -114,9 +129,12 @@ class Trainer:
             self._stop(loop)
 
     def _batches(self, phase: Phase, epoch: int) -> Iterator[Tensor]:
-        job = self.job
-        images, views = len(job.subset.train), self._stores.train.samples.views
-        return epoch_batches(job.recipe.seed, phase.name, epoch, images, views, job.batch)
+        job, samples = self.job, self._stores.train.samples
+        images = job.images_of(phase)
+        return epoch_batches(job.recipe.seed, phase.name, epoch, images, samples.images, samples.views, job.batch)
+
+    def _keep_snapshot(self, number: int) -> None:
+        save(self.job.student.model, self.run.model_folder / SNAPSHOTS / str(number))
 
     def _validate(self, loop: Loop, epoch: int) -> dict[str, float]:
         """Figures of an epoch: what `select best` goes by, and now and then the mIoU of a network trained whole."""
@@ -129,7 +147,7 @@ class Trainer:
                 self.progress.best, self.progress.best_epoch = value, epoch + 1
                 self._best_weights = loop.weights()
         every = max(1, phase.epochs // VALIDATIONS)
-        if phase.labels and len(phase.trained) > 1 and (epoch + 1) % every == 0:
+        if phase.whole and (epoch + 1) % every == 0:
             figures["val_miou"] = self.grafter.score(phase, self._stores.val, draw=True).miou
         loop.module.start_training()
         return figures
@@ -144,14 +162,14 @@ class Trainer:
             losses = [float(loop.wrapped(batch)["loss"]) * len(batch) for batch in store.batches()]
         return sum(losses) / len(store.samples)
 
-    def _finish_phase(self, phase: Phase, loop: Loop, started: float) -> None:
+    def _finish_phase(self, phase: Phase, loop: Loop, clock: _Clock) -> None:
         if self._best_weights:
             loop.load_weights(self._best_weights)
         freeze([self.job.student.model])
         save(self.job.student.model, self.run.model_folder)
         score = self.grafter.score(phase, self._stores.val)
-        seconds = time.monotonic() - started
-        figures = {"phase": phase.name, "loss": self.progress.loss, "seconds": round(seconds, 3)}
+        seconds, cpu_seconds = (round(taken, 3) for taken in clock.read())
+        figures = {"phase": phase.name, "loss": self.progress.loss, "seconds": seconds, "cpu_seconds": cpu_seconds}
         self.run.event("graft", phase=phase.name, miou=score.miou, pixel_accuracy=score.pixel_accuracy)
         self.run.event("phase_end", **figures, graft_miou=score.miou, store_bytes=self._stores.bytes)
         done = [*self.progress.phases, {**figures, "graft_miou": score.miou, "best_epoch": self.progress.best_epoch}]

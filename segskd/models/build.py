@@ -31,6 +31,8 @@ STUDENT_LAYERS: dict[str, list[int]] = {
     "resnet26": [3, 3, 3, 3],
 }
 ARCHITECTURES = {"unet": smp.Unet}
+SNAPSHOTS = "snapshots"
+"""A folder beside a teacher's weights: 1, 2 … are the network earlier in its training."""
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 LOAD_ERRORS = (
@@ -108,6 +110,14 @@ def model_folder(place: str | Path) -> Path | None:
     if HUB_ID.match(str(place)) and not str(place).startswith("."):
         return None
     raise UserError(f"no model at {path}: name a folder, a run or a hub id")
+
+
+def snapshot_folders(place: str | Path) -> dict[str, Path]:
+    """Networks as they were in the middle of their training, the earliest first, by name; {} where none are kept."""
+    folder = model_folder(place)
+    found = [path.parent for path in folder.glob(f"{SNAPSHOTS}/*/config.json")] if folder else []
+    numbered = sorted(found, key=lambda path: (len(path.name), path.name))
+    return {f"snapshot-{path.name}": path for path in numbered}
 
 
 def save(model: nn.Module, folder: Path) -> None:

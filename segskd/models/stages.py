@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import segmentation_models_pytorch as smp
 import torch
@@ -19,6 +19,7 @@ from segskd.errors import UserError
 IMAGE = "image"
 HEAD = "head"
 Taps = Mapping[str, Tensor]
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Stage(nn.Module):
@@ -140,7 +141,7 @@ def copy_matching(student: StagedNetwork, teacher: StagedNetwork) -> float:
     return copied / total
 
 
-def ghost(model: nn.Module) -> nn.Module:
+def ghost(model: Module) -> Module:
     """A copy without storage, for asking after shapes and sizes."""
     return copy.deepcopy(model).to("meta")
 

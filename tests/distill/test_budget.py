@@ -14,6 +14,7 @@ from segskd.distill.budget import Holding, Room, Sizes, StepSizes, choose_store,
 from segskd.distill.job import prepare
 from segskd.distill.methods import stagewise
 from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key
+from segskd.distill.phase import Setting
 from segskd.errors import UserError
 from segskd.models.build import create
 from segskd.models.stages import StagedNetwork, cut, freeze
@@ -26,7 +27,7 @@ def network() -> StagedNetwork:
 
 @pytest.fixture(scope="module")
 def sizes(network: StagedNetwork) -> Sizes:
-    return Sizes(network, network, (64, 96), torch.bfloat16)
+    return Sizes({"student": network, "teacher": network}, (64, 96), torch.bfloat16)
 
 
 def test_bytes_of_a_sample(sizes: Sizes) -> None:
@@ -59,7 +60,7 @@ def test_what_the_recipe_asks_for_is_done(sizes: Sizes) -> None:
 
 def test_a_step_keeps_its_activations(network: StagedNetwork) -> None:
     freeze([network.model])  # as it stands between phases
-    first, *_, head = stagewise(network.names, 1)
+    first, *_, head = stagewise(Setting(tuple(network.names), 1))
     steps = StepSizes(network, (64, 96))
     stem = steps.of(first, batch=1)
     # A 3x3 convolution from 16 to 3 channels keeps its input, decoder.4's tap, and its weights; then four copies

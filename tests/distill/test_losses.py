@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
-from segskd.distill.losses import label_loss, tap_loss
+from segskd.distill.losses import (
+    attention_loss,
+    channelwise_loss,
+    flow_loss,
+    label_loss,
+    real_or_not,
+    soft_loss,
+    tap_loss,
+)
 
 
 def test_tap_loss_is_the_mean_of_squares() -> None:
@@ -39,3 +50,75 @@ def test_label_loss_of_nothing_but_ignored_pixels_is_zero() -> None:
     assert loss.item() == 0
     assert logits.grad is not None
     assert not logits.grad.any()
+
+
+def test_soft_loss_is_the_divergence_of_softened_logits_times_the_temperature_squared() -> None:
+    teacher = torch.zeros(1, 2, 1, 1)
+    teacher[0, 1] = 2 * math.log(3)  # at temperature 2 the teacher says 1/4 and 3/4, the student 1/2 and 1/2
+    expected = 4 * (0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5))
+    assert soft_loss(torch.zeros(1, 2, 1, 1), teacher, temperature=2.0).item() == pytest.approx(expected)
+
+
+def test_soft_loss_is_the_mean_over_pixels() -> None:
+    student, teacher = torch.randn(2, 3, 2, 5, dtype=torch.float64), torch.randn(2, 3, 2, 5, dtype=torch.float64)
+    p, q = (torch.softmax(logits / 3, 1).numpy() for logits in (teacher, student))
+    expected = 9 * (p * np.log(p / q)).sum(1).mean()
+    assert soft_loss(student, teacher, temperature=3.0).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_attention_is_where_a_tap_is_strong() -> None:
+    student = torch.tensor([[[[3.0, 4.0]]]])  # squares 9 and 16
+    teacher = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])  # squares summed over channels: 1 and 1
+    expected = 2 - 2 * (9 + 16) / (math.hypot(9, 16) * math.sqrt(2))  # |a - b|^2 of two vectors of length 1
+    assert attention_loss(student, teacher).item() == pytest.approx(expected)
+
+
+def test_the_larger_attention_map_is_averaged_down() -> None:
+    student = torch.tensor([[[[1.0, 3.0, 2.0, 2.0]]]])  # squares 1 9 4 4, in pairs 5 and 4
+    teacher = torch.tensor([[[[2.0, 0.0]]]])  # squares 4 and 0: all in the first place
+    expected = 2 - 2 * 5 / math.hypot(5, 4)
+    assert attention_loss(student, teacher).item() == pytest.approx(expected)
+
+
+def test_flow_is_the_product_of_two_taps_over_all_positions() -> None:
+    first = torch.tensor([[[[1.0, 2.0]], [[0.0, 1.0]]]])
+    second = torch.tensor([[[[3.0, 1.0]]]])
+    nothing = [torch.zeros_like(first), torch.zeros_like(second)]
+    # G = [(1*3 + 2*1) / 2, (0*3 + 1*1) / 2]
+    assert flow_loss(first, second, *nothing).item() == pytest.approx((2.5**2 + 0.5**2) / 2)
+
+
+def test_the_larger_tap_of_a_flow_is_pooled_by_its_maxima() -> None:
+    first = torch.tensor([[[[1.0, 2.0]], [[0.0, 1.0]]]])
+    second = torch.tensor([[[[3.0]]]])
+    nothing = [torch.zeros_like(first), torch.zeros_like(second)]
+    assert flow_loss(first, second, *nothing).item() == pytest.approx(((2 * 3) ** 2 + (1 * 3) ** 2) / 2)
+
+
+def test_channelwise_loss_compares_where_each_channel_looks() -> None:
+    student, teacher = torch.randn(2, 4, 3, 5, dtype=torch.float64), torch.randn(2, 4, 3, 5, dtype=torch.float64)
+    p, q = (torch.softmax(tap.flatten(2) / 4, 2).numpy() for tap in (teacher, student))
+    expected = 16 * np.mean([[(p[n, c] * np.log(p[n, c] / q[n, c])).sum() for c in range(4)] for n in range(2)])
+    assert channelwise_loss(student, teacher, temperature=4.0).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_discriminators_scores_are_told_by_binary_cross_entropy() -> None:
+    scores = torch.tensor([[0.0, math.log(3)]])  # the teacher's with probability 1/2 and 3/4
+    assert real_or_not(scores, real=True).item() == pytest.approx((math.log(2) + math.log(4 / 3)) / 2)
+    assert real_or_not(scores, real=False).item() == pytest.approx((math.log(2) + math.log(4)) / 2)
+
+
+@pytest.mark.parametrize("loss", [partial(soft_loss, temperature=4.0), attention_loss])
+def test_losses_are_reckoned_in_fp32_under_autocast(loss: Callable[..., torch.Tensor]) -> None:
+    student, teacher = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = loss(student, teacher)
+    assert mixed.dtype == torch.float32
+    assert torch.equal(mixed, loss(student, teacher))
+
+
+def test_flows_are_reckoned_in_fp32_under_autocast() -> None:
+    taps = [torch.randn(1, 4, 8, 8) for _ in range(4)]
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = flow_loss(*taps)
+    assert torch.equal(mixed, flow_loss(*taps))

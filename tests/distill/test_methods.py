@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
 
-from segskd.distill.methods import default_epochs, plan
+from segskd.distill.losses import soft_loss
+from segskd.distill.methods import METHODS
+from segskd.distill.module import adapted_stages
+from segskd.distill.phase import TEACHER, Comparison, Phase
+from segskd.distill.plan import default_epochs, plan
 from segskd.errors import UserError
 
 STAGES = [*(f"encoder.{i}" for i in range(5)), *(f"decoder.{i}" for i in range(5)), "head"]
@@ -17,7 +24,7 @@ def test_stagewise_trains_one_stage_a_phase_and_the_head_on_labels(recipe: Calla
     phases = plan(recipe(optimisation={"epochs": 7}), STAGES, STAGES, images=12)
     assert [phase.name for phase in phases] == STAGES
     assert all(phase.trained == (phase.name,) and phase.epochs == 7 for phase in phases)
-    assert [dict(phase.taps) for phase in phases[:-1]] == [{name: 1.0} for name in STAGES[:-1]]
+    assert [phase.compared for phase in phases[:-1]] == [(Comparison((name,), 1.0),) for name in STAGES[:-1]]
     assert [phase.labels for phase in phases] == [0.0] * 10 + [1.0]
     assert not phases[-1].taps
 
@@ -36,7 +43,7 @@ def test_teaching_takes_the_epochs_as_they_are(recipe: Callable[..., Any]) -> No
 
 
 def test_an_unknown_method_names_the_known_ones(recipe: Callable[..., Any]) -> None:
-    with pytest.raises(UserError, match=r"no method 'magic'.*stagewise, supervised"):
+    with pytest.raises(UserError, match=r"no method 'magic'.*stagewise, .*supervised"):
         plan(recipe(method="magic"), STAGES, STAGES, images=12)
 
 
@@ -49,3 +56,133 @@ def test_a_teacher_with_fewer_blocks_is_refused(recipe: Callable[..., Any]) -> N
 def test_small_subsets_get_more_epochs() -> None:
     assert default_epochs(1000) == default_epochs(300)
     assert default_epochs(36) > default_epochs(367)
+
+
+def planned(recipe: Callable[..., Any], method: str, teachers: tuple[str, ...] = (TEACHER,), **changes: Any) -> Any:
+    made = recipe(method=method, optimisation={"epochs": 7}, **changes)
+    return plan(made, STAGES, STAGES, images=12, teachers=teachers)
+
+
+def compared(phase: Phase) -> dict[str, float]:
+    return {comparison.name: comparison.weight for comparison in phase.compared}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_gets_the_same_image_passes(recipe: Callable[..., Any], method: str) -> None:
+    for teachers in ((TEACHER,), ("snapshot-1", "snapshot-2", TEACHER)):
+        phases = planned(recipe, method, teachers)
+        assert sum(phase.epochs for phase in phases) == 7 * 11
+        assert len({phase.name for phase in phases}) == len(phases)
+        assert {name for phase in phases for name in phase.trained} == set(STAGES)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_names_its_paper(method: str) -> None:
+    if method != "supervised":
+        assert re.search(r"arXiv \d{4}\.\d{4,5}|CVPR \d{4}|et al\., \d{4}", str(METHODS[method].__doc__))
+
+
+def test_simultaneous_is_the_mean_of_ten_taps_and_the_labels(recipe: Callable[..., Any]) -> None:
+    (phase,) = planned(recipe, "simultaneous")
+    assert compared(phase) == pytest.approx(dict.fromkeys(STAGES[:-1], 1 / 11))
+    assert phase.labels == pytest.approx(1 / 11)
+
+
+def test_fitnets_takes_two_hints_and_leaves_the_rest_to_the_labels(recipe: Callable[..., Any]) -> None:
+    encoder, decoder, rest = planned(recipe, "fitnets")
+    assert (encoder.trained, compared(encoder), encoder.epochs) == (tuple(STAGES[:3]), {"encoder.2": 1.0}, 21)
+    assert (decoder.trained, compared(decoder), decoder.epochs) == (tuple(STAGES[3:8]), {"decoder.2": 1.0}, 35)
+    assert (rest.trained, compared(rest), rest.epochs, rest.labels) == (tuple(STAGES[8:]), {}, 21, 1.0)
+
+
+def test_hinton_shares_out_between_soft_and_hard_labels(recipe: Callable[..., Any]) -> None:
+    (phase,) = planned(recipe, "hinton", options={"soft": 0.75, "temperature": 2.0})
+    assert compared(phase) == {"head": 0.75}
+    assert phase.labels == 0.25
+    student, teacher = torch.randn(1, 3, 2, 2), torch.randn(1, 3, 2, 2)
+    measured = phase.compared[0].measure([student], [teacher])
+    assert measured == soft_loss(student, teacher, temperature=2.0)
+
+
+def test_blockwise_ends_with_a_fifth_of_its_epochs_together(recipe: Callable[..., Any]) -> None:
+    apart, joint = planned(recipe, "blockwise")
+    assert (apart.fed_by, apart.epochs, apart.labels) == ("teacher", 62, 1.0)
+    assert compared(apart) == dict.fromkeys(STAGES[:-1], 1.0)
+    assert (joint.fed_by, joint.epochs) == ("student", 15)
+    assert compared(joint) == pytest.approx(dict.fromkeys(STAGES[:-1], 1 / 11))
+
+
+def test_attention_needs_no_adapters_and_channelwise_does(recipe: Callable[..., Any]) -> None:
+    (attention,), (channelwise,) = planned(recipe, "attention"), planned(recipe, "channelwise")
+    assert adapted_stages([attention]) == set()
+    assert adapted_stages([channelwise]) == set(STAGES[:-1])
+    assert attention.labels == channelwise.labels == 1.0
+
+
+def test_fsp_follows_each_tap_to_the_next(recipe: Callable[..., Any]) -> None:
+    (phase,) = planned(recipe, "fsp")
+    assert [comparison.stages for comparison in phase.compared] == list(pairwise(STAGES[:-1]))
+    assert sum(compared(phase).values()) == pytest.approx(1.0)
+
+
+def test_hdkd_weighs_later_taps_more_and_uses_no_labels(recipe: Callable[..., Any]) -> None:
+    (phase,) = planned(recipe, "hdkd", options={"weight": 0.5, "alpha": 2.0})
+    weights = compared(phase)
+    assert weights.pop("head") == 1.0
+    assert weights == {name: 0.5 * (place + 1) ** 2 for place, name in enumerate(STAGES[:-1])}
+    assert phase.labels == 0.0
+
+
+def test_dearkd_lets_go_of_the_teacher_after_the_early_taps(recipe: Callable[..., Any]) -> None:
+    early, labels = planned(recipe, "dearkd")
+    assert (early.trained, early.epochs) == (tuple(STAGES[:3]), 21)
+    assert compared(early) == dict.fromkeys(STAGES[:3], 1.0)
+    assert (labels.trained, labels.epochs, labels.taps) == (tuple(STAGES), 56, ())
+
+
+def test_multi_teacher_gan_goes_from_snapshot_to_snapshot(recipe: Callable[..., Any]) -> None:
+    phases = planned(recipe, "multi_teacher_gan", ("snapshot-1", "snapshot-2", TEACHER))
+    names = [phase.name for phase in phases]
+    assert names[:4] == ["encoder.0-snapshot-1", "encoder.0-snapshot-2", "encoder.0", "encoder.1-snapshot-1"]
+    assert [phase.epochs for phase in phases[:3]] == [3, 2, 2]
+    assert [phase.compared[0].teacher for phase in phases[:3]] == ["snapshot-1", "snapshot-2", TEACHER]
+    assert all(phase.compared[0].critic == 0.01 for phase in phases[:-1])
+    assert (names[-1], phases[-1].labels) == ("head", 1.0)
+
+
+def test_with_fewer_epochs_than_teachers_the_earliest_are_left_out(recipe: Callable[..., Any]) -> None:
+    made = recipe(method="multi_teacher_gan", optimisation={"epochs": 2})
+    phases = plan(made, STAGES, STAGES, images=12, teachers=("snapshot-1", "snapshot-2", TEACHER))
+    assert [phase.name for phase in phases[:2]] == ["encoder.0-snapshot-2", "encoder.0"]
+
+
+def test_options_of_another_method_are_refused(recipe: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match=r"method hinton has no option 'temp': it has temperature, soft"):
+        planned(recipe, "hinton", options={"temp": 2.0})
+    with pytest.raises(UserError, match=r"method stagewise has no option 'soft': it has none"):
+        planned(recipe, "stagewise", options={"soft": 0.5})
+    with pytest.raises(UserError, match=r"option of method hinton: temperature: Input should be greater than 0"):
+        planned(recipe, "hinton", options={"temperature": 0.0})
+
+
+def test_a_phase_on_labels_alone_sees_the_labelled_images_as_often_as_all(recipe: Callable[..., Any]) -> None:
+    *blocks, head = plan(recipe(optimisation={"epochs": 7}), STAGES, STAGES, images=12, labelled=5)
+    assert {phase.epochs for phase in blocks} == {7}
+    assert head.epochs == round(7 * 12 / 5)
+    (mixed,) = plan(recipe(method="simultaneous", optimisation={"epochs": 7}), STAGES, STAGES, images=12, labelled=5)
+    assert mixed.epochs == 77
+
+
+def test_without_any_label_the_teachers_answers_stand_in(recipe: Callable[..., Any]) -> None:
+    head = plan(recipe(optimisation={"epochs": 7}), STAGES, STAGES, images=12, labelled=0)[-1]
+    assert (compared(head), head.labels, head.epochs) == ({"head": 1.0}, 0.0, 7)
+    with pytest.raises(UserError, match="nothing but labels to learn from"):
+        plan(recipe(method="supervised"), None, STAGES, images=12, labelled=0)
+
+
+def test_snapshots_are_spread_over_a_teachers_epochs(recipe: Callable[..., Any]) -> None:
+    teaching = recipe(optimisation={"epochs": 9}).model_copy(update={"kind": "teach", "teacher": None, "snapshots": 2})
+    (phase,) = plan(teaching, None, STAGES, images=12)
+    assert phase.snapshots == (3, 6)
+    with pytest.raises(UserError, match=r"--snapshots 9 need at least 10 epochs"):
+        plan(teaching.model_copy(update={"snapshots": 9}), None, STAGES, images=12)

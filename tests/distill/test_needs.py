@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from segskd.distill.methods import Phase, stagewise, supervised
+from segskd.distill.methods import stagewise, supervised
 from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key, Planner, graft_needs, phase_needs
+from segskd.distill.phase import Phase, Setting
 from segskd.models.build import create
 from segskd.models.stages import StagedNetwork, cut
 
@@ -25,12 +26,12 @@ def network() -> StagedNetwork:
 
 def held(phases: list[Phase], network: StagedNetwork) -> dict[str, set[Key]]:
     needs = [phase_needs(phase, network) for phase in phases]
-    holdings = Planner(phases, network, network).holdings(needs)
+    holdings = Planner(phases, {"student": network, "teacher": network}).holdings(needs)
     return {phase.name: set(keys) for phase, keys in zip(phases, holdings, strict=True)}
 
 
 def test_a_stage_needs_its_inputs_and_the_teachers_tap(network: StagedNetwork) -> None:
-    phases = {phase.name: phase for phase in stagewise(network.names, 1)}
+    phases = {phase.name: phase for phase in stagewise(Setting(tuple(network.names), 1))}
     assert phase_needs(phases["encoder.0"], network) == {IMAGE_KEY, teacher("encoder.0")}
     assert phase_needs(phases["encoder.3"], network) == {student("encoder.2"), teacher("encoder.3")}
     assert phase_needs(phases["decoder.1"], network) == {
@@ -42,7 +43,7 @@ def test_a_stage_needs_its_inputs_and_the_teachers_tap(network: StagedNetwork) -
 
 
 def test_nothing_is_held_that_no_later_phase_needs(network: StagedNetwork) -> None:
-    holdings = held(stagewise(network.names, 1), network)
+    holdings = held(stagewise(Setting(tuple(network.names), 1)), network)
     skips = {side(f"encoder.{i}") for side in (student, teacher) for i in range(3)}
     # encoder.3 trains on encoder.2; the skips of both networks wait for the decoder, the mask for the head
     assert holdings["encoder.3"] == {*skips, teacher("encoder.3"), MASK_KEY}
@@ -53,24 +54,27 @@ def test_nothing_is_held_that_no_later_phase_needs(network: StagedNetwork) -> No
 
 
 def test_the_image_goes_once_both_stems_have_seen_it(network: StagedNetwork) -> None:
-    holdings = held(stagewise(network.names, 1), network)
+    holdings = held(stagewise(Setting(tuple(network.names), 1)), network)
     assert IMAGE_KEY in holdings["encoder.0"]
     assert all(IMAGE_KEY not in keys for name, keys in holdings.items() if name != "encoder.0")
 
 
 def test_a_network_trained_whole_needs_images_and_masks(network: StagedNetwork) -> None:
-    assert held(supervised(network.names, 1), network) == {"supervised": {IMAGE_KEY, MASK_KEY}}
+    assert held(supervised(Setting(tuple(network.names), 1)), network) == {"supervised": {IMAGE_KEY, MASK_KEY}}
 
 
 def test_a_joint_phase_at_the_end_keeps_the_image_till_then(network: StagedNetwork) -> None:
     joint = Phase("joint", tuple(network.names), 1, labels=1.0)
-    holdings = held([*stagewise(network.names, 1), joint], network)
+    holdings = held([*stagewise(Setting(tuple(network.names), 1)), joint], network)
     assert all(IMAGE_KEY in keys for keys in holdings.values())
     assert holdings["joint"] == {IMAGE_KEY, MASK_KEY}
 
 
 def test_a_graft_needs_every_skip_that_is_still_to_come(network: StagedNetwork) -> None:
-    phases = {phase.name: phase for phase in stagewise(network.names, 1)}
-    assert graft_needs(phases["encoder.0"], network) == {IMAGE_KEY, MASK_KEY}
-    assert graft_needs(phases["encoder.4"], network) == {*(student(f"encoder.{i}") for i in range(4)), MASK_KEY}
-    assert graft_needs(phases["decoder.4"], network) == {student("decoder.3"), MASK_KEY}
+    phases = {phase.name: phase for phase in stagewise(Setting(tuple(network.names), 1))}
+    assert graft_needs(phases["encoder.0"], network, network.names) == {IMAGE_KEY, MASK_KEY}
+    assert graft_needs(phases["encoder.4"], network, network.names) == {
+        *(student(f"encoder.{i}") for i in range(4)),
+        MASK_KEY,
+    }
+    assert graft_needs(phases["decoder.4"], network, network.names) == {student("decoder.3"), MASK_KEY}

@@ -13,7 +13,7 @@ from segskd.data.samples import Samples
 from segskd.distill import job, phase, rehearsal, session, trainer
 from segskd.distill.graft import Grafter
 from segskd.distill.job import prepare
-from segskd.distill.phase import PhaseModule
+from segskd.distill.module import PhaseModule
 from segskd.distill.rehearsal import rehearse
 from segskd.distill.session import start
 from segskd.distill.store import Networks
@@ -59,7 +59,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(job, "_check_memory", lambda *_: None)
     for module in (rehearsal, trainer):
-        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock, monotonic=clock))
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock, monotonic=clock, process_time=clock))
         clock.instead(monkeypatch, module, "save", lambda *_: SAVE_SECONDS, lambda *_: None)
     # No part of what is foretold, and slow.
     monkeypatch.setattr(Run, "save_state", lambda *_: None)

@@ -144,7 +144,7 @@ def test_flags_take_the_place_of_a_recipe_s_subset(
         out, err = capsys.readouterr()
         return json.loads(out.splitlines()[-1]) if status == 0 else err
 
-    hand = {"fraction": None, "count": None, "rule": "hand", "names": ["b05", "b03"]}
+    hand = {"fraction": None, "count": None, "rule": "hand", "names": ["b05", "b03"], "labels": None}
     for source in ({"fraction": 0.5}, {"count": 4, "rule": "balanced"}, {"rule": "hand", "names": ["b01", "b02"]}):
         made = distill(source, "--names", str(names))
         assert made["after"] == hand

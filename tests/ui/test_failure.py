@@ -22,9 +22,10 @@ from segskd.data.dataset import Pair, list_pairs, read_image, read_mask
 from segskd.devices import choose_device, out_of_memory
 from segskd.distill import budget, job
 from segskd.distill.budget import Choice, check_step_fits
-from segskd.distill.job import Subset
+from segskd.distill.images import Subset
 from segskd.distill.loop import Loop
 from segskd.distill.methods import stagewise
+from segskd.distill.phase import Setting
 from segskd.distill.trainer import Trainer
 from segskd.errors import UserError
 from segskd.files import writing
@@ -138,7 +139,7 @@ def test_memory_that_ran_out_offers_half_the_batch() -> None:
 def test_a_step_that_does_not_fit_offers_half_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     student = cut(create("unet", "resnet10", 3))
     monkeypatch.setattr(budget, "free_device_memory", lambda _device: 1)
-    phases = stagewise(student.names, 1)[-1:]
+    phases = stagewise(Setting(tuple(student.names), 1))[-1:]
     error = said_by(lambda: check_step_fits(student, phases, (32, 32), 4, 0, torch.device("cpu")))
     failure = diagnose(failed(error))
     assert failure is not None

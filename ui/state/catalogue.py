@@ -12,7 +12,7 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from segskd.config import Recipe
 from segskd.data.cards import load_card
-from segskd.distill.methods import default_epochs
+from segskd.distill.plan import default_epochs
 from segskd.errors import UserError
 from segskd.runs import RUN_NAME, Run, list_runs
 from segskd.shelf import note

@@ -17,7 +17,9 @@ from segskd.config import Recipe
 from segskd.data.cards import Card, load_card
 from segskd.data.dataset import list_pairs
 from segskd.data.subset import MINIMUM, split_holdout, subset_size
-from segskd.distill.methods import METHODS, Phase, default_epochs, plan
+from segskd.distill.methods import METHODS
+from segskd.distill.phase import Phase
+from segskd.distill.plan import default_epochs, plan
 from segskd.errors import UserError
 from segskd.models.build import create, parse_spec
 from segskd.models.stages import cut

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from segskd.distill.methods import TEACHER_LR
+from segskd.distill.plan import TEACHER_LR
 from ui.parts import Notice
 from ui.state.outline import method_sentences, parameters
 from ui.state.places import as_text, default, help_text, if_empty, options

@@ -1,0 +1,53 @@
+"""What the stores of a run's three sets of images hold in each of its phases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from segskd.config import Recipe
+from segskd.distill.budget import Holding
+from segskd.distill.images import Subset
+from segskd.distill.needs import STUDENT, Keys, Planner, graft_needs, phase_needs
+from segskd.distill.phase import Phase
+from segskd.models.stages import StagedNetwork
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What each store holds in each phase."""
+
+    train: list[Keys]
+    holdout: list[Keys]
+    val: list[Keys]
+
+    def to_be(self, subset: Subset) -> list[Holding]:
+        """The same with numbers of samples, for reckoning bytes."""
+        return [
+            Holding(len(subset.train), self.train, viewed=True),
+            Holding(len(subset.holdout), self.holdout, viewed=False),
+            Holding(len(subset.val), self.val, viewed=False),
+        ]
+
+
+def plan_holdings(
+    recipe: Recipe, networks: Mapping[str, StagedNetwork], phases: Sequence[Phase], planned: Sequence[Phase]
+) -> Holdings:
+    """For the `phases` of a run; `planned` are all those of its method, which a branch has a part of.
+
+    `networks` by the owner of their taps.
+    """
+    student = networks[STUDENT]
+    planner = Planner(phases, networks)
+    needed = [phase_needs(phase, student) for phase in phases]
+    grafts = [graft_needs(phase, student, compared_by(phase, planned)) for phase in phases]
+    both = [needs | graft for needs, graft in zip(needed, grafts, strict=True)]
+    on_val = recipe.select == "best" and recipe.select_on == "val"
+    train, chosen_on, shown = (planner.holdings(needs) for needs in (needed, both, grafts))
+    return Holdings(train, chosen_on, chosen_on if on_val else shown)
+
+
+def compared_by(phase: Phase, planned: Sequence[Phase]) -> set[str]:
+    """Stages that have been compared with the teacher's by the end of a phase."""
+    names = [known.name for known in planned]
+    return {stage for known in planned[: names.index(phase.name) + 1] for stage in known.taps}

@@ -1,0 +1,127 @@
+"""One phase as a module: the student's running stages, and the loss that they are trained on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from segskd.config import Size
+from segskd.data.cards import Card
+from segskd.distill.critics import Critic
+from segskd.distill.losses import label_loss
+from segskd.distill.needs import STUDENT, span
+from segskd.distill.phase import Comparison, Phase
+from segskd.distill.store import Batch
+from segskd.models.adapters import Adapters
+from segskd.models.stages import HEAD, StagedNetwork, set_trained
+
+LABELS = "labels"
+
+
+class PhaseModule(nn.Module):
+    """Runs what the phase trains, from its first trained stage to the last one that a loss looks at."""
+
+    def __init__(
+        self,
+        phase: Phase,
+        student: StagedNetwork,
+        adapters: Adapters,
+        card: Card,
+        size: Size,
+        critics: nn.ModuleDict | None = None,
+    ) -> None:
+        """`critics` by the name of their comparison."""
+        super().__init__()
+        self.phase = phase
+        self.span = span(phase, student)
+        self._student = student
+        self._adapters = adapters
+        self._card = card
+        self._size = size
+        running = student.names[self.span.first : self.span.last + 1]
+        self.stages = nn.ModuleList(student.stages[name] for name in running)
+        self.adapters = nn.ModuleList(adapters.of(_adapted(phase)))
+        self.critics = critics or nn.ModuleDict()
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """ "loss", and its parts by comparison or "labels": scalars in fp32. Discriminators' own losses are in it."""
+        taps = self._taps(batch)
+        parts: dict[str, Tensor] = {}
+        sums: list[Tensor] = []
+        for comparison in self.phase.compared:
+            ours, theirs = self._compared(comparison, taps, batch)
+            parts[comparison.name] = comparison.measure(ours, theirs)
+            sums.append(comparison.weight * parts[comparison.name])
+            if comparison.critic:
+                deceived, told = self._critic(comparison).losses(ours[0].float(), theirs[0].float())
+                parts[f"{comparison.name} deception"] = deceived
+                sums += [comparison.critic * deceived, told]
+        if self.phase.labels:
+            parts[LABELS] = label_loss(taps[HEAD], batch.mask, self._card.ignore_index)
+            sums.append(self.phase.labels * parts[LABELS])
+        return {"loss": torch.stack(sums).sum(), **parts}
+
+    def _taps(self, batch: Batch) -> dict[str, Tensor]:
+        """The student's taps by stage: of stages in a row, or of each trained one on what the teacher's is given."""
+        fed = batch.taps(self.phase.fed_by)
+        if self.phase.fed_by == STUDENT:
+            return self._student.run(fed, self._size, self.span.first, self.span.last)
+        places = [self._student.index(name) for name in self.phase.trained]
+        alone = [self._student.run(fed, self._size, place, place) for place in places]
+        return {name: tap for taps in alone for name, tap in taps.items()}
+
+    def _compared(
+        self, comparison: Comparison, taps: dict[str, Tensor], batch: Batch
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        theirs = batch.taps(comparison.teacher)
+        adapt = self._adapters.adapt if comparison.adapted else lambda _, tap: tap
+        stages: Sequence[str] = comparison.stages
+        return [adapt(name, taps[name]) for name in stages], [theirs[name] for name in stages]
+
+    def _critic(self, comparison: Comparison) -> Critic:
+        critic = self.critics[comparison.name.replace(".", "_")]
+        assert isinstance(critic, Critic)
+        return critic
+
+    def start_training(self) -> None:
+        """Trained stages move, all others of the student stand still."""
+        set_trained(self._student, self.phase.trained)
+        for module in (*self.adapters, self.critics):
+            module.requires_grad_(True)
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What the optimiser gets: the trained stages' parameters and those of adapters and discriminators in use."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+
+def adapted_stages(phases: Sequence[Phase]) -> set[str]:
+    """Stages whose taps some phase compares in the teacher's shape."""
+    return {name for phase in phases for name in _adapted(phase)}
+
+
+def _adapted(phase: Phase) -> list[str]:
+    return list(dict.fromkeys(name for c in phase.compared if c.adapted for name in c.stages))
+
+
+def steps_an_epoch(images: int, batch: int) -> int:
+    """Batches of at most `batch` that hold every image once."""
+    return -(-images // batch)
+
+
+def epoch_batches(
+    seed: int, phase: str, epoch: int, images: Sequence[int], total: int, views: int, batch: int
+) -> Iterator[Tensor]:
+    """The sample numbers of each step of an epoch, int64 (n,): each of `images` once, in view epoch mod views.
+
+    `images` are numbers of images below `total`, those that the phase learns from. The order depends on the
+    arguments alone, so that a resumed run goes on in it. Batches differ in size by at most one: a last batch of a
+    single image would upset batch normalisation.
+    """
+    drawn = hashlib.sha256(f"{seed}/{phase}/{epoch}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(drawn[:6], "big"))
+    order = torch.randperm(len(images), generator=generator)
+    numbers = torch.tensor(images)[order] + (epoch % views) * total
+    yield from numbers.tensor_split(steps_an_epoch(len(images), batch))

@@ -1,0 +1,152 @@
+"""Images without labels: taps learn from all images, the head from those that have labels."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from segskd.chosen import chosen_names
+from segskd.cli.flags import DataFlags, TrainFlags, recipe_changes
+from segskd.data.samples import Samples
+from segskd.data.transforms import ViewMaker
+from segskd.data.unlabelled import Example, list_unlabelled
+from segskd.distill.job import prepare
+from segskd.distill.session import resume, start
+from segskd.errors import UserError
+from segskd.runs import Run
+
+NAMES = [f"b{i:02}" for i in range(12)]
+
+
+@pytest.fixture
+def pictures(data: Path, tmp_path: Path) -> Path:
+    """A folder with two of the dataset's pictures, one of them below another folder."""
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    shutil.copy(data / "bands" / "train" / "images" / "b00.png", folder / "one.png")
+    shutil.copy(data / "bands" / "train" / "images" / "b01.png", folder / "more" / "two.png")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def test_the_labelled_images_are_those_of_the_smaller_subset(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    half = prepare(recipe(subset={"fraction": 0.5}), tmp_path / "run")
+    job = prepare(recipe(subset={"labels": 0.5}), tmp_path / "run")
+    assert [image.name for image in job.subset.train] == NAMES
+    labelled = [job.subset.train[place].name for place in job.subset.labelled]
+    assert labelled == [image.name for image in half.subset.train]
+    assert len(labelled) == 6
+
+
+def test_taps_see_all_images_and_the_head_the_labelled_ones(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    job = prepare(recipe(subset={"labels": 0.25}), tmp_path / "run")
+    first, head = job.phases[0], job.phases[-1]
+    assert job.images_of(first) == list(range(12))
+    assert job.images_of(head) == job.subset.labelled
+    assert (first.epochs, head.epochs) == (2, 8)  # 12 images twice, 3 images eight times
+
+
+def test_masks_without_a_label_are_not_read(recipe: Callable[..., Any], data: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "data"
+    shutil.copytree(data, copied)
+    made = recipe(
+        data={"folder": str(copied), "card": str(copied / "bands.yaml")},
+        subset={"labels": 0.25},
+        optimisation={"epochs": 1},
+    )
+    job = prepare(made, tmp_path / "run")
+    for name in job.subset.unlabelled:
+        (copied / "bands" / "train" / "masks" / f"{name}.png").write_bytes(b"no mask at all")
+    result = start(made, tmp_path / "run")
+    assert (result["images"], result["labelled"]) == (12, 3)
+    chosen = chosen_names(Run.open(tmp_path / "run"))
+    assert chosen is not None
+    assert set(chosen.unlabelled) == job.subset.unlabelled
+    assert sorted(chosen.train) == NAMES
+
+
+def test_the_mask_of_an_unlabelled_image_counts_nowhere(data: Path, card_path: Path) -> None:
+    from segskd.data.cards import load_card
+
+    card = load_card(str(card_path))
+    picture = data / "bands" / "train" / "images" / "b00.png"
+    samples = Samples([Example("x", picture, None)], 2, ViewMaker(card, (64, 96)), card)
+    _, masks = samples.load([0, 1])
+    assert torch.equal(masks, torch.full((2, 64, 96), card.ignore_index, dtype=torch.uint8))
+
+
+def test_without_labels_the_head_learns_from_the_teacher(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    result = start(recipe(subset={"labels": 0.0, "count": 4}, optimisation={"epochs": 1}), tmp_path / "run")
+    assert (result["images"], result["labelled"]) == (4, 0)
+    job = prepare(recipe(subset={"labels": 0.0, "count": 4}), tmp_path / "other")
+    assert job.phases[-1].labels == 0
+    assert all(("data", "mask") not in keys for keys in job.holdings.train)
+
+
+def test_a_mixed_phase_learns_from_labels_where_there_are_any(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    made = recipe(method="simultaneous", subset={"labels": 0.25}, optimisation={"epochs": 1})
+    assert start(made, tmp_path / "run")["image_passes"] == 11 * 12
+
+
+def test_a_folder_of_pictures_joins_in(recipe: Callable[..., Any], pictures: Path, tmp_path: Path) -> None:
+    made = recipe(data={"unlabelled": str(pictures)}, subset={"count": 3}, optimisation={"epochs": 1})
+    start(made, tmp_path / "run", until="encoder.1")
+    run = Run.open(tmp_path / "run")
+    chosen = chosen_names(run)
+    assert chosen is not None
+    assert chosen.unlabelled == ["unlabelled/more/two.png", "unlabelled/one.png"]
+    assert len(chosen.train) == 5
+    result = resume(run)
+    assert (result["images"], result["labelled"]) == (5, 3)
+    (pictures / "one.png").unlink()
+    with pytest.raises(UserError, match=r"training image 'unlabelled/one\.png' of the run's subset is gone"):
+        prepare(run.recipe, tmp_path / "run", chosen)
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no folder"):
+        list_unlabelled(tmp_path / "nothing")
+    with pytest.raises(UserError, match="holds no images"):
+        list_unlabelled(tmp_path)
+    cv2.imwrite(str(tmp_path / ".hidden.png"), np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(UserError, match="holds no images"):
+        list_unlabelled(tmp_path)
+
+
+def test_images_for_choosing_are_held_out_of_the_labelled_ones(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    job = prepare(recipe(subset={"labels": 0.5}, select="best"), tmp_path / "run")
+    half = prepare(recipe(subset={"fraction": 0.5}), tmp_path / "run")
+    assert len(job.subset.train) == 11
+    assert {pair.name for pair in job.subset.holdout} < {image.name for image in half.subset.train}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"subset": {"labels": 0.0}, "select": "best"}, "--labels 0 leaves none"),
+        ({"subset": {"labels": 0.5, "fraction": 0.25}}, r"--labels 0\.5 of 12 images are 6, and only 3 are trained on"),
+        ({"subset": {"labels": 0.1}}, r"--labels 0\.1 of 12 images leaves 1"),
+        ({"subset": {"labels": 0.0}, "method": "supervised"}, "nothing but labels to learn from"),
+    ],
+)
+def test_what_can_not_be_is_told(
+    recipe: Callable[..., Any], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        prepare(recipe(**changes), tmp_path / "run")
+
+
+def test_images_is_another_word_for_fraction(tmp_path: Path) -> None:
+    changes = recipe_changes(DataFlags(images=0.5, labels=0.1, unlabelled=tmp_path), TrainFlags())
+    assert changes["subset"]["fraction"] == 0.5
+    assert changes["subset"]["labels"] == 0.1
+    assert changes["data"]["unlabelled"] == str(tmp_path)
+    with pytest.raises(UserError, match="--fraction and --images are the same"):
+        recipe_changes(DataFlags(images=0.5, fraction=0.1), TrainFlags())
