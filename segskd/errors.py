@@ -20,3 +20,7 @@ class NoRoom(UserError):
 
 class Stopped(Exception):
     """A run was asked to stop and has saved its state; exit status 130."""
+
+
+class Failed(Exception):
+    """A part of what was asked for failed and was written down; one line, exit status 1."""

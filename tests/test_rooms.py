@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluate": {*BASE, "data", "models", "runs"},
     "export": {*BASE, "data", "models", "runs", "chosen", "evaluate"},
     "distill": {*BASE, "data", "models", "runs", "chosen", "evaluate"},
+    "study": {*BASE, "data", "models", "runs", "distill"},
 }
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import tyro
 
-from segskd.cli import data_commands, model_commands, plan_commands, run_commands
-from segskd.errors import Stopped, UserError
+from segskd.cli import data_commands, model_commands, plan_commands, run_commands, study_commands
+from segskd.errors import Failed, Stopped, UserError
 
 DESCRIPTION = "Compress segmentation networks by stagewise knowledge distillation."
 FLAG_STYLE = (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)
@@ -26,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Stopped, KeyboardInterrupt) as stopped:
         print(f"segskd: {stopped or 'stopped'}", file=sys.stderr)
         return STOPPED
+    except Failed as failed:
+        print(f"segskd: {failed}", file=sys.stderr)
+        return FAILED
     except Exception as error:
         from segskd.devices import out_of_memory
 
@@ -40,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _commands() -> tyro.extras.SubcommandApp:
     app = tyro.extras.SubcommandApp()
     app.command(data_commands.data_app, name="data", help="List, check and download datasets.")
-    for command in (*run_commands.COMMANDS, *plan_commands.COMMANDS, *model_commands.COMMANDS):
+    rooms = (run_commands, plan_commands, model_commands, study_commands)
+    for command in (command for room in rooms for command in room.COMMANDS):
         app.command(command)
     return app

@@ -1,0 +1,85 @@
+"""A study's folder: its config, how far it has got, and the runs that are its cells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from segskd.errors import UserError
+from segskd.files import writing
+from segskd.runs import FOREIGN, Run
+from segskd.study.config import Cell, Study, check_same, dump_study, load_study
+
+STUDY, PROGRESS = "study.yaml", "progress.json"
+TABLE, ROWS, CELLS = "table.md", "table.csv", "cells.csv"
+CURVE_PNG, CURVE_SVG = "curve.png", "curve.svg"
+
+
+@dataclass
+class Progress:
+    """What the cells' own directories don't tell; plain values, kept in progress.json."""
+
+    images: int = 0
+    """Images of the training split."""
+    working: list[str] = field(default_factory=list)
+    """Cells that have a process, while the study itself has one."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """The last word of each cell that ended with an error, by name."""
+
+
+class StudyFolder:
+    """One folder below checkpoints/ (or anywhere). It has a lock and a stop file like a run's."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.desk = Run(path)
+
+    @classmethod
+    def begin(cls, path: Path, study: Study) -> StudyFolder:
+        """The study's folder, new or gone on with.
+
+        Raises UserError when it is another study's, a run's or a model's, or can't be written.
+        """
+        foreign = [name for name in ("recipe.yaml", *FOREIGN) if (path / name).exists()]
+        if foreign:
+            raise UserError(f"{path} holds {foreign[0]} and is no study: name another folder with --out")
+        if (path / STUDY).is_file():
+            check_same(load_study(path / STUDY), study, path)
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+        return cls(path)
+
+    @contextmanager
+    def working(self, study: Study) -> Iterator[None]:
+        """Holds the folder's lock and writes the config. Raises UserError when another process holds it."""
+        if self.is_alive():
+            raise UserError(f"study {self.path.name} is being carried out by another process: stop that one first")
+        with self.desk.working():
+            self.desk.write(STUDY, dump_study(study).encode())
+            yield
+
+    def is_alive(self) -> bool:
+        """Whether a process is carrying the study out."""
+        return self.desk.is_alive()
+
+    def run(self, cell: Cell) -> Run:
+        """The directory of a cell, which may not be there yet."""
+        return Run(self.path / cell.name)
+
+    def study(self) -> Study:
+        """Raises UserError when it is damaged."""
+        return load_study(self.path / STUDY)
+
+    def progress(self) -> Progress:
+        """As it was written last; empty when it is missing or damaged."""
+        with suppress(OSError, ValueError, TypeError):
+            content: dict[str, Any] = json.loads((self.path / PROGRESS).read_text(encoding="utf-8"))
+            return Progress(int(content["images"]), list(content["working"]), dict(content["failed"]))
+        return Progress()
+
+    def write_progress(self, progress: Progress) -> None:
+        self.desk.write_json(PROGRESS, asdict(progress))

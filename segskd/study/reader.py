@@ -1,0 +1,109 @@
+"""What a study's folder says: plain data for the page, the table and the curve. Safe beside a study in progress."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from segskd.data.subset import subset_size
+from segskd.errors import UserError
+from segskd.study.config import Cell, Study
+from segskd.study.figures import NO_FIGURES, Facts, rows_of, run_figures
+from segskd.study.folder import CURVE_PNG, CURVE_SVG, STUDY, TABLE, Progress, StudyFolder
+
+CellState = Literal["waiting", "running", "finished", "interrupted", "failed"]
+
+
+def read_study(folder: Path) -> dict[str, Any]:
+    """A study as plain data.
+
+    `cells` holds a dictionary a cell in the order of the grid, with its `state`, the `error` of a failed one,
+    and figures that are None until it is finished; `rows` one for all cells that differ in their seeds alone
+    (`figures.rows_of`); `table`, `curve` and `curve_svg` are paths, None while there is no such file.
+    Raises UserError when the folder holds no study, or a damaged one.
+    """
+    if not (folder / STUDY).is_file():
+        raise UserError(f"no study at {folder}: 'python -m segskd study --config FILE' begins one")
+    place = StudyFolder(folder)
+    study, progress, running = place.study(), place.progress(), place.is_alive()
+    cells = [_cell(place, study, cell, progress, running) for cell in study.cells()]
+    states = [cell["state"] for cell in cells]
+    recipe = study.recipe_of(study.cells()[0], 1)
+    return {
+        "name": study.name,
+        "title": study.title or study.name,
+        "folder": str(folder),
+        "problem": None,
+        "dataset": Path(recipe.data.card).name.removesuffix(".yaml"),
+        "size": list(recipe.data.size),
+        "init": recipe.init,
+        "teacher": recipe.teacher,
+        "teacher_miou": next((cell["teacher_miou"] for cell in cells if cell["teacher_miou"]), None),
+        "training_images": progress.images or None,
+        "passes": study.passes,
+        "epochs": study.epochs,
+        "cells": cells,
+        "rows": rows_of(cells),
+        "done": states.count("finished"),
+        "failed": states.count("failed"),
+        "total": len(cells),
+        "running": running,
+        **{key: _file(folder / name) for key, name in _FILES.items()},
+    }
+
+
+def list_studies(runs: Path) -> list[dict[str, Any]]:
+    """All studies below the folder `runs`, the one begun or gone on with last first, as `read_study` gives them.
+
+    Of one that is damaged there are `name`, `folder` and `problem`, a line that says what is wrong with it.
+    """
+    written: dict[Path, float] = {}
+    for path in runs.glob(f"*/{STUDY}"):
+        with suppress(OSError):  # deleted or renamed in the meantime
+            written[path.parent] = path.stat().st_mtime
+    return [_readable(folder) for folder in sorted(written, key=written.__getitem__, reverse=True)]
+
+
+def _readable(folder: Path) -> dict[str, Any]:
+    try:
+        return read_study(folder)
+    except UserError as error:
+        return {"name": folder.name, "folder": str(folder), "problem": str(error)}
+
+
+def _cell(place: StudyFolder, study: Study, cell: Cell, progress: Progress, running: bool) -> Facts:
+    run = place.run(cell)
+    result = None
+    with suppress(UserError, OSError):  # damaged: the cell is not finished
+        result = run.read_json("result.json")
+    images = _images(progress.images, cell.fraction)
+    facts = {"name": cell.name, **asdict(cell), "images": images, "state": "finished", "error": None}
+    if isinstance(result, dict):
+        return facts | run_figures(run, result)
+    state = _state(place, cell, progress, running)
+    return facts | NO_FIGURES | {"state": state, "error": progress.failed.get(cell.name) if state == "failed" else None}
+
+
+def _state(place: StudyFolder, cell: Cell, progress: Progress, running: bool) -> CellState:
+    """Of a cell without a result."""
+    run = place.run(cell)
+    if (running and cell.name in progress.working) or run.is_alive():
+        return "running"
+    if cell.name in progress.failed:
+        return "failed"
+    return "interrupted" if (run.path / "recipe.yaml").exists() else "waiting"
+
+
+def _images(total: int, fraction: float) -> int | None:
+    with suppress(UserError):
+        return subset_size(total, fraction, None)
+    return None
+
+
+def _file(path: Path) -> str | None:
+    return str(path) if path.is_file() else None
+
+
+_FILES = {"table": TABLE, "curve": CURVE_PNG, "curve_svg": CURVE_SVG}

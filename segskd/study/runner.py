@@ -1,0 +1,171 @@
+"""A study carried out: cell after cell or some side by side, continued where it was left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segskd.data.cards import data_folder, load_card
+from segskd.data.dataset import list_pairs
+from segskd.data.fetch import Report, fetch
+from segskd.data.subset import subset_size
+from segskd.distill.methods import METHODS
+from segskd.errors import Stopped, UserError
+from segskd.models.build import model_folder, parse_spec
+from segskd.study.config import Cell, Study
+from segskd.study.curve import write_curve
+from segskd.study.folder import StudyFolder
+from segskd.study.process import AdoptedCell, CellProcess
+from segskd.study.reader import read_study
+from segskd.study.remaining import Durations
+from segskd.study.table import write_tables
+
+TICK_SECONDS = 0.1
+Tell = Callable[[str], None]
+
+
+def carry_out(study: Study, folder: Path, tell: Tell, jobs: int = 1, report: Report | None = None) -> dict[str, Any]:
+    """Works on all cells that are not finished, `jobs` of them side by side; returns what `read_study` gives.
+
+    `tell` hears a line when a cell begins or ends, `report` how far the built-in dataset is drawn. Table and
+    curve are written anew after each cell. A cell that fails is written down, and the others go on.
+    Raises UserError before anything is written when the study can't be carried out, Stopped when it was asked
+    to stop, after its cells have saved their states, or when somebody stopped one of its cells.
+    """
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs}: at least one cell has to be worked on")
+    images = _check(study, report)
+    place = StudyFolder.begin(folder, study)
+    with place.working(study), place.desk.listening_to_signals():
+        _Runner(place, study, images, tell, jobs).work()
+    read = read_study(folder)
+    if left := read["total"] - read["done"] - read["failed"]:
+        raise Stopped(f"stopped with {left} of {read['total']} cells left; the same command goes on")
+    return read
+
+
+class _Runner:
+    """Starts cells, hears of their ends, and keeps the study's files up to date."""
+
+    def __init__(self, place: StudyFolder, study: Study, images: int, tell: Tell, jobs: int) -> None:
+        self._place, self._study, self._jobs, self._say = place, study, jobs, tell
+        self._threads = max(1, torch.get_num_threads() // jobs) if jobs > 1 else None
+        self._cells = study.cells()
+        self._progress = place.progress()
+        self._progress.images, self._progress.working = images, []
+        self._waiting = [cell for cell in self._cells if not self._has_result(cell)]
+        self._working: dict[Cell, CellProcess | AdoptedCell] = {}
+        self._durations = Durations()
+
+    def work(self) -> None:
+        """Until nothing is left, or until it is asked to stop."""
+        done = len(self._cells) - len(self._waiting)
+        self._say(f"{self._study.name}: {len(self._cells)} cells" + (f", {done} of them finished" if done else ""))
+        self._write()
+        try:
+            while (self._waiting or self._working) and not self._place.desk.stop_requested():
+                while self._waiting and len(self._working) < self._jobs:
+                    self._start(self._waiting.pop(0))
+                self._look()
+                time.sleep(TICK_SECONDS)
+        finally:
+            self._stop()
+
+    def _start(self, cell: Cell) -> None:
+        run = self._place.run(cell)
+        images = subset_size(self._progress.images, cell.fraction, None)
+        epochs = self._study.epochs_a_stage(images)
+        if run.is_alive():
+            self._working[cell] = AdoptedCell(run)
+            self._tell(cell, "is worked on by another process; its end is awaited")
+        else:
+            self._tell(cell, f"begins: {images} images, {epochs} epochs a stage")
+            self._progress.failed.pop(cell.name, None)
+            recipe = self._study.recipe_of(cell, epochs, self._threads)
+            self._working[cell] = CellProcess(run, recipe, self._threads)
+        self._write_progress()
+
+    def _look(self) -> None:
+        over = [cell for cell, process in self._working.items() if process.is_over()]
+        for cell in over:
+            self._end(cell, self._working.pop(cell))
+        if over:
+            self._write()
+
+    def _end(self, cell: Cell, process: CellProcess | AdoptedCell) -> None:
+        failure = process.failure()
+        if failure:
+            self._progress.failed[cell.name] = failure
+            self._tell(cell, f"failed: {failure}")
+        elif self._has_result(cell):
+            self._durations.add(cell.method, time.monotonic() - process.started)
+            self._tell(cell, f"{self._figures(cell)}{self._left()}")
+        elif isinstance(process, AdoptedCell) and not self._place.desk.stop_requested():
+            self._waiting.insert(0, cell)
+        else:
+            self._tell(cell, "was stopped")
+
+    def _stop(self) -> None:
+        """Lets all cells that are worked on save their states."""
+        if self._working:
+            self._say(f"stopping at the next step: {', '.join(cell.name for cell in self._working)}")
+        for process in self._working.values():
+            process.stop()
+        while self._working:
+            self._look()
+            time.sleep(TICK_SECONDS)
+
+    def _figures(self, cell: Cell) -> str:
+        result = self._place.run(cell).read_json("result.json")
+        share = result["percent_of_teacher"]
+        kept = f", {share:.1f} % of the teacher" if share else ""
+        return f"mIoU {result['miou']:.4f}{kept}, {result['seconds']:.0f} s of training"
+
+    def _left(self) -> str:
+        now = time.monotonic()
+        begun = [(cell.method, now - process.started) for cell, process in self._working.items()]
+        left = self._durations.left([*begun, *((cell.method, 0.0) for cell in self._waiting)], self._jobs)
+        done = sum(self._has_result(cell) for cell in self._cells)
+        return f"; {done} of {len(self._cells)} done{', ' + left if left else ''}"
+
+    def _tell(self, cell: Cell, words: str) -> None:
+        self._say(f"[{self._cells.index(cell) + 1}/{len(self._cells)}] {cell.name}: {words}")
+
+    def _has_result(self, cell: Cell) -> bool:
+        return (self._place.run(cell).path / "result.json").is_file()
+
+    def _write_progress(self) -> None:
+        self._progress.working = [cell.name for cell in self._working]
+        self._place.write_progress(self._progress)
+
+    def _write(self) -> None:
+        self._write_progress()
+        read = read_study(self._place.path)
+        write_tables(read, self._place.path)
+        write_curve(read, self._place.path)
+
+
+def _check(study: Study, report: Report | None) -> int:
+    """What every cell would say, said once, before anything is written; the images of the training split.
+
+    The built-in dataset is drawn where it is not there yet. Raises UserError.
+    """
+    if unknown := [method for method in study.methods if method not in METHODS]:
+        raise UserError(f"no method '{unknown[0]}': name one of {', '.join(METHODS)}")
+    for student in study.students:
+        parse_spec(student)
+    recipe = study.recipe_of(study.cells()[0], 1)
+    if recipe.teacher:
+        model_folder(recipe.teacher)
+    data = data_folder(recipe.data.folder)
+    card = load_card(recipe.data.card, data)
+    if card.generator:
+        fetch(card, data, report)
+    images = len(list_pairs(card, data, "train"))
+    for fraction in study.fractions:
+        subset_size(images, fraction, None)
+    return images

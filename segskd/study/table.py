@@ -1,0 +1,132 @@
+"""The table of a study: Markdown for reading, CSV for reckoning."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from segskd.files import write_whole
+from segskd.study.figures import AVERAGED, AXES, FROM_RESULT, Facts
+from segskd.study.folder import CELLS, ROWS, TABLE
+
+NONE = "–"
+Column = tuple[str, Callable[[Facts], str]]
+ROW_COLUMNS = (
+    *AXES,
+    "images",
+    "cells",
+    "seeds",
+    *("miou_mean", "miou_std", "percent_mean", "percent_std"),
+    *("image_passes", *AVERAGED),
+)
+CELL_COLUMNS = ("name", *AXES, "seed", "images", "state", *FROM_RESULT, "image_passes", "error")
+
+
+def write_tables(read: dict[str, Any], folder: Path) -> None:
+    """Writes table.md, table.csv and cells.csv from what `read_study` gives. Raises UserError for a full disk."""
+    write_whole(folder / TABLE, markdown(read).encode())
+    write_whole(folder / ROWS, as_csv(read["rows"], ROW_COLUMNS).encode())
+    write_whole(folder / CELLS, as_csv(read["cells"], CELL_COLUMNS).encode())
+
+
+def markdown(read: dict[str, Any]) -> str:
+    """Heading, a line of what all cells share, the table with the best mean of each fraction in bold, notes."""
+    rows = read["rows"]
+    best = _best(rows)
+    columns = _columns(rows, best)
+    lines = [f"**{read['title']}**: {_shared(read)}.", ""]
+    lines += [f"| {' | '.join(title for title, _ in columns)} |", "|" + "---|" * len(columns)]
+    lines += [f"| {' | '.join(write(row) for _, write in columns)} |" for row in rows]
+    return "\n".join([*lines, "", *_notes(read)]) + "\n"
+
+
+def as_csv(facts: Sequence[Facts], columns: Sequence[str]) -> str:
+    """A line each under a heading; fields that are None are empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(facts)
+    return text.getvalue()
+
+
+def varying(rows: Sequence[Facts], axis: str) -> bool:
+    """Whether an axis has several values, so that the table and the curve have to name them."""
+    return len({row[axis] for row in rows}) > 1
+
+
+def _columns(rows: Sequence[Facts], best: Sequence[Facts]) -> list[Column]:
+    def bold(row: Facts, text: str) -> str:
+        return f"**{text}**" if any(row is one for one in best) else text
+
+    axes: dict[str, Column] = {
+        "student": ("student", lambda row: row["student"]),
+        "rule": ("images chosen", lambda row: row["rule"]),
+        "labels": ("labels", lambda row: "all" if row["labels"] is None else f"{100 * row['labels']:g} %"),
+    }
+    return [
+        ("images", lambda row: f"{_number(row['images'])} ({100 * row['fraction']:g} %)"),
+        ("method", lambda row: bold(row, row["method"])),
+        *(column for axis, column in axes.items() if varying(rows, axis)),
+        ("seeds", lambda row: str(row["seeds"])),
+        ("mIoU", lambda row: bold(row, _spread(row["miou_mean"], row["miou_std"], 3))),
+        ("% of teacher", lambda row: bold(row, _spread(row["percent_mean"], row["percent_std"], 1))),
+        ("image passes", lambda row: _number(row["image_passes"])),
+        ("training TFLOPs", lambda row: _number(_tera(row["training_flops"]))),
+        ("wall s", lambda row: _number(row["seconds"])),
+        ("CPU s", lambda row: _number(row["cpu_seconds"])),
+        ("GPU s", lambda row: _number(row["gpu_seconds"])),
+    ]
+
+
+def _best(rows: Sequence[Facts]) -> list[Facts]:
+    """Of each fraction with several rows, the row with the highest mean mIoU."""
+    best = []
+    for fraction in dict.fromkeys(row["fraction"] for row in rows):
+        rivals = [row for row in rows if row["fraction"] == fraction and row["miou_mean"] is not None]
+        if len(rivals) > 1:
+            best.append(max(rivals, key=lambda row: float(row["miou_mean"])))
+    return best
+
+
+def _shared(read: dict[str, Any]) -> str:
+    rows = read["rows"]
+    height, width = read["size"]
+    parts = [f"{read['dataset']} at {height}x{width}"]
+    if read["teacher"]:
+        scored = f" (mIoU {read['teacher_miou']:.3f})" if read["teacher_miou"] else ""
+        parts.append(f"teacher {Path(read['teacher']).name}{scored}")
+    one = rows[0]
+    parts += [] if varying(rows, "student") else [f"student {one['student']}"]
+    parts += [] if varying(rows, "rule") else [f"images chosen by rule {one['rule']}"]
+    if not varying(rows, "labels") and one["labels"] is not None:
+        parts.append(f"labels of {100 * one['labels']:g} % of the images")
+    budget = f"{_number(read['passes'])} image passes" if read["passes"] else f"{read['epochs']} epochs"
+    return ", ".join([*parts, f"{budget} a stage", f"init {read['init']}"])
+
+
+def _notes(read: dict[str, Any]) -> list[str]:
+    notes = ["Mean ± sample standard deviation over the seeds; the last epoch's weights, nothing chosen on a split."]
+    if read["done"] < read["total"]:
+        failed = f", {read['failed']} failed" if read["failed"] else ""
+        notes.append(f"{read['done']} of {read['total']} cells are finished{failed}.")
+    return notes
+
+
+def _spread(mean: float | None, deviation: float | None, digits: int) -> str:
+    if mean is None:
+        return NONE
+    return f"{mean:.{digits}f} ± {NONE if deviation is None else f'{deviation:.{digits}f}'}"
+
+
+def _tera(count: float | None) -> float | None:
+    return None if count is None else count / 1e12
+
+
+def _number(value: float | None) -> str:
+    """A whole number with its thousands apart; small ones keep three digits that say something."""
+    if value is None:
+        return NONE
+    return f"{value:.3g}" if 0 < abs(value) < 10 and value != int(value) else f"{value:,.0f}".replace(",", " ")
