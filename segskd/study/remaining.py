@@ -30,6 +30,6 @@ class Durations:
 
 
 def _in_words(seconds: float) -> str:
-    if seconds < 90:
+    if seconds < 2 * 60:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"

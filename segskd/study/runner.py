@@ -83,7 +83,8 @@ class _Runner:
             self._working[cell] = AdoptedCell(run)
             self._tell(cell, "is worked on by another process; its end is awaited")
         else:
-            self._tell(cell, f"begins: {images} images, {epochs} epochs a stage")
+            begins = "goes on" if (run.path / "recipe.yaml").exists() else "begins"
+            self._tell(cell, f"{begins}: {images} images, {epochs} epoch{'s' * (epochs > 1)} a stage")
             self._progress.failed.pop(cell.name, None)
             recipe = self._study.recipe_of(cell, epochs, self._threads)
             self._working[cell] = CellProcess(run, recipe, self._threads)
