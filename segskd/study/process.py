@@ -58,6 +58,11 @@ class CellProcess:
         with suppress(OSError):
             self._process.send_signal(signal.SIGTERM)
 
+    def give_up(self) -> None:
+        """Kills it: what it saved last stays."""
+        with suppress(OSError):
+            self._process.kill()
+
     def failure(self) -> str | None:
         """When it is over: its last word if it failed, None if it finished or was stopped."""
         self._recipe.unlink(missing_ok=True)
@@ -78,13 +83,18 @@ class AdoptedCell:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.started = time.monotonic()
+        self._given_up = False
 
     def is_over(self) -> bool:
-        return not self.run.is_alive()
+        return self._given_up or not self.run.is_alive()
 
     def stop(self) -> None:
         """Asks it to stop at its next safe point."""
         self.run.request_stop()
+
+    def give_up(self) -> None:
+        """Awaits it no longer: it is not this study's to kill."""
+        self._given_up = True
 
     def failure(self) -> str | None:
         """What went wrong with it: None, for it is tried again where it left no result."""

@@ -25,6 +25,8 @@ from segskd.study.remaining import Durations
 from segskd.study.table import write_tables
 
 TICK_SECONDS = 0.1
+GRACE_SECONDS = 60.0
+"""How long a cell has to reach its next safe point; then it is killed, and goes on from the state it saved last."""
 Tell = Callable[[str], None]
 
 
@@ -116,7 +118,11 @@ class _Runner:
             self._say(f"stopping at the next step: {', '.join(cell.name for cell in self._working)}")
         for process in self._working.values():
             process.stop()
+        deadline = time.monotonic() + GRACE_SECONDS
         while self._working:
+            if time.monotonic() > deadline:
+                for process in self._working.values():
+                    process.give_up()
             self._look()
             time.sleep(TICK_SECONDS)
 

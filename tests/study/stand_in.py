@@ -14,7 +14,8 @@ run = pathlib.Path(sys.argv[-1])
 with open(here / "started.txt", "a") as started:
     print(sys.argv[1], run.name, file=started)
 control = json.loads((here / "control.json").read_text())
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
+deaf = run.name in control["deaf"]
+signal.signal(signal.SIGTERM, signal.SIG_IGN if deaf else lambda *_: sys.exit(130))
 if sys.argv[1] == "distill":
     shutil.copy(sys.argv[sys.argv.index("--recipe") + 1], run / "recipe.yaml")
 if run.name in control["fail"]:
@@ -41,8 +42,8 @@ class StandIn:
         self.plan()
 
     def plan(self, **control: Any) -> None:
-        """`fail`, `kill` and `block` name cells; `miou` gives their figures (0.3)."""
-        content = {"fail": [], "kill": [], "block": [], "miou": {}} | control
+        """`fail`, `kill`, `block` and `deaf` (to SIGTERM) name cells; `miou` gives their figures (0.3)."""
+        content = {"fail": [], "kill": [], "block": [], "deaf": [], "miou": {}} | control
         (self.folder / "control.json").write_text(json.dumps(content))
 
     def started(self) -> list[str]:

@@ -15,7 +15,7 @@ from stand_in import StandIn
 
 from segskd.errors import Stopped, UserError
 from segskd.runs import Run, list_runs
-from segskd.study import list_studies, read_study
+from segskd.study import list_studies, read_study, runner
 from segskd.study.config import Study, dump_study
 from segskd.study.runner import carry_out
 
@@ -142,6 +142,30 @@ def test_a_study_that_is_stopped_shows_what_it_has_and_goes_on(
     assert stand_in.started()[1:] == [
         *(f"distill {SECOND}", f"resume {SECOND}", f"distill {THIRD}", f"distill {FOURTH}"),
     ]
+
+
+def test_a_cell_that_does_not_heed_is_killed(
+    study: Callable[..., Study],
+    stand_in: StandIn,
+    tmp_path: Path,
+    told: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(runner, "GRACE_SECONDS", 0.3)
+    stand_in.plan(block=[FIRST], deaf=[FIRST])
+
+    def ask() -> None:
+        wait_until((out / FIRST / "events.jsonl").exists)
+        Run(out).request_stop()
+
+    watcher = threading.Thread(target=ask)
+    watcher.start()
+    with pytest.raises(Stopped, match="4 of 4 cells left"):
+        carry_out(study(), out, told.append)
+    watcher.join()
+    assert told[-1] == f"[1/4] {FIRST}: was stopped"
+    assert read_study(out)["cells"][0]["state"] == "interrupted"
 
 
 def test_cells_run_side_by_side_and_share_the_threads(
