@@ -25,8 +25,11 @@ if run.name in control["kill"]:
     signal.raise_signal(signal.SIGKILL)
 start = {"kind": "start", "images": 6, "phases": [{"epochs": 2}] * 11}
 (run / "events.jsonl").write_text(json.dumps(start) + "\\n")
+deadline = time.monotonic() + 20
 while run.name in control["block"]:
     time.sleep(0.02)
+    if time.monotonic() > deadline:
+        sys.exit("nobody stopped it")
 miou = control["miou"].get(run.name, 0.3)
 result = {"miou": miou, "teacher_miou": 0.6, "percent_of_teacher": 100 * miou / 0.6, "seconds": 4.0, "device": "none"}
 (run / "result.json").write_text(json.dumps(result))
