@@ -22,7 +22,7 @@ def preflight(
     student: str | None = None,
     init: Literal["random", "teacher"] | None = None,
     method: str | None = None,
-    option: UseAppendAction[dict[str, float] | None] = None,
+    option: UseAppendAction[tuple[tuple[str, float], ...]] = (),
     *,
     data: OmitArgPrefixes[DataFlags] = NO_DATA_FLAGS,
     train: OmitArgPrefixes[TrainFlags] = NO_TRAIN_FLAGS,
@@ -41,7 +41,7 @@ def preflight(
     from segskd.distill.preflight import preflight as fly
     from segskd.runs import runs_folder
 
-    flags = {"teacher": teacher, "student": student, "init": init, "method": method, "options": option}
+    flags = {"teacher": teacher, "student": student, "init": init, "method": method, "options": dict(option)}
     made = asked_recipe(recipe, flags, data, train)
     with stage_bars() as report:
         found = fly(made, runs_folder() / "preflight", report)

@@ -57,7 +57,7 @@ def distill(
     student: str | None = None,
     init: Literal["random", "teacher"] | None = None,
     method: str | None = None,
-    option: UseAppendAction[dict[str, float] | None] = None,
+    option: UseAppendAction[tuple[tuple[str, float], ...]] = (),
     begin_run: str | None = None,
     begin_stage: str | None = None,
     run: str | None = None,
@@ -82,7 +82,14 @@ def distill(
         until: Stop after this stage; `resume` goes on.
     """
     begin = _begin(begin_run, begin_stage)
-    flags = {"teacher": teacher, "student": student, "init": init, "method": method, "options": option, "begin": begin}
+    flags = {
+        "teacher": teacher,
+        "student": student,
+        "init": init,
+        "method": method,
+        "options": dict(option),
+        "begin": begin,
+    }
     made = asked_recipe(recipe, flags, data, train)
     _run(made, _run_folder(run or _default_name(made), run is None), until, json)
 

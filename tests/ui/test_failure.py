@@ -20,7 +20,7 @@ from segskd.config import make_recipe
 from segskd.data.cards import load_card
 from segskd.data.dataset import Pair, list_pairs, read_image, read_mask
 from segskd.devices import choose_device, out_of_memory
-from segskd.distill import budget, job
+from segskd.distill import budget, images, job
 from segskd.distill.budget import Choice, check_step_fits
 from segskd.distill.images import Subset
 from segskd.distill.loop import Loop
@@ -103,7 +103,7 @@ def said_by(act: Callable[[], Any]) -> UserError:
         ("teacher", changed_teacher),
         ("data", lambda folder: load_card(folder / "gone.yaml")),
         ("data", lambda folder: read_image(folder / "gone.png")),
-        ("data", lambda _: job._named([Pair("a", Path("a"), Path("a"))], ["b"])),
+        ("data", lambda _: images._named([Pair("a", Path("a"), Path("a"))], ["b"])),
         ("loss", loss_astray),
     ],
 )

@@ -16,7 +16,17 @@ from segskd.runs import default_name
 from ui.state.choice import Choice
 from ui.state.command import command
 from ui.state.form import FieldError, Form, TeachForm
-from ui.state.places import as_text, default, field_at, help_text, if_empty, in_page_words, options
+from ui.state.places import (
+    as_text,
+    default,
+    field_at,
+    help_text,
+    if_empty,
+    in_page_words,
+    options,
+    read_options,
+    write_options,
+)
 
 Carried = list[tuple[Recipe, Path]]
 
@@ -45,7 +55,10 @@ FULL = Form(
     teacher="/models/it's mine",
     student="unet:resnet14",
     init="random",
-    method="stagewise",
+    method="hinton",
+    options="temperature 2, soft = 0.5",
+    labels="0.1",
+    unlabelled="/more pictures",
     epochs="3",
     batch=4.0,
     lr="0.002",
@@ -64,13 +77,21 @@ FULL = Form(
 def test_every_field_reaches_its_place_in_the_recipe() -> None:
     assert FULL.recipe().model_dump(mode="json") == {
         "kind": "distill",
-        "data": {"card": "camvid", "folder": "/some where/data", "size": "64x96", "views": 2},
-        "subset": {"fraction": 0.25, "count": None, "rule": "balanced", "names": None},
+        "data": {
+            "card": "camvid",
+            "folder": "/some where/data",
+            "size": "64x96",
+            "views": 2,
+            "unlabelled": "/more pictures",
+        },
+        "subset": {"fraction": 0.25, "count": None, "rule": "balanced", "names": None, "labels": 0.1},
         "teacher": "/models/it's mine",
         "student": "unet:resnet14",
         "weights": None,
         "init": "random",
-        "method": "stagewise",
+        "method": "hinton",
+        "options": {"temperature": 2.0, "soft": 0.5},
+        "snapshots": 0,
         "begin": None,
         "prune": None,
         "optimisation": {"epochs": 3, "batch": 4, "lr": 0.002, "weight_decay": 1e-5},
@@ -237,6 +258,35 @@ def test_places_without_a_field_of_their_own() -> None:
 
 
 def test_a_pruned_run_is_no_form() -> None:
-    content = FULL.recipe().model_dump(mode="json") | {"prune": {"run": "/runs/big", "ratio": 0.3}}
+    pruned = {"prune": {"run": "/runs/big", "ratio": 0.3}, "method": "stagewise", "options": {}}
+    content = FULL.recipe().model_dump(mode="json") | pruned
     with pytest.raises(FieldError, match="begun on Export, from the run that it prunes"):
         Form.from_recipe(make_recipe(content))
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("", {}),
+        ("temperature 2", {"temperature": 2.0}),
+        (" temperature=2 ,soft: 0.5,", {"temperature": 2.0, "soft": 0.5}),
+    ],
+)
+def test_options_are_names_and_numbers(text: str, options: dict[str, float]) -> None:
+    assert read_options(text) == options
+    assert read_options(write_options(options)) == options
+
+
+@pytest.mark.parametrize("text", ["temperature", "temperature two", "2", "soft 0.5 temperature 2"])
+def test_what_is_no_option_stands_beside_its_field(text: str) -> None:
+    with pytest.raises(FieldError, match="is no option: write a name and a number") as caught:
+        Form(Choice(), teacher="t", method="hinton", options=text).recipe()
+    assert caught.value.field == "options"
+
+
+def test_a_teachers_snapshots_reach_its_command(carried: Carried, tmp_path: Path) -> None:
+    teacher = TeachForm(epochs="6", snapshots="2").recipe(Form())
+    assert teacher.snapshots == 2
+    run_line(command(teacher, str(tmp_path / "teacher")))
+    ((recipe, _),) = carried
+    assert recipe == teacher

@@ -40,10 +40,14 @@ function stages(phases) {
 function summary(run) {
   const total = run.phases.reduce((sum, phase) => sum + phase.epochs, 0);
   const why = run.chosen ? `, chosen for ${number(run.images)} images` : "";
-  const each = run.phases.length > 1
-    ? `${run.phases.length} stages, ${plural(run.epochs)} each${why}; ${number(total)} in all`
-    : `1 phase of ${plural(total)}${why}`;
-  return make("p", "summary", each);
+  const alike = run.phases.every((phase) => phase.epochs === run.epochs);
+  const each = run.phases.length === 1 ? `1 phase of ${plural(total)}${why}`
+    : alike ? `${run.phases.length} stages, ${plural(run.epochs)} each${why}; ${number(total)} in all`
+      : `${run.phases.length} phases, ${plural(total)} in all${why}`;
+  const labels = run.labelled === run.images ? ""
+    : run.labelled ? `; labels of ${number(run.labelled)} of ${number(run.images)} images`
+      : `; no labels: ${number(run.images)} images as the teacher sees them`;
+  return make("p", "summary", each + labels);
 }
 
 function render() {

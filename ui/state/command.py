@@ -17,9 +17,12 @@ FLAGS: dict[tuple[str, ...], str] = {
     ("subset", "fraction"): "--fraction",
     ("subset", "count"): "--count",
     ("subset", "rule"): "--rule",
+    ("subset", "labels"): "--labels",
+    ("data", "unlabelled"): "--unlabelled",
     ("teacher",): "--teacher",
     ("student",): "--student",
     ("method",): "--method",
+    ("options",): "--option",
     ("data", "size"): "--size",
     ("data", "views"): "--views",
     ("init",): "--init",
@@ -38,7 +41,10 @@ FLAGS: dict[tuple[str, ...], str] = {
     ("threads",): "--threads",
 }
 ALWAYS = {("teacher",), ("student",), ("method",), ("data", "size"), ("subset", "fraction"), ("data", "card")}
-TEACH_FLAGS = {place: flag for place, flag in FLAGS.items() if place not in (("student",), ("method",), ("init",))}
+OF_STUDENT = (("student",), ("method",), ("options",), ("init",))
+TEACH_FLAGS = {place: flag for place, flag in FLAGS.items() if place not in OF_STUDENT} | {
+    ("snapshots",): "--snapshots"
+}
 
 
 def command(recipe: Recipe, run: str) -> str:
@@ -60,7 +66,9 @@ def command(recipe: Recipe, run: str) -> str:
     words = list(begin)
     for place, flag in known.items():
         value = at(content, place)
-        if value is not None and (place in ALWAYS or value != at(standard, place)):
+        if isinstance(value, dict):
+            words += [word for name, part in value.items() for word in (flag, name, f"{part:g}")]
+        elif value is not None and (place in ALWAYS or value != at(standard, place)):
             words += [flag, str(value)]
     return shlex.join([*words, "--out" if teach else "--run", run])
 
@@ -68,4 +76,5 @@ def command(recipe: Recipe, run: str) -> str:
 def unsaid(content: Mapping[str, Any]) -> set[str]:
     """Places of a distilling recipe that differ from the defaults and have no flag."""
     flags = {".".join(place) for place in FLAGS}
-    return differences(content, defaults()) - flags - {"kind", "data.card"}
+    whole = {**content, "options": {}}
+    return differences(whole, defaults()) - flags - {"kind", "data.card"}

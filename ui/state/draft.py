@@ -200,7 +200,8 @@ def _teacher_place(
 def _teach_first(context: Context, draft: Draft, form: Form, values: Mapping[str, Any]) -> str:
     """Drafts the teacher's run; where it will lie."""
     encoder = values.get("teach_encoder") or ""
-    asked = TeachForm(encoder, values.get("teach_epochs"), values.get("teach_lr"), values.get("teach_weights"))
+    own = {field: values.get(f"teach_{field}") for field in ("epochs", "lr", "weights", "snapshots")}
+    asked = TeachForm(encoder, **own)
     with beside("teach_name"):
         wish = (values.get("teach_name") or "").strip()
         card = card_name(form.choice)

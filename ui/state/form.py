@@ -13,14 +13,17 @@ from segskd.config import Recipe
 from segskd.errors import UserError
 from ui.state.choice import Choice
 from ui.state.command import command
-from ui.state.places import PLACES, at, differences, field_at, given, put, whole
+from ui.state.places import PLACES, at, differences, field_at, given, put, read_options, whole, write_options
 
 # What a teacher that is trained first shares with its student, and its own fields.
 SHARED = (
     *("folder", "size", "views", "batch", "weight_decay", "select", "select_on"),
     *("checkpoint_seconds", "device", "precision", "threads"),
 )
-OF_TEACHER = {"student": "teach_encoder", "weights": "teach_weights", "epochs": "teach_epochs", "lr": "teach_lr"}
+OF_TEACHER = {
+    "student": "teach_encoder",
+    **{field: f"teach_{field}" for field in ("weights", "epochs", "lr", "snapshots")},
+}
 
 
 class FieldError(UserError):
@@ -45,11 +48,14 @@ class Form:
     size: str | None = None
     views: float | str | None = None
     count: float | str | None = None
+    labels: float | str | None = None
+    unlabelled: str | None = None
     teacher: str | None = None
     student: str | None = None
     weights: str | None = None
     init: str | None = None
     method: str | None = None
+    options: str | None = None
     epochs: float | str | None = None
     batch: float | str | None = None
     lr: float | str | None = None
@@ -70,8 +76,14 @@ class Form:
             content["subset"].pop("fraction", None)
         for name, place in PLACES.items():
             if given(value := getattr(self, name)):
-                put(content, place, whole(value))
+                put(content, place, self._options() if name == "options" else whole(value))
         return checked(content)
+
+    def _options(self) -> dict[str, float]:
+        try:
+            return read_options(self.options or "")
+        except UserError as error:
+            raise FieldError("options", str(error)) from error
 
     def command(self, run: str) -> str:
         """The line that starts the same run, quoted for a shell; `run` is a name, or a path for another folder."""
@@ -92,7 +104,8 @@ class Form:
             seed=recipe.seed,
             names=None if names is None else tuple(names),
         )
-        form = cls(choice, **{field: at(content, place) for field, place in PLACES.items()})
+        fields = {field: at(content, place) for field, place in PLACES.items()}
+        form = cls(choice, **fields | {"options": write_options(recipe.options)})
         # No fraction and a fraction of 1 are the same images.
         _refuse(differences(content, form.recipe().model_dump(mode="json")) - {"subset.fraction"})
         return form
@@ -106,6 +119,7 @@ class TeachForm:
     epochs: float | str | None = None
     lr: float | str | None = None
     weights: str | None = None
+    snapshots: float | str | None = None
 
     def recipe(self, student: Form) -> Recipe:
         """A teacher for that student: same data, size, seed and machine. Raises FieldError."""
@@ -117,6 +131,7 @@ class TeachForm:
             "method": "supervised",
             "optimisation": {"epochs": whole(self.epochs), "lr": whole(self.lr)},
             "seed": student.choice.seed,
+            "snapshots": whole(self.snapshots) or 0,
         }
         for name in SHARED:
             if given(value := getattr(student, name)):
@@ -133,7 +148,7 @@ class TeachForm:
         """The forms that ask for a teacher's recipe. Raises FieldError for one that they can't ask for."""
         content = recipe.model_dump(mode="json")
         part = recipe.optimisation
-        form = cls(recipe.student.removeprefix("unet:"), part.epochs, part.lr, recipe.weights)
+        form = cls(recipe.student.removeprefix("unet:"), part.epochs, part.lr, recipe.weights, recipe.snapshots)
         shared = {field: at(content, PLACES[field]) for field in SHARED}
         student = Form(Choice(card=recipe.data.card, seed=recipe.seed), **shared)
         _refuse(differences(content, form.recipe(student).model_dump(mode="json")) - {"init"})  # it has no use here

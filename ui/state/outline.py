@@ -17,14 +17,16 @@ from segskd.config import Recipe
 from segskd.data.cards import Card, load_card
 from segskd.data.dataset import list_pairs
 from segskd.data.subset import MINIMUM, split_holdout, subset_size
-from segskd.distill.methods import METHODS
-from segskd.distill.phase import Phase
+from segskd.data.unlabelled import list_unlabelled
+from segskd.distill.images import labelled_size
+from segskd.distill.methods import FROM_SNAPSHOTS, METHODS
+from segskd.distill.phase import TEACHER, Phase
 from segskd.distill.plan import default_epochs, plan
 from segskd.errors import UserError
-from segskd.models.build import create, parse_spec
-from segskd.models.stages import cut
+from segskd.models.build import create, parse_spec, snapshot_folders
+from segskd.models.stages import HEAD, cut
 from ui.state.form import FieldError
-from ui.state.places import in_page_words
+from ui.state.places import in_page_words, write_options
 
 LISTED_SECONDS = 10.0
 _listed: dict[tuple[str, Path], tuple[float, int]] = {}
@@ -38,6 +40,7 @@ class Outline:
     total: int
     images: int
     held_out: int
+    labelled: int
     epochs: int
     chosen: bool
     phases: list[Phase]
@@ -49,6 +52,7 @@ class Outline:
             "total": self.total,
             "images": self.images,
             "held_out": self.held_out,
+            "labelled": self.labelled,
             "epochs": self.epochs,
             "chosen": self.chosen,
             "phases": [
@@ -63,15 +67,30 @@ def outline(recipe: Recipe, data: Path) -> Outline:
         card = load_card(recipe.data.card)
         total = count_images(card, data)
         size = _subset_size(recipe, total)
+    with beside("labels"):
+        labelled = labelled_size(total, recipe.subset.labels, size)
+    with beside("unlabelled"):
+        further = len(list_unlabelled(Path(recipe.data.unlabelled))) if recipe.data.unlabelled else 0
     with beside("select"):
-        held_out = _held_out(recipe, size)
-    images = size - held_out
+        held_out = _held_out(recipe, labelled)
+    images = size - held_out + further
     with beside("student"):
         stages = stage_names(recipe.student)
-    with beside("method"):
-        phases = plan(recipe, stages, stages, images)
-    named = recipe.optimisation.epochs
-    return Outline(card, total, images, held_out, named or default_epochs(images), named is None, phases)
+    with beside("teacher"):
+        teachers = _teachers(recipe)
+    with beside("options" if recipe.options else "labels" if not labelled else "method"):
+        phases = plan(recipe, stages, stages, images, labelled - held_out, teachers)
+    epochs = recipe.optimisation.epochs
+    return Outline(
+        card=card,
+        total=total,
+        images=images,
+        held_out=held_out,
+        labelled=labelled - held_out,
+        epochs=epochs or default_epochs(images),
+        chosen=epochs is None,
+        phases=phases,
+    )
 
 
 def count_images(card: Card, data: Path) -> int:
@@ -107,6 +126,12 @@ def method_sentences() -> dict[str, str]:
     return {name: (inspect.getdoc(method) or name).splitlines()[0] for name, method in METHODS.items()}
 
 
+def method_options(name: str) -> str:
+    """A method's options with their values where nothing is said, as the page's field takes them; "" for none."""
+    parameters = inspect.signature(METHODS[name]).parameters.values() if name in METHODS else ()
+    return write_options({p.name: p.default for p in parameters if p.default is not p.empty})
+
+
 @contextmanager
 def beside(field: str) -> Iterator[None]:
     """Puts a UserError beside a field."""
@@ -136,6 +161,19 @@ def _held_out(recipe: Recipe, size: int) -> int:
     return len(split_holdout(pairs, recipe.seed)[1])
 
 
+def _teachers(recipe: Recipe) -> list[str]:
+    """The owners of the teachers' taps, as far as the teacher is there to be asked."""
+    if recipe.method not in FROM_SNAPSHOTS or not recipe.teacher or not Path(recipe.teacher).exists():
+        return [TEACHER]
+    return [*snapshot_folders(recipe.teacher), TEACHER]
+
+
 def _learns_from(phase: Phase) -> str:
-    sources = ["the teacher's tap" if len(phase.taps) == 1 else "the teacher's taps"] if phase.taps else []
-    return " and ".join([*sources, *(["labels"] if phase.labels else [])])
+    taps = [name for name in phase.taps if name != HEAD]
+    whose = {comparison.teacher for comparison in phase.compared}
+    owner = "the teacher's" if whose <= {TEACHER} else f"{', '.join(sorted(whose))}'s"
+    sources = [f"{owner} tap{'s' * (len(taps) > 1)}"] if taps else []
+    sources += [f"{owner} answers"] if HEAD in phase.taps else []
+    sources += ["a discriminator"] if any(comparison.critic for comparison in phase.compared) else []
+    sources += ["labels"] if phase.labels else []
+    return " and ".join([", ".join(sources[:-1]), sources[-1]]) if len(sources) > 1 else "".join(sources)

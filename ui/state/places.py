@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from segskd.config import Recipe
+from segskd.errors import UserError
 
 # The page's field for each place in a recipe.
 PLACES: dict[str, tuple[str, ...]] = {
@@ -14,11 +15,14 @@ PLACES: dict[str, tuple[str, ...]] = {
     "size": ("data", "size"),
     "views": ("data", "views"),
     "count": ("subset", "count"),
+    "labels": ("subset", "labels"),
+    "unlabelled": ("data", "unlabelled"),
     "teacher": ("teacher",),
     "student": ("student",),
     "weights": ("weights",),
     "init": ("init",),
     "method": ("method",),
+    "options": ("options",),
     "epochs": ("optimisation", "epochs"),
     "batch": ("optimisation", "batch"),
     "lr": ("optimisation", "lr"),
@@ -41,8 +45,8 @@ CHOSEN: dict[tuple[str, ...], str] = {
     ("seed",): "seed",
 }
 # Flags that the core's messages name and that are fields here; the longer ones first.
-FLAGGED = ("store-budget", "select-on", "size", "batch", "views", "fraction", "count", "select", "store", "device",
-           "precision", "threads", "teacher", "names")  # fmt: skip
+FLAGGED = ("store-budget", "select-on", "size", "batch", "views", "fraction", "count", "images", "labels",
+           "unlabelled", "select", "store", "device", "precision", "threads", "teacher", "names")  # fmt: skip
 UNDESCRIBED = {
     "seed": "of subset, views, first weights and order",
     "device": "where to train; auto takes a GPU where there is one",
@@ -115,6 +119,23 @@ def whole(value: Any) -> Any:
     if isinstance(value, str):
         return value.strip() or None
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def read_options(text: str) -> dict[str, float]:
+    """A method's options as they are typed: "temperature 2, soft 0.5". Raises UserError."""
+    options: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        found = re.fullmatch(r"(\w+)\s*[ =:]\s*(\S+)", part)
+        try:
+            options[found[1] if found else ""] = float(found[2] if found else "")
+        except ValueError:
+            raise UserError(f"'{part}' is no option: write a name and a number, such as temperature 2") from None
+    return options
+
+
+def write_options(options: Mapping[str, float]) -> str:
+    """The same as text; `read_options` gives the options back."""
+    return ", ".join(f"{name} {value:g}" for name, value in options.items())
 
 
 def put(content: dict[str, Any], place: Sequence[str], value: Any) -> None:

@@ -20,15 +20,15 @@ from ui.state.admission import fill
 from ui.state.choice import Choice
 from ui.state.draft import Draft, make_draft, propose, submit, submit_teacher
 from ui.state.form import FieldError
-from ui.state.outline import method_sentences
+from ui.state.outline import method_options, method_sentences
 from ui.state.places import as_text
 from ui.state.preflight import recipe_key
 from ui.state.teachers import add_upload, list_teachers
-from ui.tabs.distill_fields import ADVANCED_LISTS, ADVANCED_NUMBERS
+from ui.tabs.distill_fields import ADVANCED_LISTS, ADVANCED_NUMBERS, ADVANCED_TEXTS
 from ui.tabs.distill_layout import Layout
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-ADVANCED = {*ADVANCED_NUMBERS, *ADVANCED_LISTS, "weights"}
+ADVANCED = {*ADVANCED_NUMBERS, *ADVANCED_LISTS, *ADVANCED_TEXTS}
 Updates = dict[Any, Any]
 
 
@@ -298,6 +298,8 @@ class Distill(Layout):
         }
         sentence = method_sentences().get(values.get("method") or "", "")
         updates[fields.inputs["method"]] = gr.Dropdown(info=sentence)
+        known = method_options(values.get("method") or "")
+        updates[fields.inputs["options"]] = gr.Textbox(placeholder=known or "this method has none")
         updates[self.begin] = gr.Button(self.verb())
         updates[self.unchecked] = gr.Button(visible=False)
         for field, part in (("epochs", draft.outline), ("teach_epochs", draft.teach_outline)):

@@ -37,10 +37,17 @@ ADVANCED_NUMBERS = {
     "lr": "Learning rate",
     "weight_decay": "Weight decay",
     "count": "Number of images",
+    "labels": "Share with labels",
     "budget": "Memory for the store (GiB)",
     "threads": "Threads",
     "checkpoint_seconds": "Seconds between saves",
 }
+ADVANCED_TEXTS = {
+    "unlabelled": "Images without labels",
+    "options": "Options of the method",
+    "weights": "Pretrained weights",
+}
+MAX_TEXT = 400
 
 
 class Fields:
@@ -191,6 +198,16 @@ def _teach_fields(fields: Fields) -> None:
             info=help_text("weights"),
             filterable=False,
         )
+        fields.put(
+            "teach_snapshots",
+            gr.Textbox,
+            value="",
+            max_lines=1,
+            max_length=20,
+            placeholder="none",
+            label="Snapshots",
+            info="copies on its way, for method multi_teacher_gan",
+        )
         fields.put("teach_name", gr.Textbox, value="", label="Name of the teacher's run", max_lines=1, max_length=100)
 
 
@@ -221,15 +238,18 @@ def advanced_fields(fields: Fields) -> None:
                     info=help_text(name),
                     filterable=False,
                 )
-    fields.put(
-        "weights",
-        gr.Textbox,
-        value="",
-        label="Pretrained weights",
-        info=help_text("weights"),
-        max_lines=1,
-        max_length=99,
-    )
+    for group in _in_twos(list(ADVANCED_TEXTS.items())):
+        with gr.Row():
+            for name, label in group:
+                fields.put(
+                    name,
+                    gr.Textbox,
+                    value="",
+                    label=label,
+                    info=help_text(name),
+                    max_lines=1,
+                    max_length=MAX_TEXT,
+                )
 
 
 def _in_twos(items: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:

@@ -1,0 +1,81 @@
+"""What a recipe amounts to before anything is loaded, method by method."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segskd.distill.methods import METHODS
+from segskd.distill.plan import default_epochs
+from ui.state.form import FieldError
+from ui.state.outline import method_options, method_sentences, outline
+from ui.state.places import read_options
+
+
+def on(recipe: Any, data: Path) -> list[str]:
+    return [phase["on"] for phase in outline(recipe, data).as_dict()["phases"]]
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("simultaneous", ["the teacher's taps and labels"]),
+        ("fitnets", ["the teacher's tap", "the teacher's tap", "labels"]),
+        ("hinton", ["the teacher's answers and labels"]),
+        ("hdkd", ["the teacher's taps and the teacher's answers"]),
+        ("supervised", ["labels"]),
+    ],
+)
+def test_every_phase_says_what_it_learns_from(
+    recipe: Callable[..., Any], data: Path, method: str, expected: list[str]
+) -> None:
+    assert on(recipe(method=method), data) == expected
+
+
+def test_snapshots_and_discriminators_are_told(
+    recipe: Callable[..., Any], data: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(teacher_folder, tmp_path / "teacher")
+    shutil.copytree(teacher_folder, tmp_path / "teacher" / "snapshots" / "1")
+    told = on(recipe(method="multi_teacher_gan", teacher=str(tmp_path / "teacher")), data)
+    assert told[:2] == ["snapshot-1's tap and a discriminator", "the teacher's tap and a discriminator"]
+    assert (len(told), told[-1]) == (21, "labels")
+
+
+def test_labels_and_further_images_are_counted(recipe: Callable[..., Any], data: Path, tmp_path: Path) -> None:
+    shutil.copy(data / "bands" / "train" / "images" / "b00.png", tmp_path / "one.png")
+    made = recipe(data={"unlabelled": str(tmp_path)}, subset={"labels": 0.25})
+    made = made.model_copy(update={"optimisation": made.optimisation.model_copy(update={"epochs": None})})
+    found = outline(made, data)
+    assert (found.total, found.images, found.labelled) == (12, 13, 3)
+    assert found.epochs == default_epochs(13)
+    assert found.phases[-1].epochs == round(default_epochs(13) * 13 / 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"subset": {"labels": 0.5, "fraction": 0.25}}, "labels"),
+        ({"subset": {"labels": 0.0}, "method": "supervised"}, "labels"),
+        ({"data": {"unlabelled": "/no such folder"}}, "unlabelled"),
+        ({"options": {"temperature": 2.0}}, "options"),
+    ],
+)
+def test_problems_stand_beside_their_fields(
+    recipe: Callable[..., Any], data: Path, changes: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(FieldError) as caught:
+        outline(recipe(**changes), data)
+    assert caught.value.field == field
+    assert "--" not in caught.value.message
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_pages_hint_of_options_is_what_a_method_takes(recipe: Callable[..., Any], data: Path, method: str) -> None:
+    assert method_sentences()[method]
+    told = read_options(method_options(method))
+    assert len(outline(recipe(method=method, options=told), data).phases) > 0
