@@ -304,7 +304,8 @@ def default_name(recipe: Recipe, card: str) -> str:
     count = subset.count or len(subset.names or ())
     share = str(count) if count else f"{100 * (subset.fraction or 1):g}pc"
     rule = "" if subset.rule == "random" else f"-{subset.rule}"
-    return f"{card}-{encoder}-{recipe.method}-{share}{rule}-s{recipe.seed}"
+    labels = "" if subset.labels is None else f"-{100 * subset.labels:g}pc-labels"
+    return f"{card}-{encoder}-{recipe.method}-{share}{rule}{labels}-s{recipe.seed}"
 
 
 def free_name(wish: str, runs: Path | None = None) -> str:

@@ -37,7 +37,8 @@ def prune_recipe(run: Run, ratio: float, epochs: int | None = None) -> Recipe:
     if recipe.prune:
         name = Path(recipe.prune.run).name
         raise UserError(f"run {run.name} is pruned already: prune {name}, which it came from, at another ratio")
-    content = recipe.model_dump(mode="json") | {"begin": None, "method": "stagewise", "weights": None}
+    content = recipe.model_dump(mode="json") | {"begin": None, "weights": None}
+    content |= {"method": "stagewise", "options": {}}
     repaired = {
         "epochs": epochs or max(1, epochs_before(run) // RECOVERY),
         "lr": recipe.optimisation.lr or default_lr(recipe),
@@ -110,7 +111,10 @@ class Pruning:
             check_teacher(self.run, state, teacher)
         try:
             student.model.load_state_dict(load(self.run.model_folder).state_dict())
-            adapters.load_state_dict(state["adapters"], strict=bool(state["adapters"]))
+            # A method may have compared some stages alone, or none: adapters of the others begin as drawn.
+            strange = adapters.load_state_dict(state["adapters"], strict=False).unexpected_keys
+            if strange:
+                raise RuntimeError(f"adapters of {strange}")
         except RuntimeError as error:
             raise UserError(f"the student of run {self.run.name} is not the network that its recipe names") from error
         return prune(student, teacher, adapters, self.ratio, size)

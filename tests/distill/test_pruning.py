@@ -153,10 +153,13 @@ def test_a_branch_of_a_pruned_run_is_as_narrow(narrow: Run, tmp_path: Path) -> N
     assert {key.partition(".")[0] for key in moved} == {"decoder", "segmentation_head"}
 
 
-def test_a_student_that_never_saw_the_teacher(base: Run, tmp_path: Path) -> None:
-    """Has no adapters: they are learnt while it is repaired."""
-    plain = changed(base.recipe, method="supervised")
-    start(plain, tmp_path / "plain")
+@pytest.mark.parametrize(
+    "changes",
+    [{"method": "supervised"}, {"method": "fitnets"}, {"method": "hinton", "options": {"temperature": 2.0}}],
+)
+def test_a_student_that_was_not_trained_stage_by_stage(base: Run, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Lacks adapters: they are learnt while it is repaired."""
+    start(changed(base.recipe, **changes), tmp_path / "plain")
     recipe, folder = plan_pruned(Run.open(tmp_path / "plain"), RATIO)
     assert recipe.method == "stagewise"
     found = pruned(recipe, folder)

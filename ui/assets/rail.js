@@ -2,10 +2,19 @@
 
 const RAIL_SIGNS = { done: "✓", training: "▶", filling: "◔", "to come": "○" };
 
+// Phases of one stage bear its name, perhaps with a teacher's behind it; others have names of their own.
+const STAGE = /^(?:(encoder|decoder)\.(\d+)|head)(-.*)?$/;
+const MANY_PHASES = 14;
+
+function phaseGroup(name) {
+  const stage = STAGE.exec(name);
+  return stage ? stage[1] || "head" : "";
+}
+
 function railGroups(phases) {
   const groups = [];
   for (const phase of phases) {
-    const name = phase.name.split(".")[0];
+    const name = phaseGroup(phase.name);
     if (!groups.length || groups.at(-1).name !== name) groups.push({ name, phases: [] });
     groups.at(-1).phases.push(phase);
   }
@@ -13,7 +22,7 @@ function railGroups(phases) {
 }
 
 function railWords(phase, working, single) {
-  if (phase.state === "done") return single ? "trained" : "frozen";
+  if (phase.state === "done") return single || !STAGE.test(phase.name) ? "trained" : "frozen";
   if (phase.state === "to come") return "to come";
   if (!working) return `stopped at ${wholePercent(phase.share)}`;
   if (phase.state === "training" && phase.share >= 1) return "measuring";
@@ -27,10 +36,11 @@ function makeRail(host, choose) {
   function build(phases) {
     cells.clear();
     host.replaceChildren();
+    host.classList.toggle("many", phases.length > MANY_PHASES);
     for (const group of railGroups(phases)) {
       const row = make("div", { class: "rail-cells" });
-      const box = make("div", { class: "rail-group", role: "group", "aria-label": group.name }, [
-        make("span", { class: "rail-title", text: group.name, "aria-hidden": "true" }),
+      const box = make("div", { class: "rail-group", role: "group", "aria-label": group.name || "phases" }, [
+        make("span", { class: "rail-title", text: group.name || "phases", "aria-hidden": "true" }),
         row,
       ]);
       box.style.setProperty("--cells", group.phases.length);

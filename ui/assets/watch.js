@@ -218,9 +218,14 @@ function stageTicks(phases, at) {
   const ticks = [];
   let first = 0;
   phases.forEach((one, i) => {
-    const [group, number] = one.name.split(".");
-    if (number !== undefined) ticks.push({ x: at(i), text: number });
-    if (phases[i + 1]?.name.split(".")[0] !== group) {
+    const group = phaseGroup(one.name);
+    const [, , number, teacher] = STAGE.exec(one.name) || [];
+    if (number !== undefined && !teacher) ticks.push({ x: at(i), text: number });
+    if (!group) {
+      ticks.push({ x: at(i), text: one.name });
+      first = i + 1;
+    }
+    if (group && phaseGroup(phases[i + 1]?.name || "") !== group) {
       ticks.push({ x: (at(first) + at(i)) / 2, text: group, low: true });
       first = i + 1;
     }
