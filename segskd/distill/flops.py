@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from segskd.distill.job import Job
+from segskd.config import Recipe, make_recipe, merged
+from segskd.distill.job import Job, prepare
 from segskd.distill.module import PhaseModule
 from segskd.distill.needs import DATA, IMAGE_KEY, MASK_KEY, Key, Keys, phase_needs, tap_key
 from segskd.distill.phase import Phase
@@ -17,6 +19,8 @@ from segskd.models.stages import IMAGE, StagedNetwork, cut, ghost, tap_shapes
 
 PAIR = 2
 """Images that are counted at once: a single one can be too little for batch normalisation."""
+COUNTED = (10, 20)
+"""Epochs a stage at which operations are counted, to tell those of any other number."""
 
 
 def training_flops(job: Job) -> int:
@@ -36,6 +40,21 @@ def training_flops(job: Job) -> int:
             total += samples * counter.filling(held | {IMAGE_KEY, MASK_KEY}, wanted)
             held = wanted
     return total
+
+
+def epochs_within(recipe: Recipe, folder: Path, flops: float) -> int:
+    """The most epochs a stage that train with at most so many operations, and at least one.
+
+    Operations grow with epochs along a line, which two counts give; methods that share epochs out in whole numbers
+    keep to it but for these. `folder` is where the run will lie. Raises UserError as `prepare` does.
+    """
+    few, many = (training_flops(prepare(_for(recipe, epochs), folder)) for epochs in COUNTED)
+    each = (many - few) / (COUNTED[1] - COUNTED[0])
+    return max(1, int((flops - few) / each + COUNTED[0]))
+
+
+def _for(recipe: Recipe, epochs: int) -> Recipe:
+    return make_recipe(merged(recipe.model_dump(mode="json"), {"optimisation": {"epochs": epochs}}))
 
 
 def image_passes(job: Job) -> int:

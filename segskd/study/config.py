@@ -19,6 +19,7 @@ from segskd.runs import RUN_NAME, runs_folder
 
 Rule = Literal["random", "balanced", "diverse", "hardest"]
 Share = Annotated[float, Field(gt=0, le=1)]
+SomeOrNone = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 # What the axes set, so that the shared recipe can't.
 SET_BY_AXES = {
@@ -53,7 +54,7 @@ class Cell:
 
 
 class Study(BaseModel):
-    """A grid of runs; every cell sees the same number of images in training, however many it chooses from."""
+    """A grid of runs with one budget: image passes, epochs a stage, or arithmetic, whatever images they choose from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -64,12 +65,13 @@ class Study(BaseModel):
     students: tuple[str, ...] = Field(default=("unet:resnet10",), min_length=1)
     fractions: tuple[Share, ...] = Field(min_length=1, description="shares of the training images")
     rules: tuple[Rule, ...] = Field(default=("random",), min_length=1, description="how the images are chosen")
-    labels: tuple[Share | None, ...] = Field(
+    labels: tuple[SomeOrNone | None, ...] = Field(
         default=(None,), min_length=1, description="shares of the training images whose labels are used; null: all"
     )
     seeds: dict[float, tuple[Seed, ...]] = Field(description="by fraction; a list counts for every fraction")
     passes: int | None = Field(default=None, ge=1, description="image passes a stage, the same for every cell")
     epochs: int | None = Field(default=None, ge=1, description="epochs a stage, instead of image passes")
+    tflops: float | None = Field(default=None, gt=0, description="training arithmetic of a cell, instead of passes")
 
     @model_validator(mode="before")
     @classmethod
@@ -106,8 +108,8 @@ class Study(BaseModel):
 
     @model_validator(mode="after")
     def _one_budget(self) -> Study:
-        if (self.passes is None) == (self.epochs is None):
-            raise ValueError("give passes (images a stage) or epochs (a stage), exactly one of them")
+        if [self.passes, self.epochs, self.tflops].count(None) != 2:
+            raise ValueError("give passes (images a stage), epochs (a stage) or tflops (a cell), exactly one of them")
         return self
 
     @model_validator(mode="after")
@@ -117,7 +119,7 @@ class Study(BaseModel):
                 raise ValueError(f"recipe.{key} is set by the study's {axes}: leave it out of the recipe")
         optimisation = self.recipe.get("optimisation")
         if isinstance(optimisation, dict) and optimisation.get("epochs") is not None:
-            raise ValueError("recipe.optimisation.epochs is set by the study's passes or epochs: leave it out")
+            raise ValueError("recipe.optimisation.epochs is set by the study's budget: leave it out")
         if named := [key for key in NOT_STUDIED if key in self.recipe]:
             raise ValueError(f"recipe.{named[0]}: a study's cells are distilled from the beginning: leave it out")
         if self.recipe.get("select", "last") != "last":
@@ -137,7 +139,7 @@ class Study(BaseModel):
         ]
 
     def epochs_a_stage(self, images: int) -> int:
-        """Epochs that give a stage the study's image passes, at least one."""
+        """Epochs that give a stage the study's image passes, at least one; those of `tflops` are counted as it runs."""
         return self.epochs or max(1, round((self.passes or 0) / images))
 
     def recipe_of(self, cell: Cell, epochs: int, threads: int | None = None) -> Recipe:
@@ -215,7 +217,8 @@ def _shared(study: Study) -> dict[str, Any]:
     recipe = make_recipe(merged(study.recipe, {"method": "supervised"})).model_dump(mode="json")
     for key in (*SET_BY_AXES, *NOT_STUDIED):
         del recipe[key]
-    return {"passes": study.passes, "epochs": study.epochs, **dict(_flat("recipe", recipe))}
+    budget = {"passes": study.passes, "epochs": study.epochs, "tflops": study.tflops}
+    return {**budget, **dict(_flat("recipe", recipe))}
 
 
 def _flat(prefix: str, content: Any) -> Iterable[tuple[str, Any]]:

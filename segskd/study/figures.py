@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
-
-from segskd.runs import Run
 
 Facts = dict[str, Any]
 """Plain data about one cell, or about a row of cells that differ in their seeds alone."""
@@ -18,6 +13,7 @@ FROM_RESULT = (
     "miou",
     "teacher_miou",
     "percent_of_teacher",
+    "image_passes",
     "training_flops",
     "seconds",
     "cpu_seconds",
@@ -25,27 +21,15 @@ FROM_RESULT = (
     "device",
 )
 AVERAGED = ("training_flops", "seconds", "cpu_seconds", "gpu_seconds")
-NO_FIGURES: Facts = dict.fromkeys((*FROM_RESULT, "image_passes"))
+NO_FIGURES: Facts = dict.fromkeys(FROM_RESULT)
 
 
-def run_figures(run: Run, result: dict[str, Any]) -> Facts:
+def run_figures(result: dict[str, Any]) -> Facts:
     """Figures of a finished run: `miou` from 0 to 1, times in seconds; None for those that it has not got.
 
     `image_passes` counts an image each time that it is trained on, in all phases together.
     """
-    figures = {key: result.get(key) for key in FROM_RESULT}
-    return {**figures, "image_passes": _image_passes(run.path / "events.jsonl")}
-
-
-def _image_passes(events: Path) -> int | None:
-    """Epochs of all phases times images, as the run's first event says."""
-    with suppress(OSError, KeyError, TypeError), events.open("rb") as lines:
-        for line in lines:
-            with suppress(ValueError):
-                event = json.loads(line)
-                if event["kind"] == "start":
-                    return int(event["images"] * sum(phase["epochs"] for phase in event["phases"]))
-    return None
+    return {key: result.get(key) for key in FROM_RESULT}
 
 
 def rows_of(cells: Sequence[Facts]) -> list[Facts]:

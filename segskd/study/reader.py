@@ -44,6 +44,7 @@ def read_study(folder: Path) -> dict[str, Any]:
         "training_images": progress.images or None,
         "passes": study.passes,
         "epochs": study.epochs,
+        "tflops": study.tflops,
         "cells": cells,
         "rows": rows_of(cells),
         "done": states.count("finished"),
@@ -81,7 +82,7 @@ def _cell(place: StudyFolder, study: Study, cell: Cell, progress: Progress, runn
     images = _images(progress.images, cell.fraction)
     facts = {"name": cell.name, **asdict(cell), "images": images, "state": "finished", "error": None}
     if isinstance(result, dict):
-        return facts | run_figures(run, result)
+        return facts | run_figures(result)
     state = _state(place, cell, progress, running)
     return facts | NO_FIGURES | {"state": state, "error": progress.failed.get(cell.name) if state == "failed" else None}
 

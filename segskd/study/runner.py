@@ -13,6 +13,7 @@ from segskd.data.cards import data_folder, load_card
 from segskd.data.dataset import list_pairs
 from segskd.data.fetch import Report, fetch
 from segskd.data.subset import subset_size
+from segskd.distill.flops import epochs_within
 from segskd.distill.methods import METHODS
 from segskd.errors import Stopped, UserError
 from segskd.models.build import model_folder, parse_spec
@@ -80,17 +81,30 @@ class _Runner:
     def _start(self, cell: Cell) -> None:
         run = self._place.run(cell)
         images = subset_size(self._progress.images, cell.fraction, None)
-        epochs = self._study.epochs_a_stage(images)
         if run.is_alive():
             self._working[cell] = AdoptedCell(run)
             self._tell(cell, "is worked on by another process; its end is awaited")
         else:
+            try:
+                epochs = self._epochs(cell, images)
+            except UserError as error:
+                self._fail(cell, str(error))
+                return
             begins = "goes on" if (run.path / "recipe.yaml").exists() else "begins"
             self._tell(cell, f"{begins}: {images} images, {epochs} epoch{'s' * (epochs > 1)} a stage")
             self._progress.failed.pop(cell.name, None)
             recipe = self._study.recipe_of(cell, epochs, self._threads)
             self._working[cell] = CellProcess(run, recipe, self._threads)
         self._write_progress()
+
+    def _epochs(self, cell: Cell, images: int) -> int:
+        """Epochs a stage, within the study's budget."""
+        if self._study.tflops is None:
+            return self._study.epochs_a_stage(images)
+        run = self._place.run(cell)
+        if (run.path / "recipe.yaml").exists() and (begun := run.recipe.optimisation.epochs):
+            return begun
+        return epochs_within(self._study.recipe_of(cell, 1), run.path, 1e12 * self._study.tflops)
 
     def _look(self) -> None:
         over = [cell for cell, process in self._working.items() if process.is_over()]
@@ -100,10 +114,8 @@ class _Runner:
             self._write()
 
     def _end(self, cell: Cell, process: CellProcess | AdoptedCell) -> None:
-        failure = process.failure()
-        if failure:
-            self._progress.failed[cell.name] = failure
-            self._tell(cell, f"failed: {failure}")
+        if failure := process.failure():
+            self._fail(cell, failure)
         elif self._has_result(cell):
             self._durations.add(cell.method, time.monotonic() - process.started)
             self._tell(cell, f"{self._figures(cell)}{self._left()}")
@@ -111,6 +123,11 @@ class _Runner:
             self._waiting.insert(0, cell)
         else:
             self._tell(cell, "was stopped")
+
+    def _fail(self, cell: Cell, why: str) -> None:
+        self._progress.failed[cell.name] = why
+        self._tell(cell, f"failed: {why}")
+        self._write()
 
     def _stop(self) -> None:
         """Lets all cells that are worked on save their states."""

@@ -22,7 +22,7 @@ ROW_COLUMNS = (
     *("miou_mean", "miou_std", "percent_mean", "percent_std"),
     *("image_passes", *AVERAGED),
 )
-CELL_COLUMNS = ("name", *AXES, "seed", "images", "state", *FROM_RESULT, "image_passes", "error")
+CELL_COLUMNS = ("name", *AXES, "seed", "images", "state", *FROM_RESULT, "error")
 
 
 def write_tables(read: dict[str, Any], folder: Path) -> None:
@@ -103,8 +103,10 @@ def _shared(read: dict[str, Any]) -> str:
     parts += [] if varying(rows, "rule") else [f"images chosen by rule {one['rule']}"]
     if not varying(rows, "labels") and one["labels"] is not None:
         parts.append(f"labels of {100 * one['labels']:g} % of the images")
-    budget = f"{_number(read['passes'])} image passes" if read["passes"] else f"{read['epochs']} epochs"
-    return ", ".join([*parts, f"{budget} a stage", f"init {read['init']}"])
+    budget = f"{_number(read['passes'])} image passes a stage" if read["passes"] else f"{read['epochs']} epochs a stage"
+    if read["tflops"]:
+        budget = f"{_number(read['tflops'])} training TFLOPs a cell"
+    return ", ".join([*parts, budget, f"init {read['init']}"])
 
 
 def _notes(read: dict[str, Any]) -> list[str]:

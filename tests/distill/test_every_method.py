@@ -13,7 +13,7 @@ import segmentation_models_pytorch as smp
 import torch
 
 from segskd.distill import loop, module, session, store, trainer
-from segskd.distill.flops import training_flops
+from segskd.distill.flops import epochs_within, training_flops
 from segskd.distill.job import Job, prepare
 from segskd.distill.methods import METHODS
 from segskd.distill.session import resume, start
@@ -195,6 +195,17 @@ def test_flops_of_a_convolution_worked_out_by_hand(small: Callable[..., Any], tm
     assert training_flops(head_alone) - prefix == steps
     whole = training_flops(prepare(small("supervised", init="random"), tmp_path / "run"))
     assert whole > 3 * training_flops(job)
+
+
+@pytest.mark.parametrize("method", ["stagewise", "simultaneous"])
+def test_epochs_within_a_number_of_operations(small: Callable[..., Any], tmp_path: Path, method: str) -> None:
+    def flops(epochs: int) -> int:
+        return training_flops(prepare(small(method, optimisation={"epochs": epochs}), tmp_path / "run"))
+
+    limit = flops(7)
+    assert epochs_within(small(method), tmp_path / "run", limit) == 7
+    assert epochs_within(small(method), tmp_path / "run", limit - 1) == 6
+    assert epochs_within(small(method), tmp_path / "run", 1) == 1
 
 
 def first_batch(job: Job, folder: Path) -> Any:

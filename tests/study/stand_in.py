@@ -23,8 +23,7 @@ if run.name in control["fail"]:
     sys.exit(2)
 if run.name in control["kill"]:
     signal.raise_signal(signal.SIGKILL)
-start = {"kind": "start", "images": 6, "phases": [{"epochs": 2}] * 11}
-(run / "events.jsonl").write_text(json.dumps(start) + "\\n")
+(run / "events.jsonl").touch()
 deadline = time.monotonic() + 20
 while run.name in control["block"]:
     time.sleep(0.02)
@@ -32,6 +31,7 @@ while run.name in control["block"]:
         sys.exit("nobody stopped it")
 miou = control["miou"].get(run.name, 0.3)
 result = {"miou": miou, "teacher_miou": 0.6, "percent_of_teacher": 100 * miou / 0.6, "seconds": 4.0, "device": "none"}
+result["image_passes"] = 132
 (run / "result.json").write_text(json.dumps(result))
 """
 

@@ -70,8 +70,9 @@ def test_a_cells_recipe_holds_its_axes_and_what_all_share(study: Callable[..., S
         ({"seeds": {0.25: [0], 0.5: [0]}}, "seeds names fraction 0.25, which is not among"),
         ({"seeds": {0.5: []}}, "seeds names none for fraction 0.5"),
         ({"fractions": [0.5, 1.0], "seeds": {0.5: [0]}}, "seeds names none for fraction 1"),
-        ({"passes": None}, "give passes (images a stage) or epochs (a stage), exactly one"),
-        ({"epochs": 3}, "give passes (images a stage) or epochs (a stage), exactly one"),
+        ({"passes": None}, "give passes (images a stage), epochs (a stage) or tflops (a cell), exactly one"),
+        ({"epochs": 3}, "give passes (images a stage), epochs (a stage) or tflops (a cell), exactly one"),
+        ({"tflops": 3.0}, "give passes (images a stage), epochs (a stage) or tflops (a cell), exactly one"),
         ({"fractions": [0.5, 0.5000000001]}, "two cells would have the name stagewise-resnet10-50pc-s0"),
         ({"grid": 3}, "grid: Extra inputs"),
     ],
@@ -90,7 +91,7 @@ def test_what_no_study_can_say_is_named(
     [
         ({"method": "stagewise"}, "recipe.method is set by the study's methods"),
         ({"subset": {"fraction": 0.1}}, "recipe.subset is set by the study's fractions, rules and labels"),
-        ({"optimisation": {"epochs": 3}}, "recipe.optimisation.epochs is set by the study's passes or epochs"),
+        ({"optimisation": {"epochs": 3}}, "recipe.optimisation.epochs is set by the study's budget"),
         ({"select": "best"}, "recipe.select: a study's cells all train for their whole budget"),
         ({"kind": "teach"}, "recipe.kind: a study's cells are distilled"),
         ({"data": {"card": "scenes", "size": "big"}}, "recipe: data.size: 'big' is no size"),
@@ -144,6 +145,7 @@ def test_axes_may_grow_and_what_all_share_may_not_change(study: Callable[..., St
     for changes, words in (
         ({"passes": 24}, "begun with passes 12, and now it would be 24"),
         ({"passes": None, "epochs": 3}, "begun with passes 12, and now it would be unset"),
+        ({"passes": None, "tflops": 3.0}, "begun with passes 12, and now it would be unset"),
         ({"recipe": before.recipe | {"init": "teacher"}}, "recipe.init random, and now it would be teacher"),
         ({"recipe": before.recipe | {"optimisation": {"lr": 0.5}}}, "recipe.optimisation.lr unset, and now .* 0.5"),
     ):
@@ -160,5 +162,5 @@ def test_the_projects_studies_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert {cell.rule for cell in choosing.cells()} == {"random", "balanced", "diverse", "hardest"}
     assert len(choosing.cells()) == 12
     assert scenes.recipe["teacher"] == "demo-teacher"
-    assert {camvid.passes, choosing.passes} == {3000}
+    assert {camvid.passes, choosing.passes} == {2000}
     assert {path.stem for path in STUDIES.glob("*.yaml")} == {"camvid", "camvid-choosing", "scenes"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import cv2
 import pytest
 
-from segskd.runs import Run
 from segskd.study.curve import COLORS, draw_curve, write_curve
 from segskd.study.figures import rows_of, run_figures
 from segskd.study.remaining import Durations
@@ -57,6 +55,7 @@ def read(cells: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         "training_images": 100,
         "passes": 3000,
         "epochs": None,
+        "tflops": None,
         "cells": cells,
         "rows": rows_of(cells),
         "done": done,
@@ -93,14 +92,11 @@ def test_rows_without_a_finished_cell_have_no_figures() -> None:
     assert (row["seeds"], row["miou_mean"], row["seconds"], row["image_passes"]) == (0, None, None, None)
 
 
-def test_image_passes_are_those_of_all_phases(tmp_path: Path) -> None:
-    phases = [{"phase": "encoder.0", "epochs": 3, "steps": 9}, {"phase": "head", "epochs": 4, "steps": 12}]
-    events = [{"kind": "evaluation"}, {"kind": "start", "images": 36, "phases": phases}, {"kind": "start"}]
-    (tmp_path / "events.jsonl").write_text("broken\n" + "\n".join(json.dumps(event) for event in events))
-    result = {"miou": 0.5, "teacher_miou": 0.6, "percent_of_teacher": 83.3, "seconds": 4.0, "device": "none"}
-    figures = run_figures(Run(tmp_path), result)
-    assert (figures["image_passes"], figures["miou"], figures["training_flops"]) == (36 * 7, 0.5, None)
-    assert run_figures(Run(tmp_path / "none"), result)["image_passes"] is None
+def test_figures_are_those_of_the_result_and_none_else() -> None:
+    result = {"miou": 0.5, "teacher_miou": 0.6, "image_passes": 252, "seconds": 4.0, "student": {}}
+    figures = run_figures(result)
+    assert (figures["image_passes"], figures["miou"], figures["training_flops"]) == (252, 0.5, None)
+    assert "student" not in figures
 
 
 def test_the_table_in_markdown() -> None:
@@ -124,6 +120,7 @@ def test_the_table_names_the_axes_that_vary() -> None:
     lines = markdown(read(cells, passes=None, epochs=40)).splitlines()
     assert "rule" not in lines[0]
     assert "40 epochs a stage" in lines[0]
+    assert "8.5 training TFLOPs a cell" in markdown(read(cells, passes=None, tflops=8.5)).splitlines()[0]
     assert lines[2].startswith("| images | method | images chosen | labels | seeds |")
     assert lines[5].startswith("| 10 (10 %) | stagewise | hardest | 5 % | 1 | 0.400 ± – |")
 

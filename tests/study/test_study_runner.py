@@ -47,7 +47,7 @@ def test_a_study_from_its_first_cell_to_its_table(
     assert stand_in.started() == [f"distill {name}" for name in (FIRST, SECOND, THIRD, FOURTH)]
     assert (read["done"], read["total"], read["running"], read["teacher_miou"]) == (4, 4, False, 0.6)
     assert [row["miou_mean"] for row in read["rows"]] == [pytest.approx(0.45), 0.3]
-    assert read["cells"][0]["image_passes"] == 6 * 2 * 11
+    assert read["cells"][0]["image_passes"] == 132
     table = (tmp_path / "out" / "table.md").read_text()
     assert "| 6 (50 %) | **stagewise** | 2 | **0.450 ± 0.071** | **75.0 ± 11.8** | 132 |" in table
     assert {path.name for path in (tmp_path / "out").glob("*.*") if path.is_file()} == {
