@@ -155,12 +155,12 @@ def test_axes_may_grow_and_what_all_share_may_not_change(study: Callable[..., St
 
 def test_the_projects_studies_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SEGSKD_RUNS", str(tmp_path))
-    camvid, choosing, scenes = (
-        load_study(STUDIES / f"{name}.yaml") for name in ("camvid", "camvid-choosing", "scenes")
-    )
+    names = ("camvid", "camvid-choosing", "camvid-cost", "scenes")
+    camvid, choosing, cost, scenes = (load_study(STUDIES / f"{name}.yaml") for name in names)
     assert len(camvid.cells()) == 5 * (3 + 1 + 1)
     assert {cell.rule for cell in choosing.cells()} == {"random", "balanced", "diverse", "hardest"}
     assert len(choosing.cells()) == 12
     assert scenes.recipe["teacher"] == "demo-teacher"
     assert {camvid.passes, choosing.passes} == {2000}
-    assert {path.stem for path in STUDIES.glob("*.yaml")} == {"camvid", "camvid-choosing", "scenes"}
+    assert (cost.methods, cost.tflops) == (camvid.methods, 8.2)
+    assert {path.stem for path in STUDIES.glob("*.yaml")} == set(names)
