@@ -31,6 +31,8 @@ Status = Literal["running", "finished", "paused", "interrupted", "failed", "new"
 DAMAGED = (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, pickle.UnpicklingError)
 # A folder that holds one of these is somebody's model, not room for a run.
 FOREIGN = ("config.json", "model.safetensors", "pytorch_model.bin", "state.pt", "events.jsonl")
+# A study's folder holds runs and is none.
+STUDY = "study.yaml"
 LOCK_SECONDS = 1.0
 # Who only looks holds the lock for a moment, too: looks of this process take turns, those of others are waited out.
 LOOKING = threading.Lock()
@@ -53,7 +55,7 @@ class Run:
         run = cls(path)
         if (path / "recipe.yaml").exists():
             raise UserError(f"run {path} exists: 'python -m segskd resume {path.name}' goes on, or give another name")
-        foreign = [name for name in FOREIGN if (path / name).exists()]
+        foreign = [name for name in (*FOREIGN, STUDY) if (path / name).exists()]
         if foreign:
             raise UserError(f"{path} holds {foreign[0]} and is no run: name another folder, so that nothing is lost")
         with writing(path):

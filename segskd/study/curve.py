@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from segskd.files import write_whole
 from segskd.study.figures import AXES, Facts
 from segskd.study.folder import CURVE_PNG, CURVE_SVG
-from segskd.study.table import varying
+from segskd.study.table import line_names, varying
 
 # Okabe & Ito (2008), told apart by colour-blind eyes too; without yellow, which white paper swallows.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -83,14 +83,11 @@ def draw_curve(read: dict[str, Any]) -> Figure:
 
 def _lines(rows: Sequence[Facts]) -> list[Line]:
     """The rows that have figures, by what their line is called, in the order of the images' share."""
-    named = [axis for axis in ("student", "rule", "labels") if varying(rows, axis)]
-    by_method = varying(rows, "method") or not named
     lines: dict[str, list[Facts]] = {}
-    for row in sorted(rows, key=lambda row: float(row["fraction"])):
-        parts = ([row["method"]] if by_method else []) + [_said(axis, row[axis]) for axis in named]
-        lines.setdefault(", ".join(parts), [])
+    for row, name in sorted(zip(rows, line_names(rows), strict=True), key=lambda named: float(named[0]["fraction"])):
+        lines.setdefault(name, [])
         if row["miou_mean"] is not None:
-            lines[", ".join(parts)].append(row)
+            lines[name].append(row)
     return list(lines.items())
 
 
@@ -148,11 +145,3 @@ def _look(number: int) -> dict[str, Any]:
 
 def _belongs(cell: Facts, row: Facts) -> bool:
     return cell["miou"] is not None and all(cell[axis] == row[axis] for axis in AXES)
-
-
-def _said(axis: str, value: Any) -> str:
-    if axis == "student":
-        return str(value).removeprefix("unet:")
-    if axis == "rule":
-        return str(value)
-    return "all labels" if value is None else f"labels of {100 * value:g} %"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -27,9 +28,15 @@ NO_FIGURES: Facts = dict.fromkeys(FROM_RESULT)
 def run_figures(result: dict[str, Any]) -> Facts:
     """Figures of a finished run: `miou` from 0 to 1, times in seconds; None for those that it has not got.
 
-    `image_passes` counts an image each time that it is trained on, in all phases together.
+    `image_passes` counts an image each time that it is trained on, in all phases together. What is no figure,
+    because somebody wrote into the file, is none.
     """
-    return {key: result.get(key) for key in FROM_RESULT}
+    figures = {key: result.get(key) for key in FROM_RESULT}
+    return figures | {key: None for key in FROM_RESULT if key != "device" and not _is_figure(figures[key])}
+
+
+def _is_figure(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def rows_of(cells: Sequence[Facts]) -> list[Facts]:

@@ -11,10 +11,10 @@ from typing import Any
 
 from segskd.errors import UserError
 from segskd.files import writing
-from segskd.runs import FOREIGN, Run
+from segskd.runs import FOREIGN, STUDY, Run
 from segskd.study.config import Cell, Study, check_same, dump_study, load_study
 
-STUDY, PROGRESS = "study.yaml", "progress.json"
+PROGRESS = "progress.json"
 TABLE, ROWS, CELLS = "table.md", "table.csv", "cells.csv"
 CURVE_PNG, CURVE_SVG = "curve.png", "curve.svg"
 
@@ -76,7 +76,7 @@ class StudyFolder:
 
     def progress(self) -> Progress:
         """As it was written last; empty when it is missing or damaged."""
-        with suppress(OSError, ValueError, TypeError):
+        with suppress(OSError, ValueError, TypeError, LookupError, OverflowError):
             content: dict[str, Any] = json.loads((self.path / PROGRESS).read_text(encoding="utf-8"))
             return Progress(int(content["images"]), list(content["working"]), dict(content["failed"]))
         return Progress()

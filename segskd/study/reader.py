@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from segskd.data.subset import subset_size
 from segskd.errors import UserError
+from segskd.runs import STUDY
 from segskd.study.config import Cell, Study
 from segskd.study.figures import NO_FIGURES, Facts, rows_of, run_figures
-from segskd.study.folder import CURVE_PNG, CURVE_SVG, STUDY, TABLE, Progress, StudyFolder
+from segskd.study.folder import CURVE_PNG, CURVE_SVG, TABLE, Progress, StudyFolder
 
 CellState = Literal["waiting", "running", "finished", "interrupted", "failed"]
 
@@ -81,8 +82,8 @@ def _cell(place: StudyFolder, study: Study, cell: Cell, progress: Progress, runn
         result = run.read_json("result.json")
     images = _images(progress.images, cell.fraction)
     facts = {"name": cell.name, **asdict(cell), "images": images, "state": "finished", "error": None}
-    if isinstance(result, dict):
-        return facts | run_figures(result)
+    if isinstance(result, dict) and (figures := run_figures(result))["miou"] is not None:
+        return facts | figures
     state = _state(place, cell, progress, running)
     return facts | NO_FIGURES | {"state": state, "error": progress.failed.get(cell.name) if state == "failed" else None}
 

@@ -35,9 +35,9 @@ def write_tables(read: dict[str, Any], folder: Path) -> None:
 def markdown(read: dict[str, Any]) -> str:
     """Heading, a line of what all cells share, the table with the best mean of each fraction in bold, notes."""
     rows = read["rows"]
-    best = _best(rows)
+    best = best_rows(rows)
     columns = _columns(rows, best)
-    lines = [f"**{read['title']}**: {_shared(read)}.", ""]
+    lines = [f"**{read['title']}**: {shared(read)}.", ""]
     lines += [f"| {' | '.join(title for title, _ in columns)} |", "|" + "---|" * len(columns)]
     lines += [f"| {' | '.join(write(row) for _, write in columns)} |" for row in rows]
     return "\n".join([*lines, "", *_notes(read)]) + "\n"
@@ -55,6 +55,51 @@ def as_csv(facts: Sequence[Facts], columns: Sequence[str]) -> str:
 def varying(rows: Sequence[Facts], axis: str) -> bool:
     """Whether an axis has several values, so that the table and the curve have to name them."""
     return len({row[axis] for row in rows}) > 1
+
+
+def best_rows(rows: Sequence[Facts]) -> list[Facts]:
+    """Of each fraction with several rows, the row with the highest mean mIoU."""
+    best = []
+    for fraction in dict.fromkeys(row["fraction"] for row in rows):
+        rivals = [row for row in rows if row["fraction"] == fraction and row["miou_mean"] is not None]
+        if len(rivals) > 1:
+            best.append(max(rivals, key=lambda row: float(row["miou_mean"])))
+    return best
+
+
+def line_names(rows: Sequence[Facts]) -> list[str]:
+    """What tells each row from the others of its fraction: its method, and those of the other axes that vary."""
+    named = [axis for axis in ("student", "rule", "labels") if varying(rows, axis)]
+    by_method = varying(rows, "method") or not named
+    axes = [*(["method"] if by_method else []), *named]
+    return [", ".join(_said(axis, row[axis]) for axis in axes) for row in rows]
+
+
+def shared(read: dict[str, Any]) -> str:
+    """What all cells share, in one line."""
+    rows = read["rows"]
+    height, width = read["size"]
+    parts = [f"{read['dataset']} at {height}x{width}"]
+    if read["teacher"]:
+        scored = f" (mIoU {read['teacher_miou']:.3f})" if read["teacher_miou"] else ""
+        parts.append(f"teacher {Path(read['teacher']).name}{scored}")
+    one = rows[0]
+    parts += [] if varying(rows, "student") else [f"student {one['student']}"]
+    parts += [] if varying(rows, "rule") else [f"images chosen by rule {one['rule']}"]
+    if not varying(rows, "labels") and one["labels"] is not None:
+        parts.append(f"labels of {100 * one['labels']:g} % of the images")
+    budget = f"{_number(read['passes'])} image passes a stage" if read["passes"] else f"{read['epochs']} epochs a stage"
+    if read["tflops"]:
+        budget = f"{_number(read['tflops'])} training TFLOPs a cell"
+    return ", ".join([*parts, budget, f"init {read['init']}"])
+
+
+def _said(axis: str, value: Any) -> str:
+    if axis == "student":
+        return str(value).removeprefix("unet:")
+    if axis in ("method", "rule"):
+        return str(value)
+    return "all labels" if value is None else f"labels of {100 * value:g} %"
 
 
 def _columns(rows: Sequence[Facts], best: Sequence[Facts]) -> list[Column]:
@@ -79,34 +124,6 @@ def _columns(rows: Sequence[Facts], best: Sequence[Facts]) -> list[Column]:
         ("CPU s", lambda row: _number(row["cpu_seconds"])),
         ("GPU s", lambda row: _number(row["gpu_seconds"])),
     ]
-
-
-def _best(rows: Sequence[Facts]) -> list[Facts]:
-    """Of each fraction with several rows, the row with the highest mean mIoU."""
-    best = []
-    for fraction in dict.fromkeys(row["fraction"] for row in rows):
-        rivals = [row for row in rows if row["fraction"] == fraction and row["miou_mean"] is not None]
-        if len(rivals) > 1:
-            best.append(max(rivals, key=lambda row: float(row["miou_mean"])))
-    return best
-
-
-def _shared(read: dict[str, Any]) -> str:
-    rows = read["rows"]
-    height, width = read["size"]
-    parts = [f"{read['dataset']} at {height}x{width}"]
-    if read["teacher"]:
-        scored = f" (mIoU {read['teacher_miou']:.3f})" if read["teacher_miou"] else ""
-        parts.append(f"teacher {Path(read['teacher']).name}{scored}")
-    one = rows[0]
-    parts += [] if varying(rows, "student") else [f"student {one['student']}"]
-    parts += [] if varying(rows, "rule") else [f"images chosen by rule {one['rule']}"]
-    if not varying(rows, "labels") and one["labels"] is not None:
-        parts.append(f"labels of {100 * one['labels']:g} % of the images")
-    budget = f"{_number(read['passes'])} image passes a stage" if read["passes"] else f"{read['epochs']} epochs a stage"
-    if read["tflops"]:
-        budget = f"{_number(read['tflops'])} training TFLOPs a cell"
-    return ", ".join([*parts, budget, f"init {read['init']}"])
 
 
 def _notes(read: dict[str, Any]) -> list[str]:
