@@ -50,7 +50,9 @@ tools.append(search, sorting.label);
 const tableBox = make("div", { class: "runs-table-box" });
 const panelBox = make("section", { class: "runs-panel card", id: "runs-panel", "aria-label": "the chosen run" });
 const plots = make("div", { class: "runs-plots" });
-place.append(tools, tableBox, panelBox, plots);
+const studiesBox = make("section", { class: "studies", "aria-label": "studies" });
+const askStudies = makeStudies(studiesBox, { ask: server.runs_studies, fetchFile: server.runs_file });
+place.append(tools, tableBox, panelBox, plots, studiesBox);
 
 const shown = () => {
   const kept = rows.filter((row) => [...SEARCHED.map((key) => row[key]), inState(row)].some((text) => String(text ?? "").toLowerCase().includes(filter)));
@@ -225,7 +227,7 @@ const drawAll = onChange(() => {
   drawOverlay();
 });
 const refresh = poll(async () => {
-  const answer = await server.runs_rows({});
+  const [answer] = await Promise.all([server.runs_rows({}), askStudies()]);
   if (!answer || pressed) return;
   rows = answer;
   drawAll(rows.map((row) => ({ ...row, changed: ago(row.changed), share: inState(row) })));

@@ -98,14 +98,14 @@ class Catalogue:
     def row(self, name: str) -> Row | None:
         """One run as it stands now, None when it is gone."""
         run = Run(self._jobs.runs / name)
-        stamps = tuple(_stamp(run.path / file) for file in READ)
+        stamps = tuple(stamp(run.path / file) for file in READ)
         if stamps[0] is None:
             return None
         with self._lock:
             kept = self._kept.get(name)
             if kept is None or kept[0] != stamps:
                 kept = self._kept[name] = (stamps, _read(run))
-        times = [stamp[0] for stamp in (*stamps, _stamp(run.path / "events.jsonl")) if stamp]
+        times = [seen[0] for seen in (*stamps, stamp(run.path / "events.jsonl")) if seen]
         row = replace(kept[1], changed=max(times) / 1e9, note=note(run))
         try:
             return row if row.problem else self._with_state(row)
@@ -197,7 +197,7 @@ def _card_name(place: str) -> str:
         return Path(place).stem
 
 
-def _stamp(path: Path) -> Stamp | None:
+def stamp(path: Path) -> Stamp | None:
     """Time (nanoseconds), size and inode of a file, None when it is not there."""
     try:
         status = os.stat(path)

@@ -1,7 +1,8 @@
-"""The Runs tab: every run of this server, its figures, and what can be done with it."""
+"""The Runs tab: every run of this server, its figures, and what can be done with it; and its studies."""
 
 from __future__ import annotations
 
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,12 @@ from ui.state.catalogue import Catalogue
 from ui.state.exports import Exports
 from ui.state.follow import Followers
 from ui.state.parcel import parcel
+from ui.state.studies import Studies
 
-SCRIPTS = ("watch-parts.js", "poll.js", "runs-plots.js", "runs-panel.js", "runs.js")
+SCRIPTS = (
+    *("watch-parts.js", "poll.js", "runs-plots.js", "runs-panel.js"),
+    *("runs-studies-curve.js", "runs-studies-table.js", "runs-studies.js", "runs.js"),
+)
 MOST_CURVES = 12
 
 
@@ -32,10 +37,20 @@ class Asked(TypedDict, total=False):
     runs: list[str]
     name: str
     note: str
+    study: str
+    file: str
+    seen: str | None
 
 
 def build(context: Context, page: Page, followers: Followers, catalogue: Catalogue, exports: Exports) -> None:
     """Puts the tab's components where it is called."""
+    studies = Studies(context)
+
+    def at_rest(name: object) -> Run:
+        """A run whose folder nobody uses or needs. Raises UserError for others."""
+        run = _at_rest(context, exports, name)
+        studies.check_unneeded(run)
+        return run
 
     def runs_rows(_: Asked) -> list[dict[str, Any]]:
         return [row.as_dict() for row in catalogue.rows()]
@@ -45,19 +60,29 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
         return [_curve(followers, name) for name in names]
 
     def runs_rename(asked: Asked) -> dict[str, Any]:
-        return answered(lambda: shelf.rename(_at_rest(context, exports, asked.get("run")), asked.get("name", "")))
+        return answered(lambda: shelf.rename(at_rest(asked.get("run")), asked.get("name", "")))
 
     def runs_note(asked: Asked) -> dict[str, Any]:
         return answered(lambda: shelf.write_note(context.run(asked.get("run")), asked.get("note", "")))
 
     def runs_delete(asked: Asked) -> dict[str, Any]:
-        return answered(lambda: shelf.delete(_at_rest(context, exports, asked.get("run"))))
+        return answered(lambda: shelf.delete(at_rest(asked.get("run"))))
 
     def runs_resume(asked: Asked) -> dict[str, Any]:
         return answered(lambda: context.jobs.resume(context.run(asked.get("run")).name))
 
     def runs_stop(asked: Asked) -> dict[str, Any]:
         return answered(lambda: context.jobs.stop(context.run(asked.get("run")).name))
+
+    def runs_studies(asked: Asked) -> dict[str, Any]:
+        return studies.answer(asked.get("seen"))
+
+    def runs_file(asked: Asked) -> dict[str, str | None]:
+        try:
+            content = studies.content(asked.get("study"), asked.get("file"))
+        except UserError as error:
+            return {"problem": str(error)}
+        return {"problem": None, "base64": b64encode(content).decode()}
 
     def look(event: gr.EventData) -> tuple[Any, Any]:
         return looked(context, event)
@@ -88,7 +113,8 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
             html_template='<div class="runs-view"></div>',
             js_on_load="\n".join(asset(name) for name in SCRIPTS),
             server_functions=served(
-                runs_rows, runs_curves, runs_rename, runs_note, runs_delete, runs_resume, runs_stop
+                *(runs_rows, runs_curves, runs_rename, runs_note, runs_delete, runs_resume, runs_stop),
+                *(runs_studies, runs_file),
             ),
             apply_default_css=False,
             padding=False,

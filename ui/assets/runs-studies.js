@@ -1,0 +1,121 @@
+// Studies below the list of runs: how far each is, its table, its curve, its files.
+const STUDY_STATES = { running: "▶ running", finished: "✓ finished", failed: "✕ failed", stopped: "‖ stopped" };
+const STUDY_NOTE = "Mean ± sample standard deviation over the seeds; the last epoch’s weights, nothing chosen on a split.";
+
+function saveBytes(base64, name) {
+  const content = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+  const url = URL.createObjectURL(new Blob([content], { type: "application/octet-stream" }));
+  const link = make("a", { href: url, download: name });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(url), 10000);
+}
+
+// One study; it stays while it is drawn again, so that it stays open or closed.
+function makeStudy(name, open, fetchFile) {
+  const card = make("details", { class: "card studies-study", ...(open ? { open: "" } : {}) });
+  const title = make("span", { class: "studies-title" });
+  const state = make("span");
+  const bar = make("progress", { "aria-label": "finished cells" });
+  const body = make("div", { class: "studies-body" });
+  card.append(make("summary", {}, [title, state, bar]), body);
+  const shared = make("p", { class: "hint" });
+  const now = make("ul", { class: "studies-now" });
+  const why = make("div", { class: "notice", role: "status" });
+  const tableBox = make("div", { class: "studies-table-box", tabindex: 0, role: "region", "aria-label": "table of the study" });
+  const curveBox = make("div", { class: "studies-curve" });
+  const curve = makeCurve(curveBox);
+  const note = make("p", { class: "hint", text: STUDY_NOTE });
+  const files = make("div", { class: "runs-actions" });
+  const told = make("div", { class: "notice", role: "alert" });
+  const opens = make("p", { class: "hint" });
+  const sideways = make("p", { class: "hint studies-sideways", text: "The table goes on to the right: share of the teacher, and what it cost." });
+  const read = make("div", { class: "studies-read" }, [make("div", { class: "studies-rows" }, [sideways, tableBox, note]), curveBox]);
+  body.append(shared, now, why, read, files, told, opens);
+  told.hidden = true;
+
+  const said = (node, text) => { setText(node, text); node.hidden = !text; };
+  const save = async (file) => {
+    const answer = await fetchFile({ study: name, file });
+    said(told, answer ? answer.problem ?? "" : "no answer from the server: try again in a moment");
+    if (answer?.base64) saveBytes(answer.base64, `${name}-${file}`);
+  };
+  const drawFiles = onChange((names) => {
+    files.hidden = !names.length;
+    files.replaceChildren(make("span", { class: "hint", text: "Download" }), ...names.map((file) => button(file, () => save(file))));
+  });
+  const drawWhy = (study) => {
+    const failed = study.failed.map(({ name: cell, error }) => make("li", { text: `✕ ${cell} failed${error ? `: ${error}` : ""}` }));
+    const stopped = study.go_on && study.state === "stopped" ? "It was stopped; this goes on with it: " : "To try again what failed: ";
+    const goes = study.go_on ? [make("p", {}, [stopped, make("code", { text: study.go_on })])] : [];
+    why.hidden = !failed.length && !goes.length;
+    why.classList.toggle("hint", !failed.length);
+    why.replaceChildren(...(failed.length ? [make("ul", {}, failed)] : []), ...goes);
+  };
+  return {
+    card,
+    draw(study) {
+      setText(title, study.title ?? study.name);
+      state.className = `state ${study.problem ? "damaged" : study.state}`;
+      if (study.problem) {
+        setText(state, "✕ damaged");
+        bar.hidden = read.hidden = files.hidden = opens.hidden = shared.hidden = now.hidden = true;
+        why.hidden = false;
+        return why.replaceChildren(make("p", { text: study.problem }));
+      }
+      read.hidden = opens.hidden = shared.hidden = false;
+      setText(state, `${STUDY_STATES[study.state]}, ${study.done} of ${study.total} cells${study.state === "finished" ? "" : " finished"}`);
+      [bar.max, bar.value] = [study.total, study.done];
+      bar.hidden = study.state === "finished";
+      setText(shared, study.shared);
+      drawWhy(study);
+      tableBox.replaceChildren(studyTable(study));
+      curve(study);
+      drawFiles(study.files);
+      opens.replaceChildren("Its cells are runs; ", make("code", { text: study.open }), " opens them here.");
+    },
+    // What the cells at work do.
+    drawNow: onChange((working, doing) => {
+      now.hidden = !working.length;
+      now.replaceChildren(...working.map((cell) => {
+        const known = doing.find((one) => one.cell === cell);
+        const far = known?.share ? `, ${wholePercent(known.share)}` : "";
+        return make("li", { text: `▶ ${cell}${known ? `: ${known.doing}${far}` : ""}` });
+      }));
+    }),
+  };
+}
+
+// The section; `ask` and `fetchFile` are the server's functions. Gives a function that asks again.
+function makeStudies(section, { ask, fetchFile }) {
+  const list = make("div", { class: "studies-list" });
+  section.append(make("h3", { text: "Studies" }), list);
+  section.hidden = true;
+  let seen = null;
+  let studies = [];
+  const cards = new Map();
+  const draw = () => {
+    section.hidden = !studies.length;
+    for (const name of [...cards.keys()]) if (!studies.some((study) => study.name === name)) cards.delete(name);
+    const newest = cards.size ? undefined : studies.find((study) => !study.problem);
+    studies.forEach((study) => {
+      if (!cards.has(study.name)) cards.set(study.name, makeStudy(study.name, study === newest || study.problem, fetchFile));
+      cards.get(study.name).draw(study);
+    });
+    const wanted = studies.map((study) => cards.get(study.name).card);
+    if (wanted.some((card, place) => list.children[place] !== card) || list.children.length !== wanted.length) list.replaceChildren(...wanted);
+  };
+  return async () => {
+    const answer = await ask({ seen });
+    if (!answer || pressed) return studies.length;
+    if (answer.studies) {
+      [seen, studies] = [answer.tag, answer.studies];
+      draw();
+    }
+    for (const study of studies) {
+      if (!study.problem) cards.get(study.name).drawNow(study.working, answer.now.filter((one) => one.study === study.name));
+    }
+    return studies.length;
+  };
+}

@@ -1,0 +1,208 @@
+"""The studies of this server: how far each is, its table and its curve, and the files that can be downloaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import threading
+from pathlib import Path
+from typing import Any
+
+from segskd.errors import UserError
+from segskd.runs import STUDY, Run
+from segskd.study.folder import CELLS, CURVE_PNG, CURVE_SVG, PROGRESS, ROWS, TABLE, StudyFolder
+from segskd.study.reader import read_study
+from segskd.study.table import best_rows, line_names, shared, varying
+from ui.context import Context
+from ui.jobs import Jobs
+from ui.state.catalogue import stamp
+from ui.state.follow import Followers
+
+FILES = (TABLE, ROWS, CELLS, CURVE_PNG, CURVE_SVG)
+"""What can be downloaded of a study."""
+FURTHER = ("student", "rule", "labels")
+"""Axes that the table names only where they vary."""
+FIGURES = (
+    *("fraction", "images", "method", *FURTHER, "seeds", "cells"),
+    *("miou_mean", "miou_std", "percent_mean", "percent_std"),
+    *("image_passes", "training_flops", "seconds", "cpu_seconds", "gpu_seconds"),
+)
+Facts = dict[str, Any]
+
+
+class Studies:
+    """Reads the studies below the runs' folder; what has not changed since is not read again."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._kept: dict[str, _Kept] = {}
+        self._lock = threading.Lock()
+
+    def answer(self, seen: str | None = None) -> Facts:
+        """What the page shows: {"tag", "studies", "now"}.
+
+        `studies` are those of `shown`, the one begun or gone on with last first, or None when the page has seen
+        them: then `seen` is the tag that came with them. `now` says of each cell at work what it does.
+        """
+        kept = self._read()
+        studies = [one.shown for one in kept]
+        tag = hashlib.blake2b(json.dumps(studies).encode(), digest_size=8).hexdigest()
+        now = [{"study": one.name, **cell} for one in kept for cell in one.now()]
+        return {"tag": tag, "studies": None if tag == seen else studies, "now": now}
+
+    def file(self, study: object, name: object) -> Path:
+        """One of a study's FILES. Both come from the page, so neither is taken for a path.
+
+        Raises UserError when there is no such study, and for anything else than a file of its own folder.
+        """
+        folder = next((folder for folder in self._folders() if folder.name == study), None)
+        if folder is None:
+            raise UserError(f"{study!r} is not the name of a study")
+        if name not in FILES:
+            raise UserError(f"{name!r} is none of a study's files: {', '.join(FILES)}")
+        path = folder / str(name)
+        if path.is_symlink() or not path.is_file():
+            raise UserError(f"study {folder.name} has no {name} yet")
+        return path
+
+    def content(self, study: object, name: object) -> bytes:
+        """What that file holds. Raises UserError as `file` does."""
+        try:
+            return self.file(study, name).read_bytes()
+        except OSError as error:
+            raise UserError(f"can't read {name} of study {study}: {error.strerror}") from error
+
+    def check_unneeded(self, run: Run) -> None:
+        """Raises UserError when a study has the run for its teacher, which it finds by its place."""
+        place = run.path.resolve()
+        for one in self._read():
+            if one.teacher and (one.teacher == place or place in one.teacher.parents):
+                raise UserError(
+                    f"run {run.name} is the teacher of study {one.name}, which would not find it any more: "
+                    "delete the study's folder first"
+                )
+
+    def _folders(self) -> list[Path]:
+        """The one begun or gone on with last first."""
+        found = [path.parent for path in self._context.runs.glob(f"[!.]*/{STUDY}")]
+        times = {folder: seen[0] for folder in found if (seen := stamp(folder / STUDY))}
+        return sorted(times, key=times.__getitem__, reverse=True)
+
+    def _read(self) -> list[_Kept]:
+        folders = self._folders()
+        with self._lock:
+            names = {folder.name for folder in folders}
+            self._kept = {name: kept for name, kept in self._kept.items() if name in names}
+            for folder in folders:
+                self._read_anew(folder)
+            return [self._kept[folder.name] for folder in folders]
+
+    def _read_anew(self, folder: Path) -> None:
+        """Only when one of its files has changed."""
+        stamps = _stamps(folder)
+        kept = self._kept.get(folder.name)
+        if kept is None or kept.stamps != stamps:
+            self._kept[folder.name] = _Kept(self._context, folder, stamps)
+
+
+class _Kept:
+    """One study as it was read last."""
+
+    def __init__(self, context: Context, folder: Path, stamps: tuple[object, ...]) -> None:
+        self.name, self.stamps = folder.name, stamps
+        self.teacher: Path | None = None
+        self._followers = Followers(Context(context.data, folder, Jobs(folder, context.data)))
+        self._working: list[str] = []
+        try:
+            read = read_study(folder)
+        except (UserError, OSError) as error:
+            self.shown: Facts = {"name": folder.name, "problem": _said(folder, error)}
+            return
+        self.teacher = Path(read["teacher"]).resolve() if read["teacher"] else None
+        self._working = [cell["name"] for cell in read["cells"] if cell["state"] == "running"]
+        self.shown = shown(read)
+
+    def now(self) -> list[Facts]:
+        """Of each cell at work: what it does, and how much of its training is over."""
+        return [fact for name in self._working if (fact := self._doing(name))]
+
+    def _doing(self, name: str) -> Facts | None:
+        try:
+            view = self._followers.get(name)
+        except UserError:  # its process has only just begun
+            return None
+        return {"cell": name, "doing": view.doing, "share": round(view.share, 3)}
+
+
+def shown(read: Facts) -> Facts:
+    """What the page shows of a study, from what `read_study` gives: rows with `line`, what its line is called."""
+    rows, folder = read["rows"], Path(read["folder"])
+    best = best_rows(rows)
+    state = _state(read)
+    return {
+        "name": folder.name,
+        "title": read["title"],
+        "problem": None,
+        "shared": shared(read),
+        "state": state,
+        "done": read["done"],
+        "total": read["total"],
+        "working": [cell["name"] for cell in read["cells"] if cell["state"] == "running"],
+        "failed": [
+            {"name": cell["name"], "error": str(cell["error"] or "")}
+            for cell in read["cells"]
+            if cell["state"] == "failed"
+        ],
+        "teacher_miou": read["teacher_miou"],
+        "training_images": read["training_images"],
+        "varying": [axis for axis in FURTHER if varying(rows, axis)],
+        "rows": [
+            {key: row[key] for key in FIGURES}
+            | {"line": line, "best": any(row is one for one in best), "mious": _single(read["cells"], row)}
+            for row, line in zip(rows, line_names(rows), strict=True)
+        ],
+        "files": [name for name in FILES if (folder / name).is_file() and not (folder / name).is_symlink()],
+        "open": shlex.join(["python", "app.py", "--runs", str(folder)]),
+        "go_on": _command(folder) if state in ("stopped", "failed") else None,
+    }
+
+
+def _state(read: Facts) -> str:
+    if read["running"] or any(cell["state"] == "running" for cell in read["cells"]):
+        return "running"
+    if read["done"] == read["total"]:
+        return "finished"
+    return "failed" if read["done"] + read["failed"] == read["total"] else "stopped"
+
+
+def _command(folder: Path) -> str:
+    words = ["python", "-m", "segskd", "study", "--config", str(folder / STUDY), "--out", str(folder)]
+    return shlex.join(words)
+
+
+def _single(cells: list[Facts], row: Facts) -> list[float]:
+    """The mIoU of each finished seed of a row."""
+    axes = ("fraction", "method", *FURTHER)
+    own = [cell for cell in cells if all(cell[axis] == row[axis] for axis in axes)]
+    return [cell["miou"] for cell in own if cell["state"] == "finished"]
+
+
+def _stamps(folder: Path) -> tuple[object, ...]:
+    """What changes whenever the study would be read otherwise."""
+    cells: list[object] = []
+    try:
+        with os.scandir(folder) as entries:
+            below = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        for name in below:
+            result = stamp(folder / name / "result.json")
+            cells.append((name, result or (stamp(folder / name / "recipe.yaml"), Run(folder / name).is_alive())))
+        alive = StudyFolder(folder).is_alive()
+    except OSError:  # it goes while it is read; whoever reads it says so
+        alive = False
+    return (alive, *(stamp(folder / name) for name in (STUDY, PROGRESS, *FILES)), *cells)
+
+
+def _said(folder: Path, error: UserError | OSError) -> str:
+    return str(error) if isinstance(error, UserError) else f"can't read {error.filename or folder}: {error.strerror}"
