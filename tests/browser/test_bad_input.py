@@ -21,6 +21,7 @@ from serving import Server
 from segskd.distill.session import start
 from segskd.runs import Run
 from segskd.shelf import write_note
+from segskd.study.config import dump_study, make_study
 
 MINUTE = 60_000
 MARKUP = "<img src=x onerror=alert(1)>"
@@ -355,7 +356,22 @@ def test_an_uploaded_teacher_that_is_none(form: Page, tmp_path: Path) -> None:
         expect(field(form, "known").locator(".notice")).to_contain_text(said, timeout=MINUTE)
 
 
-def test_names_with_markup_stand_there_as_text(open_tab: Callable[[str], Page]) -> None:
+@pytest.fixture
+def study(server: Server, whole: Run) -> Run:
+    """A study with markup for a title and for the last words of a cell; its other cell is finished."""
+    shared = {"data": {"card": whole.recipe.data.card, "folder": str(server.data), "size": "64x96"}}
+    axes: dict[str, Any] = {"methods": ["stagewise", "supervised"], "fractions": [0.5], "passes": 12}
+    content = {"name": "grid", "title": MARKUP, "recipe": shared | {"teacher": whole.recipe.teacher}, **axes}
+    made = Run(server.runs / "grid")
+    made.write("study.yaml", dump_study(make_study(content, "study")).encode())
+    failed = {"supervised-resnet10-50pc-s0": MARKUP}
+    made.write_json("progress.json", {"images": 12, "working": [], "failed": failed})
+    made.write("stagewise-resnet10-50pc-s0/result.json", (whole.path / "result.json").read_bytes())
+    made.write("table.md", MARKUP.encode())
+    return made
+
+
+def test_names_with_markup_stand_there_as_text(open_tab: Callable[[str], Page], study: Run) -> None:
     places = [
         ("data", "#data .tiles"),
         ("watch", "#watch .legend"),
@@ -370,3 +386,17 @@ def test_names_with_markup_stand_there_as_text(open_tab: Callable[[str], Page]) 
     page.get_by_role("tab", name="Runs", exact=True).click()
     page.locator("#runs").get_by_text("whole", exact=True).first.click()
     expect(page.locator("#runs").get_by_label("Note", exact=True)).to_have_value(MARKUP)
+    shown = page.locator("#runs .studies-study")
+    expect(shown.locator("summary")).to_have_text(f"{MARKUP}✕ failed, 1 of 2 cells finished")
+    expect(shown).to_contain_text(f"supervised-resnet10-50pc-s0 failed: {MARKUP}")
+    miou = study.read_json("stagewise-resnet10-50pc-s0/result.json")["miou"]
+    expect(shown.locator(".studies-table tr", has_text="stagewise")).to_contain_text(f"{miou:.3f} ± –")
+    shown.locator("svg.studies-plot").focus()
+    page.keyboard.press("ArrowRight")
+    expect(shown.locator(".studies-tip")).to_contain_text(
+        f"stagewise, 6 images (50\u00a0%): mIoU {100 * miou:.1f}\u00a0%"
+    )
+    with page.expect_download() as download:
+        shown.get_by_role("button", name="table.md", exact=True).click()
+    assert download.value.suggested_filename == "grid-table.md"
+    assert download.value.path().read_text() == MARKUP

@@ -90,7 +90,7 @@ function makeStudy(name, open, fetchFile) {
 // The section; `ask` and `fetchFile` are the server's functions. Gives a function that asks again.
 function makeStudies(section, { ask, fetchFile }) {
   const list = make("div", { class: "studies-list" });
-  section.append(make("h3", { text: "Studies" }), list);
+  section.append(make("h3", { text: "Studies", tabindex: -1 }), list);
   section.hidden = true;
   let seen = null;
   let studies = [];
@@ -98,9 +98,10 @@ function makeStudies(section, { ask, fetchFile }) {
   const draw = () => {
     section.hidden = !studies.length;
     for (const name of [...cards.keys()]) if (!studies.some((study) => study.name === name)) cards.delete(name);
-    const newest = cards.size ? undefined : studies.find((study) => !study.problem);
+    const whole = cards.size ? [] : studies.filter((study) => !study.problem);
+    const opened = whole.find((study) => study.state === "running") ?? whole[0];
     studies.forEach((study) => {
-      if (!cards.has(study.name)) cards.set(study.name, makeStudy(study.name, study === newest || study.problem, fetchFile));
+      if (!cards.has(study.name)) cards.set(study.name, makeStudy(study.name, study === opened || study.problem, fetchFile));
       cards.get(study.name).draw(study);
     });
     const wanted = studies.map((study) => cards.get(study.name).card);

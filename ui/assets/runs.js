@@ -46,7 +46,12 @@ const sorting = choice("Sort by ", Object.fromEntries(COLUMNS.map(([key, title])
 });
 sorting.select.value = sort.key;
 sorting.label.classList.add("runs-narrow");
-tools.append(search, sorting.label);
+const down = button("", () => {
+  studiesBox.scrollIntoView({ block: "start" });
+  studiesBox.querySelector("h3").focus({ preventScroll: true });
+});
+down.hidden = true;
+tools.append(search, sorting.label, down);
 const tableBox = make("div", { class: "runs-table-box" });
 const panelBox = make("section", { class: "runs-panel card", id: "runs-panel", "aria-label": "the chosen run" });
 const plots = make("div", { class: "runs-plots" });
@@ -227,7 +232,9 @@ const drawAll = onChange(() => {
   drawOverlay();
 });
 const refresh = poll(async () => {
-  const [answer] = await Promise.all([server.runs_rows({}), askStudies()]);
+  const [answer, studies] = await Promise.all([server.runs_rows({}), askStudies()]);
+  setText(down, `${studies} ${studies === 1 ? "study" : "studies"} below`);
+  down.hidden = !studies;
   if (!answer || pressed) return;
   rows = answer;
   drawAll(rows.map((row) => ({ ...row, changed: ago(row.changed), share: inState(row) })));
