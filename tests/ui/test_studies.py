@@ -205,12 +205,15 @@ def test_what_has_not_changed_is_read_once(studies: Studies, make_study_folder: 
 
 def test_what_the_page_has_seen_is_not_sent_again(studies: Studies, make_study_folder: Make) -> None:
     place = make_study_folder()
-    answer = studies.answer()
-    assert studies.answer(answer["tag"]) == {"tag": answer["tag"], "studies": None, "now": []}
+    make_study_folder("other")
+    seen = {study["name"]: study["tag"] for study in studies.answer()["studies"]}
+    answer = studies.answer(seen)
+    assert (sorted(answer["names"]), answer["studies"], answer["now"]) == (["grid", "other"], [], [])
     end(place, FIRST, 0.5)
-    later = studies.answer(answer["tag"])
-    assert later["tag"] != answer["tag"]
-    assert later["studies"][0]["done"] == 1
+    later = studies.answer(seen)
+    assert [(study["name"], study["done"]) for study in later["studies"]] == [("grid", 1)]
+    assert len(studies.answer(seen | {"grid": later["studies"][0]["tag"]})["studies"]) == 0
+    assert len(studies.answer({"grid": "another"})["studies"]) == 2
 
 
 def test_the_one_begun_last_comes_first_and_what_is_gone_is_forgotten(

@@ -26,7 +26,8 @@ const colourOf = (number) => `studies-line line-${number % COLOURS}`;
 const dashOf = (number) => DASHES[Math.floor(number / COLOURS) % DASHES.length];
 
 function markShape(number, x, y, r = 5) {
-  return shape("path", { class: `mark ${colourOf(number)}`, d: markPath(number, r), transform: `translate(${x} ${y})` });
+  const hollow = Math.floor(number / COLOURS) % 2 ? " hollow" : "";
+  return shape("path", { class: `mark ${colourOf(number)}${hollow}`, d: markPath(number, r), transform: `translate(${x} ${y})` });
 }
 
 // Lines by name, each with its rows that have figures, by rising share.
@@ -68,22 +69,18 @@ function shareAxis(fractions, from, to) {
   return { at, ticks };
 }
 
-// Names of the lines below their points: in one row, in two, or turned.
+// Names of the lines below their points, in one row or in two; where there is no room for them the legend has them.
 function nameAxis(names, from, to) {
   const slot = (to - from) / names.length;
   const longest = LETTER * Math.max(...names.map((name) => name.length));
   const rows = longest < slot - 4 ? 1 : longest < 2 * slot - 8 ? 2 : 0;
   const at = (number) => from + slot * (number + 0.5);
-  const ticks = names.map((name, number) => ({ x: at(number), text: name, low: rows === 2 && number % 2 === 1, turned: !rows }));
-  return { at, ticks, room: rows ? 15 * (rows - 1) : Math.min(110, longest * 0.6) };
+  const ticks = rows ? names.map((name, number) => ({ x: at(number), text: name, low: rows === 2 && number % 2 === 1 })) : [];
+  return { at, ticks, room: rows === 2 ? 15 : 0 };
 }
 
 function drawTicks(svg, ticks, floor) {
-  for (const { x, text, low, turned } of ticks) {
-    const y = floor + (low ? 31 : 16);
-    const place = turned ? { "text-anchor": "end", transform: `rotate(-37 ${x} ${y})` } : { "text-anchor": "middle" };
-    svg.append(shape("text", { x, y, ...place }, text));
-  }
+  for (const { x, text, low } of ticks) svg.append(shape("text", { x, y: floor + (low ? 31 : 16), "text-anchor": "middle" }, text));
 }
 
 function drawBand(svg, points, number) {
@@ -103,7 +100,7 @@ function drawBars(svg, points, number) {
   }
 }
 
-// The whole picture, and its points for who hovers: [svg, points].
+// The whole picture, its points for who hovers, and whether its axis names the lines: [svg, points, named].
 function curvePicture(study, width) {
   const lines = linesOf(study.rows);
   const fractions = [...new Set(study.rows.map((row) => row.fraction))].sort((a, b) => a - b);
@@ -147,11 +144,11 @@ function curvePicture(study, width) {
     }
   });
   placed.forEach((points, number) => svg.append(...points.map(({ x, y }) => markShape(number, x, y))));
-  return [svg, placed.flat().sort((a, b) => a.x - b.x || a.y - b.y)];
+  return [svg, placed.flat().sort((a, b) => a.x - b.x || a.y - b.y), !byShare && along.ticks.length > 0];
 }
 
-// What the lines are called; of a single share the axis says it.
-function curveLegend(study) {
+// What the lines are called, unless the axis says it.
+function curveLegend(study, named) {
   const lines = linesOf(study.rows);
   const several = study.rows.some((row) => row.fraction !== study.rows[0].fraction);
   const sample = (...parts) => {
@@ -160,8 +157,9 @@ function curveLegend(study) {
     return drawn;
   };
   const level = (look) => shape("line", { x1: 0, x2: 34, y1: 7, y2: 7, ...look });
-  const entries = !several ? [] : lines.filter((line) => line.rows.length).map(({ name, number }) => (
-    [sample(level({ class: `curve ${colourOf(number)}`, "stroke-dasharray": dashOf(number) }), markShape(number, 17, 7)), name]
+  const stroke = (number) => level({ class: `curve ${colourOf(number)}`, "stroke-dasharray": dashOf(number) });
+  const entries = named ? [] : lines.filter((line) => line.rows.length).map(({ name, number }) => (
+    [sample(...(several ? [stroke(number)] : []), markShape(number, 17, 7)), name]
   ));
   if (isNumber(study.teacher_miou)) entries.push([sample(level({ class: "level" })), `teacher (${percent(study.teacher_miou)})`]);
   return make("ul", { class: "runs-legend" }, entries.map(([drawn, text]) => make("li", {}, [drawn, make("span", { text })])));
@@ -204,12 +202,12 @@ function makeCurve(host) {
       frame.replaceChildren(make("p", { class: "empty", text: "The curve begins with the first finished cell." }));
       return legend.replaceChildren();
     }
-    const [svg, found] = curvePicture(study, width);
+    const [svg, found, named] = curvePicture(study, width);
     points = found;
     ring = shape("circle", { class: "ring", r: 9, visibility: "hidden" });
     svg.append(ring);
     frame.replaceChildren(svg);
-    legend.replaceChildren(curveLegend(study));
+    legend.replaceChildren(curveLegend(study, named));
     if (focused) svg.focus({ preventScroll: true });
     if (before !== null && before < points.length) show(before);
   };

@@ -64,7 +64,8 @@ function makeStudy(name, open, fetchFile) {
         why.hidden = false;
         return why.replaceChildren(make("p", { text: study.problem }));
       }
-      read.hidden = opens.hidden = shared.hidden = false;
+      read.hidden = opens.hidden = shared.hidden = false; // it may have been damaged a moment ago
+      [files.hidden, now.hidden] = [!study.files.length, !study.working.length];
       setText(state, `${STUDY_STATES[study.state]}, ${study.done} of ${study.total} cells${study.state === "finished" ? "" : " finished"}`);
       [bar.max, bar.value] = [study.total, study.done];
       bar.hidden = study.state === "finished";
@@ -92,28 +93,30 @@ function makeStudies(section, { ask, fetchFile }) {
   const list = make("div", { class: "studies-list" });
   section.append(make("h3", { text: "Studies", tabindex: -1 }), list);
   section.hidden = true;
-  let seen = null;
   let studies = [];
   const cards = new Map();
-  const draw = () => {
+  const draw = (changed) => {
     section.hidden = !studies.length;
     for (const name of [...cards.keys()]) if (!studies.some((study) => study.name === name)) cards.delete(name);
     const whole = cards.size ? [] : studies.filter((study) => !study.problem);
     const opened = whole.find((study) => study.state === "running") ?? whole[0];
-    studies.forEach((study) => {
+    for (const study of changed) {
       if (!cards.has(study.name)) cards.set(study.name, makeStudy(study.name, study === opened || study.problem, fetchFile));
       cards.get(study.name).draw(study);
-    });
+    }
     const wanted = studies.map((study) => cards.get(study.name).card);
     if (wanted.some((card, place) => list.children[place] !== card) || list.children.length !== wanted.length) list.replaceChildren(...wanted);
   };
+  const drawChanged = (answer) => {
+    const known = new Map([...studies, ...answer.studies].map((study) => [study.name, study]));
+    const before = studies.map((study) => study.name).join("/");
+    studies = answer.names.map((name) => known.get(name));
+    if (answer.studies.length || answer.names.join("/") !== before) draw(answer.studies);
+  };
   return async () => {
-    const answer = await ask({ seen });
+    const answer = await ask({ seen: Object.fromEntries(studies.map((study) => [study.name, study.tag])) });
     if (!answer || pressed) return studies.length;
-    if (answer.studies) {
-      [seen, studies] = [answer.tag, answer.studies];
-      draw();
-    }
+    drawChanged(answer);
     for (const study of studies) {
       if (!study.problem) cards.get(study.name).drawNow(study.working, answer.now.filter((one) => one.study === study.name));
     }

@@ -232,11 +232,12 @@ const drawAll = onChange(() => {
   drawOverlay();
 });
 const refresh = poll(async () => {
-  const [answer, studies] = await Promise.all([server.runs_rows({}), askStudies()]);
-  setText(down, `${studies} ${studies === 1 ? "study" : "studies"} below`);
-  down.hidden = !studies;
+  const answer = await server.runs_rows({});
   if (!answer || pressed) return;
   rows = answer;
   drawAll(rows.map((row) => ({ ...row, changed: ago(row.changed), share: inState(row) })));
   drawPanel();
+  const studies = await askStudies(); // last, so that no trouble with them keeps the runs from being drawn
+  setText(down, `${studies} ${studies === 1 ? "study" : "studies"} below`);
+  down.hidden = !studies;
 }, 2000);

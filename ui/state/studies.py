@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +41,17 @@ class Studies:
         self._kept: dict[str, _Kept] = {}
         self._lock = threading.Lock()
 
-    def answer(self, seen: str | None = None) -> Facts:
-        """What the page shows: {"tag", "studies", "now"}.
+    def answer(self, seen: Mapping[str, str] | None = None) -> Facts:
+        """What the page shows: {"names", "studies", "now"}.
 
-        `studies` are those of `shown`, the one begun or gone on with last first, or None when the page has seen
-        them: then `seen` is the tag that came with them. `now` says of each cell at work what it does.
+        `names` are those of all studies, the one begun or gone on with last first; `studies` are as `shown` gives
+        them, each with a `tag`, without those whose tag the page has `seen`. `now` says of each cell at work what
+        it does.
         """
         kept = self._read()
-        studies = [one.shown for one in kept]
-        tag = hashlib.blake2b(json.dumps(studies).encode(), digest_size=8).hexdigest()
+        new = [one.shown for one in kept if (seen or {}).get(one.name) != one.shown["tag"]]
         now = [{"study": one.name, **cell} for one in kept for cell in one.now()]
-        return {"tag": tag, "studies": None if tag == seen else studies, "now": now}
+        return {"names": [one.name for one in kept], "studies": new, "now": now}
 
     def file(self, study: object, name: object) -> Path:
         """One of a study's FILES. Both come from the page, so neither is taken for a path.
@@ -115,14 +116,19 @@ class _Kept:
         self.teacher: Path | None = None
         self._followers = Followers(Context(context.data, folder, Jobs(folder, context.data)))
         self._working: list[str] = []
+        facts = self._read(folder)
+        tag = hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
+        self.shown: Facts = {**facts, "tag": tag}
+
+    def _read(self, folder: Path) -> Facts:
         try:
             read = read_study(folder)
         except (UserError, OSError) as error:
-            self.shown: Facts = {"name": folder.name, "problem": _said(folder, error)}
-            return
+            return {"name": folder.name, "problem": _said(folder, error)}
         self.teacher = Path(read["teacher"]).resolve() if read["teacher"] else None
-        self._working = [cell["name"] for cell in read["cells"] if cell["state"] == "running"]
-        self.shown = shown(read)
+        found = shown(read)
+        self._working = found["working"]
+        return found
 
     def now(self) -> list[Facts]:
         """Of each cell at work: what it does, and how much of its training is over."""

@@ -39,7 +39,7 @@ class Asked(TypedDict, total=False):
     note: str
     study: str
     file: str
-    seen: str | None
+    seen: dict[str, str]
 
 
 def build(context: Context, page: Page, followers: Followers, catalogue: Catalogue, exports: Exports) -> None:
