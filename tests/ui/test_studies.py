@@ -63,9 +63,9 @@ def end(place: StudyFolder, cell: str, miou: float, **changes: Any) -> Run:
     """Gives a cell a result; its teacher has an mIoU of 0.625."""
     run = Run(place.path / cell)
     figures = {"miou": miou, "teacher_miou": 0.625, "percent_of_teacher": 100 * miou / 0.625, "gpu_seconds": None}
-    costs = {"training_flops": 2e12, "seconds": 10.0, "cpu_seconds": 20.0}
+    costs = {"image_passes": 24, "training_flops": 2e12, "seconds": 10.0, "cpu_seconds": 20.0}
     run.write_json("result.json", {**figures, **costs, **changes})
-    run.event("start", images=6, phases=[{"phase": "encoder.0", "epochs": 2}, {"phase": "head", "epochs": 2}])
+    run.event("start", images=6, phases=[])
     return run
 
 
