@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
+from segskd.data.unlabelled import UNLABELLED
 from segskd.errors import UserError
 from segskd.runs import Run
 
-UNLABELLED = "# without labels"
 HELD_OUT = "# held out for choosing"
 
 

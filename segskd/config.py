@@ -163,6 +163,8 @@ class Recipe(_Part):
             raise ValueError(f"method {self.method} needs a teacher: name a folder, a run or a hub id with --teacher")
         if self.kind == "teach" and self.teacher:
             raise ValueError("a teacher is trained without a teacher")
+        if self.kind == "teach" and self.data.unlabelled:
+            raise ValueError("a teacher learns from labels alone: leave 'unlabelled' out")
         if self.kind == "distill" and self.snapshots:
             raise ValueError("snapshots are kept of a teacher while it is trained: leave 'snapshots' out")
         return self

@@ -107,6 +107,8 @@ def asked_recipe(recipe: Path | None, flags: dict[str, Any], data: DataFlags, tr
     if isinstance(base.get("subset"), dict):
         for part in replaced_in_subset(data):
             base["subset"].pop(part, None)
+    if flags["method"] not in (None, base.get("method")):
+        base.pop("options", None)  # they are those of the recipe's method
     if recipe is None and begin is None and data.dataset is None:
         raise UserError("name what to train on with --dataset (see 'python -m segskd data list') or --recipe")
     own = {**flags, "teacher": _run_path(flags["teacher"]), "begin": None}

@@ -15,6 +15,7 @@ from segskd.config import SubsetRule
 from segskd.data.cards import Card
 from segskd.data.census import Census, count_pixels
 from segskd.data.dataset import Pair, hash_order
+from segskd.data.unlabelled import UNLABELLED
 from segskd.errors import UserError
 
 MINIMUM = 2
@@ -120,7 +121,7 @@ def pick_subset(pairs: Sequence[Pair], names: Sequence[str]) -> list[Pair]:
 def read_names(path: Path) -> list[str]:
     """The names in a text file, one a line; blank lines and lines that begin with # are left out.
 
-    A run's subset.txt is such a file. Raises UserError when it can't be read.
+    A run's subset.txt is such a file. Raises UserError when it can't be read, or says that some have no labels.
     """
     try:
         lines = path.expanduser().read_text(encoding="utf-8-sig").splitlines()
@@ -128,6 +129,11 @@ def read_names(path: Path) -> list[str]:
         raise UserError(f"can't read --names {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"--names {path} is no text: write one image name a line") from error
+    if UNLABELLED in lines:
+        raise UserError(
+            f"--names {path} is of a run that used some of its images without labels: "
+            f"leave out what stands below '{UNLABELLED}'"
+        )
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 

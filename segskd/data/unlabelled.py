@@ -9,6 +9,8 @@ from segskd.data.dataset import IMAGE_SUFFIXES, Pair
 from segskd.errors import UserError
 
 PREFIX = "unlabelled/"
+UNLABELLED = "# without labels"
+"""The line above the names of images without labels, in a run's subset.txt."""
 
 
 class Example(NamedTuple):

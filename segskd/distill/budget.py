@@ -12,11 +12,12 @@ import torch
 
 from segskd.config import Size, StorePart
 from segskd.devices import free_device_memory, free_memory
-from segskd.distill.needs import DATA, MASK_KEY, STUDENT, Key, Keys, span
+from segskd.distill.needs import DATA, MASK_KEY, STUDENT, Key, Keys
 from segskd.distill.phase import Phase
+from segskd.distill.shadow import Shadow
 from segskd.distill.store import Kind
 from segskd.errors import NoRoom
-from segskd.models.stages import IMAGE, StagedNetwork, cut, ghost, set_trained, tap_shapes
+from segskd.models.stages import IMAGE, StagedNetwork, tap_shapes
 
 GIB = 2**30
 DEFAULT_VIEWS = 4
@@ -98,45 +99,43 @@ def choose_store(sizes: Sizes, holdings: Sequence[Holding], views: int, part: St
     return Choice(kind, views, needed)
 
 
-def check_step_fits(
-    student: StagedNetwork, phases: Sequence[Phase], size: Size, batch: int, reserved: int, device: torch.device
-) -> None:
+def check_step_fits(shadow: Shadow, phases: Sequence[Phase], batch: int, reserved: int, device: torch.device) -> None:
     """Raises NoRoom when the largest training step needs more memory than is free beside `reserved` bytes."""
-    steps = StepSizes(student, size)
-    needed = reserved + max(steps.of(phase, batch) for phase in phases)
+    needed = reserved + max(step_bytes(shadow, phase, batch) for phase in phases)
     if needed > (free := free_device_memory(device)):
+        height, width = shadow.size
         raise NoRoom(
-            f"--size {size[0]}x{size[1]} with --batch {batch} needs about {needed / GIB:.1f} GiB of memory and "
+            f"--size {height}x{width} with --batch {batch} needs about {needed / GIB:.1f} GiB of memory and "
             f"{free / GIB:.1f} GiB are free: make --size, --batch or --store-budget smaller",
             needed,
             free,
         )
 
 
-class StepSizes:
-    """Bytes that a training step keeps for its backward pass, counted on tensors without storage, in fp32."""
+def step_bytes(shadow: Shadow, phase: Phase, batch: int) -> int:
+    """Bytes of a training step of so many images, counted on tensors without storage, in fp32.
 
-    def __init__(self, student: StagedNetwork, size: Size) -> None:
-        self._shadow = cut(ghost(student.model))
-        self._size = size
-        self._shapes = tap_shapes(self._shadow, size)
+    The batch, what is kept for the backward pass, and weights, gradients and Adam's two moments of what is trained.
+    """
+    if batch == 1:  # batch normalisation refuses a single value a channel, which the smallest taps of an image are
+        return 2 * step_bytes(shadow, phase, 2) - step_bytes(shadow, phase, 3)
+    module, given = shadow.module(phase), shadow.batch(phase, batch)
+    keep = list(given.tensors.values())
+    seen = {_place(tensor): _bytes(tensor) for tensor in keep}
 
-    def of(self, phase: Phase, batch: int) -> int:
-        """At that many images; weights, gradients and Adam's two moments of the trained stages are counted in."""
-        shadow = self._shadow
-        set_trained(shadow, phase.trained)
-        part = span(phase, shadow)
-        with torch.device("meta"):
-            taps = {name: torch.empty(batch, *shape) for name, shape in self._shapes.items()}
-        seen: dict[int, int] = {}
-        keep: list[torch.Tensor] = []
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        seen[_place(tensor)] = _bytes(tensor)
+        keep.append(tensor)
+        return tensor
 
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            seen[tensor.untyped_storage()._cdata] = tensor.numel() * tensor.element_size()
-            keep.append(tensor)
-            return tensor
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        module(given)
+    return sum(seen.values()) + ADAM_COPIES * sum(_bytes(tensor) for tensor in module.trained_parameters())
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            shadow.run(taps, self._size, part.first, part.last)
-        weights = sum(p.numel() * p.element_size() for n in phase.trained for p in shadow.stages[n].parameters())
-        return sum(seen.values()) + ADAM_COPIES * weights
+
+def _place(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -65,6 +65,12 @@ def make_critics(
     return made
 
 
+def critics_of(critics: nn.ModuleDict, phase: Phase) -> nn.ModuleDict | None:
+    """Those of one phase by comparison; None where it has none."""
+    key = critic_key(phase.name)
+    return cast(nn.ModuleDict, critics[key]) if key in critics else None
+
+
 def critic_key(name: str) -> str:
     """A name as a module may bear it."""
     return name.replace(".", "_")

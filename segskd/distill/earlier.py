@@ -39,6 +39,7 @@ def check_shared(run: Run, recipe: Recipe, card: Card) -> None:
     before = run.recipe
     changed = [part for part in AS_BEFORE if getattr(before, part) != getattr(recipe, part)]
     changed += ["data.card"] if load_card(before.data.card, data_folder(before.data.folder)) != card else []
+    changed += ["data.unlabelled"] if before.data.unlabelled != recipe.data.unlabelled else []
     if changed:
         raise UserError(f"{changed[0]} differs from that of run {run.name}, which this one begins from: leave it so")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,11 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segskd.config import Recipe, make_recipe, merged
 from segskd.distill.job import Job, prepare
-from segskd.distill.module import PhaseModule
-from segskd.distill.needs import DATA, IMAGE_KEY, MASK_KEY, Key, Keys, phase_needs, tap_key
+from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key, Keys, reach
 from segskd.distill.phase import Phase
-from segskd.distill.store import Batch
-from segskd.models.stages import IMAGE, StagedNetwork, cut, ghost, tap_shapes
+from segskd.models.stages import IMAGE, StagedNetwork, cut, ghost
 
 PAIR = 2
 """Images that are counted at once: a single one can be too little for batch normalisation."""
@@ -66,47 +63,31 @@ class _Counter:
     """Operations an image, of one job."""
 
     def __init__(self, job: Job) -> None:
-        self._job = job
-        self._shadows = {owner: cut(ghost(network.model).eval()) for owner, network in job.by_owner.items()}
-        self._shapes = {owner: tap_shapes(network, job.size) for owner, network in job.by_owner.items()}
-        self._stages = {owner: self._forward(shadow) for owner, shadow in self._shadows.items()}
+        self._shadow = job.shadow
+        self._networks = job.by_owner
+        self._stages = {
+            owner: self._forward(cut(ghost(network.model).eval())) for owner, network in job.by_owner.items()
+        }
 
     def step(self, phase: Phase) -> int:
         """Of one step of the optimiser: forwards and backwards through what the phase runs."""
-        job, student = self._job, cut(ghost(self._job.student.model))
-        real = job.module(phase)
-        module = PhaseModule(phase, student, ghost(job.adapters), job.card, job.size, ghost(real.critics))
-        module.start_training()
-        batch = Batch({key: self._empty(key) for key in phase_needs(phase, student)})
+        module, batch = self._shadow.module(phase), self._shadow.batch(phase, PAIR)
         with FlopCounterMode(display=False) as counted, torch.enable_grad():
-            module(batch)["loss"].backward()
+            found = module(batch)
+            (found["loss"] + found["duel"]).backward()
         return int(counted.get_total_flops()) // PAIR
 
     def filling(self, known: Keys, wanted: Keys) -> int:
         """Of computing the wanted tensors from the known ones, without gradients."""
-        reached = set(known)
-        return sum(self._reach(key, reached) for key in sorted(wanted))
+        computed = reach(known, wanted, self._networks) - known
+        return sum(self._stages[key.owner][key.name] for key in computed)
 
-    def _reach(self, key: Key, reached: set[Key]) -> int:
-        if key in reached:
-            return 0
-        reached.add(key)
-        network = self._shadows[key.owner]
-        sources = (tap_key(key.owner, name) for name in network.sources(network.index(key.name)))
-        return self._stages[key.owner][key.name] + sum(self._reach(source, reached) for source in sources)
-
-    def _forward(self, shadow: StagedNetwork) -> dict[str, int]:
+    def _forward(self, network: StagedNetwork) -> dict[str, int]:
         """Of every stage by itself."""
-        taps: dict[str, Tensor] = {IMAGE: torch.empty(PAIR, 3, *self._job.size, device="meta")}
+        taps: dict[str, Tensor] = {IMAGE: torch.empty(PAIR, 3, *self._shadow.size, device="meta")}
         counts: dict[str, int] = {}
-        for place, name in enumerate(shadow.names):
+        for place, name in enumerate(network.names):
             with FlopCounterMode(display=False) as counted, torch.no_grad():
-                taps |= shadow.run(taps, self._job.size, place, place)
+                taps |= network.run(taps, self._shadow.size, place, place)
             counts[name] = int(counted.get_total_flops()) // PAIR
         return counts
-
-    def _empty(self, key: Key) -> Tensor:
-        if key == MASK_KEY:
-            return torch.empty(PAIR, *self._job.size, dtype=torch.uint8, device="meta")
-        shapes: Mapping[str, tuple[int, int, int]] = self._shapes["student" if key.owner == DATA else key.owner]
-        return torch.empty(PAIR, *shapes[key.name], device="meta")

@@ -31,19 +31,23 @@ class Holdings:
 
 
 def plan_holdings(
-    recipe: Recipe, networks: Mapping[str, StagedNetwork], phases: Sequence[Phase], planned: Sequence[Phase]
+    recipe: Recipe,
+    networks: Mapping[str, StagedNetwork],
+    phases: Sequence[Phase],
+    planned: Sequence[Phase],
+    ahead: bool = True,
 ) -> Holdings:
     """For the `phases` of a run; `planned` are all those of its method, which a branch has a part of.
 
-    `networks` by the owner of their taps.
+    `networks` by the owner of their taps. A store that keeps nothing need not look `ahead` to later phases.
     """
     student = networks[STUDENT]
-    planner = Planner(phases, networks)
+    look = Planner(phases, networks).holdings if ahead else list
     needed = [phase_needs(phase, student) for phase in phases]
     grafts = [graft_needs(phase, student, compared_by(phase, planned)) for phase in phases]
     both = [needs | graft for needs, graft in zip(needed, grafts, strict=True)]
     on_val = recipe.select == "best" and recipe.select_on == "val"
-    train, chosen_on, shown = (planner.holdings(needs) for needs in (needed, both, grafts))
+    train, chosen_on, shown = (look(needs) for needs in (needed, both, grafts))
     return Holdings(train, chosen_on, chosen_on if on_val else shown)
 
 

@@ -77,7 +77,8 @@ def choose_images(
         labelled, holdout = split_holdout(labelled, recipe.seed)
     out, known_labels = {pair.name for pair in holdout}, {pair.name for pair in labelled}
     train = [example(pair, pair.name in known_labels) for pair in picked if pair.name not in out]
-    return Subset([*train, *others], holdout, val)
+    # In the order of the run's subset.txt, from which a resumed run has them: the order of training hangs on it.
+    return Subset(sorted([*train, *others], key=lambda one: one.mask is None), holdout, val)
 
 
 def labelled_size(total: int, labels: float | None, images: int) -> int:
@@ -108,6 +109,11 @@ def _picked(
         return picked, [pair for pair in picked if pair.name in wanted]
     size = subset_size(len(pairs), part.fraction, part.count)
     labels = labelled_size(len(pairs), part.labels, size)
+    if labels < size and part.rule == "balanced":
+        raise UserError(
+            "rule balanced counts the pixels of every mask, and --labels says that some are not to be used:"
+            " take rule random, diverse or hardest"
+        )
     asked = counted = None
     if part.rule in ASK_TEACHER and teacher is not None:
         heard = _heard(report, "asking the teacher about the images")

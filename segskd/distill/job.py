@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import nn
@@ -22,7 +21,7 @@ from segskd.data.unlabelled import Example
 from segskd.devices import choose_device, choose_precision, free_memory
 from segskd.distill.branch import Beginning, phases_from
 from segskd.distill.budget import Choice, Room, Sizes, check_step_fits, choose_store, choose_views, room
-from segskd.distill.critics import critic_key, make_critics
+from segskd.distill.critics import critics_of, make_critics
 from segskd.distill.holdings import Holdings, compared_by, plan_holdings
 from segskd.distill.images import Subset, choose_images
 from segskd.distill.methods import FROM_SNAPSHOTS, stagewise
@@ -31,13 +30,14 @@ from segskd.distill.needs import STUDENT
 from segskd.distill.phase import TEACHER, Phase, Setting
 from segskd.distill.plan import default_epochs, default_lr, plan
 from segskd.distill.pruning import Pruning, narrow_weights
+from segskd.distill.shadow import Shadow
 from segskd.distill.store import FeatureStore, Networks
 from segskd.errors import NoRoom, UserError
 from segskd.evaluate.metrics import check_outputs
 from segskd.models.adapters import Adapters, probe_adapters
 from segskd.models.build import create, load, model_folder, output_classes, parse_spec, snapshot_folders
 from segskd.models.narrow import narrow
-from segskd.models.stages import StagedNetwork, copy_matching, cut, freeze, tap_shapes
+from segskd.models.stages import HEAD, StagedNetwork, copy_matching, cut, freeze, tap_shapes
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -99,9 +99,13 @@ class Job:
 
     def module(self, phase: Phase) -> PhaseModule:
         """The phase as a module."""
-        key = critic_key(phase.name)
-        critics = cast(nn.ModuleDict, self.critics[key]) if key in self.critics else None
+        critics = critics_of(self.critics, phase)
         return PhaseModule(phase, self.student, self.adapters, self.card, self.size, critics)
+
+    @property
+    def shadow(self) -> Shadow:
+        """The same without storage."""
+        return Shadow(self.by_owner, self.adapters, self.critics, self.card, self.size)
 
     def networks(self) -> Networks:
         """The networks as stores use them."""
@@ -165,7 +169,10 @@ def prepare(
     sizes = Sizes(by_owner, size, DTYPES[recipe.precision])
     views = recipe.data.views or _views(recipe, by_owner, sizes, subset, available)
     store = choose_store(sizes, holdings.to_be(subset), views, recipe.store, available)
-    _check_memory(recipe, subset, student, phases, store)
+    if store.kind == "recompute":
+        holdings = plan_holdings(recipe, by_owner, phases, planned, ahead=False)
+    shadow = Shadow(by_owner, adapters, critics, card, size)
+    _check_memory(recipe, subset, shadow, phases, store)
     part = recipe.optimisation
     epochs, rate = part.epochs or default_epochs(len(subset.train)), part.lr or default_lr(recipe)
     place = recipe.teacher and model_folder(recipe.teacher)
@@ -255,7 +262,7 @@ def _check_fed(phases: Sequence[Phase], student: StagedNetwork, teacher: StagedN
         return
     ours, theirs = tap_shapes(student, size), tap_shapes(teacher, size)
     for name in student.names:
-        if ours[name] != theirs.get(name):
+        if name != HEAD and ours[name] != theirs.get(name):
             shapes = " and ".join("x".join(map(str, shape)) for shape in (ours[name], theirs.get(name, ("none",))))
             raise UserError(
                 f"phase '{fed.name}' feeds the student's stages with the teacher's taps, and those of {name} differ "
@@ -266,14 +273,12 @@ def _check_fed(phases: Sequence[Phase], student: StagedNetwork, teacher: StagedN
 def _views(recipe: Recipe, by_owner: dict[str, StagedNetwork], sizes: Sizes, subset: Subset, available: Room) -> int:
     """As many views as the default method has room for, whatever the method, so that methods compare."""
     stages = tuple(by_owner[STUDENT].names)
-    teacher = TEACHER in by_owner
-    reference = stagewise(Setting(stages, 1)) if teacher else [Phase("supervised", stages, 1, labels=1.0)]
+    alike = TEACHER in by_owner and set(stages) <= set(by_owner[TEACHER].names)
+    reference = stagewise(Setting(stages, 1)) if alike else [Phase("supervised", stages, 1, labels=1.0)]
     return choose_views(sizes, plan_holdings(recipe, by_owner, reference, reference).to_be(subset), available)
 
 
-def _check_memory(
-    recipe: Recipe, subset: Subset, student: StagedNetwork, phases: Sequence[Phase], store: Choice
-) -> None:
+def _check_memory(recipe: Recipe, subset: Subset, shadow: Shadow, phases: Sequence[Phase], store: Choice) -> None:
     device = torch.device(recipe.device)
     batch = min(recipe.optimisation.batch, len(subset.train))
     in_memory = store.bytes if store.kind == "memory" else 0
@@ -284,4 +289,4 @@ def _check_memory(
             free,
         )
     in_memory *= device.type != "cuda"
-    check_step_fits(student, phases, padded_size(recipe.data.size), batch, in_memory, device)
+    check_step_fits(shadow, phases, batch, in_memory, device)

@@ -45,9 +45,10 @@ class Loop:
         return float(self._optimiser.param_groups[0]["lr"])
 
     def step(self, store: FeatureStore, numbers: Tensor) -> float:
-        """One step of the optimiser; its loss. Raises UserError when that is no number."""
-        loss = self.wrapped(store.batch(numbers))["loss"]
-        self.loss = float(loss.detach())
+        """One step of the optimiser; the student's loss. Raises UserError when that is no number."""
+        found = self.wrapped(store.batch(numbers))
+        loss = found["loss"] + found["duel"]
+        self.loss = float(found["loss"].detach())
         if not math.isfinite(self.loss):
             raise UserError(f"the loss of {self.phase.name} became {self.loss}: use a smaller --lr, or --precision 32")
         self._fabric.backward(loss)

@@ -17,8 +17,9 @@ from segskd.distill.losses import attention_loss, channelwise_loss, flow_loss, s
 from segskd.distill.phase import Comparison, Phase, Setting
 from segskd.models.stages import HEAD
 
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[Finite, Field(gt=0)]
+Share = Annotated[Finite, Field(ge=0, le=1)]
 Method = Callable[..., list[Phase]]
 JOINT_SHARE = 0.2
 """Share of `blockwise`'s epochs in which the assembled network trains as a whole."""
@@ -27,18 +28,28 @@ EARLY_STAGES = 3
 
 
 def stagewise(to: Setting) -> list[Phase]:
-    """SKD (arXiv 1911.06786): each stage on the teacher's tap alone, then the head on labels."""
+    """SKD (arXiv 1911.06786): each stage on the teacher's tap alone, then the head on labels.
+
+    Stage k lowers mean((S_k - T_k)^2) with the stages before it frozen, the head the cross-entropy.
+    """
     blocks = [Phase(name, (name,), to.epochs, (Comparison((name,)),)) for name in _blocks(to)]
     return [*blocks, Phase(HEAD, (HEAD,), to.epochs, labels=1.0)]
 
 
 def simultaneous(to: Setting) -> list[Phase]:
-    """SKD's baseline (arXiv 1911.06786): all taps and the labels at once, the mean of their losses."""
+    """SKD's baseline (arXiv 1911.06786): all taps and the labels at once, the mean of their losses.
+
+    (sum over k of mean((S_k - T_k)^2) + cross-entropy) / (taps + 1).
+    """
     return [_joint("simultaneous", to, _total(to))]
 
 
 def fitnets(to: Setting) -> list[Phase]:
-    """FitNets (arXiv 1412.6550) in the SKD paper's form: a hint from the encoder, one from the decoder, then labels."""
+    """FitNets (arXiv 1412.6550) in the SKD paper's form: a hint from the encoder, one from the decoder, then labels.
+
+    A hint is eq. (3), the squared distance of the guided layer from the hint layer, as a mean; a regressor (our
+    adapter) stands between where their shapes differ.
+    """
     ends = [_middle(to, "encoder"), _middle(to, "decoder"), len(to.stages)]
     parts = [to.stages[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
     hints = [Phase(f"to-{part[-1]}", part, to.epochs * len(part), (Comparison((part[-1],)),)) for part in parts[:-1]]
@@ -46,7 +57,10 @@ def fitnets(to: Setting) -> list[Phase]:
 
 
 def hinton(to: Setting, *, temperature: Positive = 4.0, soft: Share = 0.9) -> list[Phase]:
-    """Soft labels (arXiv 1503.02531, section 2): every pixel's logits at a temperature, beside the labels."""
+    """Soft labels (arXiv 1503.02531, section 2): every pixel's logits at a temperature, beside the labels.
+
+    soft * T^2 KL(teacher || student) + (1 - soft) * cross-entropy.
+    """
     return [_whole("hinton", to, (_soft_logits(temperature, soft),), labels=1.0 - soft)]
 
 
@@ -58,8 +72,8 @@ def supervised(to: Setting) -> list[Phase]:
 def blockwise(to: Setting) -> list[Phase]:
     """Parallel blockwise distillation (Blakeney et al., arXiv 2012.03096): stages apart, then together.
 
-    Every stage trains on the teacher's own input and tap, the head on labels, all side by side; then the
-    assembled network trains as a whole, on the loss of `simultaneous`.
+    Block k lowers mean((S_k(T_(k-1)) - T_k)^2) on the teacher's own taps, the head the cross-entropy, all side by
+    side; then the assembled network trains as a whole, on the loss of `simultaneous`.
     """
     joint = max(1, round(_total(to) * JOINT_SHARE))
     apart = tuple(Comparison((name,)) for name in _blocks(to))
@@ -68,33 +82,48 @@ def blockwise(to: Setting) -> list[Phase]:
 
 
 def attention(to: Setting, *, weight: Positive = 10.0) -> list[Phase]:
-    """Attention transfer (arXiv 1612.03928, eq. 2): where each tap is strong, beside the labels."""
+    """Attention transfer (arXiv 1612.03928, eq. 2): where each tap is strong, beside the labels.
+
+    Cross-entropy + weight * mean over the taps of |Q_S / |Q_S| - Q_T / |Q_T||^2; `weight` holds eq. (2)'s beta / 2.
+    """
     compared = (Comparison((name,), weight / len(_blocks(to)), _attention, adapted=False) for name in _blocks(to))
     return [_whole("attention", to, tuple(compared), labels=1.0)]
 
 
 def fsp(to: Setting, *, weight: Positive = 1.0) -> list[Phase]:
-    """Flow of solution procedure (Yim et al., CVPR 2017, eq. 1 and 2): how each tap becomes the next, beside labels."""
+    """Flow of solution procedure (Yim et al., CVPR 2017, eq. 1 and 2): how each tap becomes the next, beside labels.
+
+    Cross-entropy + weight * mean over neighbouring taps of mean((G_S - G_T)^2).
+    """
     pairs = list(zip(_blocks(to), _blocks(to)[1:], strict=False))
     compared = (Comparison(pair, weight / len(pairs), _flow) for pair in pairs)
     return [_whole("fsp", to, tuple(compared), labels=1.0)]
 
 
 def channelwise(to: Setting, *, temperature: Positive = 4.0, weight: Positive = 1.0) -> list[Phase]:
-    """Channel-wise distillation (CWD, arXiv 2011.13256, eq. 3 and 4): where each channel looks, beside the labels."""
+    """Channel-wise distillation (CWD, arXiv 2011.13256, eq. 3 and 4): where each channel looks, beside the labels.
+
+    Cross-entropy + weight * mean over the taps of T^2 KL of each channel's softmax over positions.
+    """
     measure = partial(_channelwise, temperature=temperature)
     compared = (Comparison((name,), weight / len(_blocks(to)), measure) for name in _blocks(to))
     return [_whole("channelwise", to, tuple(compared), labels=1.0)]
 
 
-def hdkd(to: Setting, *, temperature: Positive = 4.0, weight: Positive = 0.1, alpha: float = 1.0) -> list[Phase]:
-    """HDKD (El-Assiouti et al., arXiv 2407.07516): soft logits and all taps, the later the heavier; no labels."""
+def hdkd(to: Setting, *, temperature: Positive = 4.0, weight: Positive = 0.1, alpha: Finite = 1.0) -> list[Phase]:
+    """HDKD (El-Assiouti et al., arXiv 2407.07516): soft logits and all taps, the later the heavier; no labels.
+
+    T^2 KL(teacher || student) + weight * sum over i of (i + 1)^alpha * mean((S_i - T_i)^2), i from 0.
+    """
     taps = (Comparison((name,), weight * (place + 1) ** alpha) for place, name in enumerate(_blocks(to)))
     return [_whole("hdkd", to, (_soft_logits(temperature, 1.0), *taps))]
 
 
 def dearkd(to: Setting) -> list[Phase]:
-    """DearKD (Chen et al., arXiv 2204.12997): the encoder's early taps first, then every stage on labels alone."""
+    """DearKD (Chen et al., arXiv 2204.12997): the encoder's early taps first, then every stage on labels alone.
+
+    mean((S_k - T_k)^2) summed over the first three taps; then the cross-entropy.
+    """
     early = to.stages[:EARLY_STAGES]
     first = Phase("early", early, to.epochs * len(early), tuple(Comparison((name,)) for name in early))
     return [first, Phase("labels", to.stages, _total(to) - first.epochs, labels=1.0)]
@@ -103,8 +132,8 @@ def dearkd(to: Setting) -> list[Phase]:
 def multi_teacher_gan(to: Setting, *, deception: Positive = 0.01) -> list[Phase]:
     """Multi-teacher GAN (Huang et al., 2021): stage by stage against ever later snapshots of the teacher.
 
-    A discriminator on every tap tells it from the snapshot's, and the stage learns to deceive it as well; the
-    head learns from labels. A stage's epochs are shared among the teachers; with fewer epochs than teachers the
+    Stage k lowers mean((S_k - T_k)^2) - deception * log D(S_k), while a discriminator D learns to tell S_k from T_k
+    (arXiv 1406.2661, eq. 1, the student's part non-saturating); the head learns from labels. A stage's epochs are shared among the teachers; with fewer epochs than teachers the
     earliest are left out.
     """
     phases = []
@@ -164,11 +193,13 @@ def _shared(epochs: int, teachers: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def _soft_logits(temperature: float, weight: float) -> Comparison:
-    return Comparison((HEAD,), weight, partial(_softened, temperature=temperature))
+    return Comparison((HEAD,), weight, partial(_softened, temperature=temperature), adapted=False)
 
 
 def _softened(student: Sequence[Tensor], teacher: Sequence[Tensor], *, temperature: float) -> Tensor:
-    return soft_loss(student[0], teacher[0], temperature=temperature)
+    """Of the classes that both tell: a teacher may have a surplus output at the ignore index behind them."""
+    classes = student[0].shape[1]
+    return soft_loss(student[0], teacher[0][:, :classes], temperature=temperature)
 
 
 def _attention(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from segskd.config import Size
 from segskd.data.cards import Card
-from segskd.distill.critics import Critic
+from segskd.distill.critics import Critic, critic_key
 from segskd.distill.losses import label_loss
 from segskd.distill.needs import STUDENT, span
 from segskd.distill.phase import Comparison, Phase
@@ -47,22 +47,27 @@ class PhaseModule(nn.Module):
         self.critics = critics or nn.ModuleDict()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """ "loss", and its parts by comparison or "labels": scalars in fp32. Discriminators' own losses are in it."""
+        """ "loss", "duel", and the parts of the first by comparison or "labels": scalars in fp32.
+
+        Training lowers the sum of both. "loss" is what the student is measured by; "duel" what its deception of
+        discriminators and their own learning add, which says nothing of how well the student does.
+        """
         taps = self._taps(batch)
         parts: dict[str, Tensor] = {}
         sums: list[Tensor] = []
+        duels: list[Tensor] = []
         for comparison in self.phase.compared:
             ours, theirs = self._compared(comparison, taps, batch)
             parts[comparison.name] = comparison.measure(ours, theirs)
             sums.append(comparison.weight * parts[comparison.name])
             if comparison.critic:
                 deceived, told = self._critic(comparison).losses(ours[0].float(), theirs[0].float())
-                parts[f"{comparison.name} deception"] = deceived
-                sums += [comparison.critic * deceived, told]
+                duels += [comparison.critic * deceived, told]
         if self.phase.labels:
             parts[LABELS] = label_loss(taps[HEAD], batch.mask, self._card.ignore_index)
             sums.append(self.phase.labels * parts[LABELS])
-        return {"loss": torch.stack(sums).sum(), **parts}
+        loss = torch.stack(sums).sum()
+        return {"loss": loss, "duel": torch.stack(duels).sum() if duels else torch.zeros_like(loss), **parts}
 
     def _taps(self, batch: Batch) -> dict[str, Tensor]:
         """The student's taps by stage: of stages in a row, or of each trained one on what the teacher's is given."""
@@ -82,7 +87,7 @@ class PhaseModule(nn.Module):
         return [adapt(name, taps[name]) for name in stages], [theirs[name] for name in stages]
 
     def _critic(self, comparison: Comparison) -> Critic:
-        critic = self.critics[comparison.name.replace(".", "_")]
+        critic = self.critics[critic_key(comparison.name)]
         assert isinstance(critic, Critic)
         return critic
 

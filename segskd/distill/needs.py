@@ -84,6 +84,19 @@ def lent(phase: Phase, student: StagedNetwork, compared: Collection[str]) -> lis
     return sorted(before - set(compared), key=student.index)
 
 
+def reach(known: Keys, wanted: Keys, networks: Mapping[str, StagedNetwork]) -> Keys:
+    """What is there when `wanted` has been computed from `known`: both, and all taps on the way."""
+    reached = set(known)
+    waiting = sorted(wanted)
+    while waiting:
+        key = waiting.pop()
+        if key not in reached:
+            reached.add(key)
+            network = networks[key.owner]
+            waiting += [tap_key(key.owner, name) for name in network.sources(network.index(key.name))]
+    return frozenset(reached)
+
+
 class Planner:
     """Works out what a store holds in each phase, given what each phase needs.
 

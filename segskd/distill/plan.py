@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 from pydantic import ValidationError, validate_call
 
@@ -48,6 +47,8 @@ def plan(
             f"the teacher has no stage {', '.join(missing)}, which {recipe.method} compares: "
             "teacher and student need the same number of encoder and decoder blocks"
         )
+    if recipe.kind == "teach":
+        return phases
     return [_as_often(phase, images, with_labels) for phase in phases]
 
 
@@ -88,12 +89,7 @@ def _as_often(phase: Phase, images: int, labelled: int) -> Phase:
     """As many image passes for a phase that sees the labelled images alone as for one that sees all."""
     if not phase.on_labels_alone or labelled == images:
         return phase
-    scaled = partial(_scaled, images=images, labelled=labelled)
-    return replace(phase, epochs=scaled(phase.epochs), snapshots=tuple(scaled(mark) for mark in phase.snapshots))
-
-
-def _scaled(epochs: int, images: int, labelled: int) -> int:
-    return max(1, round(epochs * images / labelled))
+    return replace(phase, epochs=max(1, round(phase.epochs * images / labelled)))
 
 
 def default_lr(recipe: Recipe) -> float:

@@ -13,9 +13,9 @@ import torch
 from segskd.config import Recipe, make_recipe, merged
 from segskd.data.fetch import Report
 from segskd.devices import choose_device, choose_precision, free_device_memory
-from segskd.distill.budget import ADAM_COPIES, GIB, Sizes, StepSizes
+from segskd.distill.budget import ADAM_COPIES, GIB, Sizes, step_bytes
 from segskd.distill.job import DTYPES, Job, prepare
-from segskd.distill.needs import Key
+from segskd.distill.needs import IMAGE_KEY, MASK_KEY, reach
 from segskd.distill.rehearsal import Rehearsal, rehearse
 from segskd.errors import NoRoom
 from segskd.evaluate.cost import weight_bytes
@@ -173,14 +173,14 @@ class MemoryNeeds:
     """A run's peak of memory where its networks compute, as a line over the images of a batch."""
 
     def __init__(self, job: Job) -> None:
-        size, device = job.size, job.recipe.device
+        device = job.recipe.device
         modules = [*(network.model for network in job.by_owner.values()), job.adapters, job.critics]
         self._fixed = sum(weight_bytes(module) for module in modules)
         self._fixed += _libraries(device)
         if device != "cuda" and job.store.kind == "memory":
             self._fixed += job.store.bytes
-        steps = StepSizes(job.student, size)
-        self._steps = [[steps.of(phase, batch) for batch in (1, 2)] for phase in job.phases]
+        shadow = job.shadow
+        self._steps = [[step_bytes(shadow, phase, batch) for batch in (1, 2)] for phase in job.phases]
         self._chunk = _chunk_bytes(job)
 
     def bytes(self, batch: int) -> int:
@@ -200,20 +200,27 @@ def _libraries(device: str) -> int:
 
 
 def _chunk_bytes(job: Job) -> int:
-    """Bytes an image when a store is filled: at most every tap of both networks at once."""
+    """Bytes an image when a store is filled: what it holds, and what is computed on the way to what it will hold."""
     sizes = Sizes(job.by_owner, job.size, DTYPES[job.recipe.precision])
-    keys = {Key(owner, name) for owner, network in job.by_owner.items() for name in network.names}
-    return sum(sizes.of(key) for key in keys)
+    most, files = 0, frozenset({IMAGE_KEY, MASK_KEY})
+    for held in (job.holdings.train, job.holdings.holdout, job.holdings.val):
+        known = files
+        for wanted in held:
+            most = max(most, sum(sizes.of(key) for key in reach(known, wanted, job.by_owner)))
+            known = files if job.store.kind == "recompute" else files | wanted
+    return most
 
 
 def _disk_bytes(job: Job) -> int:
     """The store, the student, and the state twice: the new one is written beside the old."""
     student = weight_bytes(job.student.model)
-    trained = [
-        sum(p.numel() * p.element_size() for name in phase.trained for p in job.student.stages[name].parameters())
-        for phase in job.phases
-    ]
-    moments = (ADAM_COPIES - 2) * max(trained)
-    best = student * (job.recipe.select == "best")
-    state = student + weight_bytes(job.adapters) + moments + best
-    return student + 2 * state + (job.store.bytes if job.store.kind == "disk" else 0)
+    moments, critics = 0, 0
+    for phase in job.phases:
+        module = job.shadow.module(phase)
+        trained = sum(p.numel() * p.element_size() for p in module.trained_parameters())
+        moments = max(moments, (ADAM_COPIES - 2) * trained)
+        critics = max(critics, weight_bytes(module.critics))
+    best = (student + critics) * (job.recipe.select == "best")
+    state = student + weight_bytes(job.adapters) + moments + critics + best
+    snapshots = student * max(len(phase.snapshots) for phase in job.phases)
+    return snapshots + student + 2 * state + (job.store.bytes if job.store.kind == "disk" else 0)

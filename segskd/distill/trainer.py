@@ -17,7 +17,7 @@ from segskd.distill.graft import Grafter
 from segskd.distill.job import Job
 from segskd.distill.loop import Loop, Stores
 from segskd.distill.module import epoch_batches
-from segskd.distill.phase import Phase
+from segskd.distill.phase import TEACHER, Phase
 from segskd.errors import Stopped, UserError
 from segskd.models.build import SNAPSHOTS, digest, save
 from segskd.models.stages import freeze
@@ -71,6 +71,7 @@ class Trainer:
         self.grafter = Grafter(job, run)
         self._stores = Stores(job, run)
         self._teacher_digest = digest(job.teacher.model) if job.teacher else ""
+        self._snapshot_digests = {name: digest(net.model) for name, net in job.teachers.items() if name != TEACHER}
         self._inside: dict[str, Any] = {}
         self._best_weights: dict[str, Tensor] = {}
         self._saved_at = time.monotonic()
@@ -191,6 +192,7 @@ class Trainer:
                 "best_weights": self._best_weights,
                 "rng": torch.get_rng_state(),
                 "teacher_digest": self._teacher_digest,
+                "snapshot_digests": self._snapshot_digests,
             }
         )
         self._saved_at = time.monotonic()
@@ -203,6 +205,8 @@ class Trainer:
             raise UserError(f"{self.run.path / 'state.pt'} was written by another version: start the run anew")
         if state["teacher_digest"] != self._teacher_digest:
             raise UserError(f"the teacher {self.job.recipe.teacher} has changed since the run began: put it back")
+        if state.get("snapshot_digests", {}) != self._snapshot_digests:
+            raise UserError(f"the snapshots of teacher {self.job.recipe.teacher} have changed since: put them back")
         self.job.student.model.load_state_dict(state["student"])
         self.job.adapters.load_state_dict(state["adapters"])
         torch.set_rng_state(state["rng"])

@@ -10,14 +10,12 @@ import pytest
 import torch
 
 from segskd.config import StorePart
-from segskd.distill.budget import Holding, Room, Sizes, StepSizes, choose_store, choose_views
+from segskd.distill.budget import Holding, Room, Sizes, choose_store, choose_views, step_bytes
 from segskd.distill.job import prepare
-from segskd.distill.methods import stagewise
 from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key
-from segskd.distill.phase import Setting
 from segskd.errors import UserError
 from segskd.models.build import create
-from segskd.models.stages import StagedNetwork, cut, freeze
+from segskd.models.stages import StagedNetwork, cut
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +56,28 @@ def test_what_the_recipe_asks_for_is_done(sizes: Sizes) -> None:
     assert choose_store(sizes, holdings, 1, StorePart(kind="disk"), Room(10**12, 10**12)).kind == "disk"
 
 
-def test_a_step_keeps_its_activations(network: StagedNetwork) -> None:
-    freeze([network.model])  # as it stands between phases
-    first, *_, head = stagewise(Setting(tuple(network.names), 1))
-    steps = StepSizes(network, (64, 96))
-    stem = steps.of(first, batch=1)
-    # A 3x3 convolution from 16 to 3 channels keeps its input, decoder.4's tap, and its weights; then four copies
-    # of weights and biases.
-    tap, values = 16 * 64 * 96 * 4, 3 * 16 * 9
-    assert steps.of(head, batch=1) == tap + 4 * values + 4 * 4 * (values + 3)
-    assert steps.of(head, batch=2) - steps.of(head, batch=1) == tap
-    assert steps.of(first, batch=1) == stem
+def test_a_step_keeps_its_activations(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    job = prepare(recipe(), tmp_path)
+    first, *_, head = job.phases
+    stem = step_bytes(job.shadow, first, batch=2)
+    # The head is a 3x3 convolution from 16 to 3 channels. It is given decoder.4's tap and the mask and keeps the
+    # first, its weights, and for the cross-entropy the logarithms of 3 shares and a class (int64) a pixel; then
+    # there are four copies of weights and biases. What is left are a few scalars.
+    pixels, values = 64 * 96, 3 * 16 * 9
+    image = pixels * (16 * 4 + 1 + 3 * 4 + 8)
+    assert step_bytes(job.shadow, head, batch=2) == pytest.approx(2 * image + 4 * values + 16 * (values + 3), abs=64)
+    assert step_bytes(job.shadow, head, batch=3) - step_bytes(job.shadow, head, batch=2) == image
+    assert step_bytes(job.shadow, head, batch=1) == pytest.approx(image + 4 * values + 16 * (values + 3), abs=64)
+    assert step_bytes(job.shadow, first, batch=2) == stem
+
+
+def test_a_step_counts_what_its_loss_keeps(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    plain, flows = (prepare(recipe(method=method), tmp_path) for method in ("supervised", "fsp"))
+    image = [
+        step_bytes(job.shadow, job.phases[0], batch=3) - step_bytes(job.shadow, job.phases[0], batch=2)
+        for job in (plain, flows)
+    ]
+    assert image[1] > 1.2 * image[0]
 
 
 def test_a_size_that_does_not_fit_is_refused_before_training(recipe: Callable[..., Any], tmp_path: Path) -> None:

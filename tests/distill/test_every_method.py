@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+import torch.nn.functional as functional
 
 from segskd.distill import loop, module, session, store, trainer
 from segskd.distill.flops import epochs_within, training_flops
 from segskd.distill.job import Job, prepare
+from segskd.distill.losses import soft_loss
 from segskd.distill.methods import METHODS
+from segskd.distill.module import adapted_stages
+from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key
 from segskd.distill.session import resume, start
 from segskd.distill.trainer import Trainer
 from segskd.errors import Stopped, UserError
@@ -59,6 +65,127 @@ def test_every_method_trains(small: Callable[..., Any], tmp_path: Path, method: 
     trained = smp.from_pretrained(str(run.model_folder)).state_dict()
     moved = {name.split(".")[0] for name in trained if not torch.equal(trained[name], drawn[name])}
     assert moved == {"encoder", "decoder", "segmentation_head"}
+
+
+def reckoned(job: Job, place: int, taps: Any, theirs: Any, mask: torch.Tensor) -> torch.Tensor:
+    """What a method's phase is to minimise, written out from the papers, apart from the code of the phases."""
+    labels = functional.cross_entropy(taps["head"], mask.long(), ignore_index=255)
+    blocks = job.student.names[:-1]
+    squares = {name: torch.mean((taps[name] - theirs[name]) ** 2) for name in blocks}
+    soft = {
+        t: t**2 * functional.kl_div(*(torch.log_softmax(x["head"] / t, 1) for x in (taps, theirs)), log_target=True,
+                                    reduction="sum") / mask.numel()
+        for t in (1.0, 4.0)
+    }  # fmt: skip
+    phase = job.phases[place]
+    match job.recipe.method, phase.name:
+        case ("simultaneous", _) | ("blockwise", "joint"):
+            return (sum(squares.values()) + labels) / 11
+        case "blockwise", "blocks":
+            return sum(squares.values()) + labels
+        case "fitnets", "to-encoder.2":
+            return squares["encoder.2"]
+        case "fitnets", "to-decoder.2":
+            return squares["decoder.2"]
+        case "hinton", _:
+            return 0.9 * soft[4.0] + 0.1 * labels
+        case "hdkd", _:
+            return soft[4.0] + 0.1 * sum((i + 1) * squares[name] for i, name in enumerate(blocks))
+        case "dearkd", "early":
+            return squares["encoder.0"] + squares["encoder.1"] + squares["encoder.2"]
+        case "attention", _:
+            maps = [
+                [functional.normalize((x[n] ** 2).sum(1).flatten(1), dim=1) for n in blocks] for x in (taps, theirs)
+            ]
+            return sum(((a - b) ** 2).sum(1).mean() for a, b in zip(*maps, strict=True)) + labels
+        case "fsp", _:
+            pairs = pairwise(blocks)
+            return sum(torch.mean((gram(taps, *pair) - gram(theirs, *pair)) ** 2) for pair in pairs) / 9 + labels
+        case "channelwise", _:
+            where = [[torch.log_softmax(x[n].flatten(2) / 4, 2) for n in blocks] for x in (taps, theirs)]
+            each = [16 * (b.exp() * (b - a)).sum(2).mean() for a, b in zip(*where, strict=True)]
+            return sum(each) / 10 + labels
+        case (("stagewise" | "multi_teacher_gan"), name) if name != "head":
+            return squares[phase.trained[0]]
+        case _:  # the head of the last two, supervised, the rest of fitnets and dearkd
+            return labels
+
+
+def gram(taps: Any, first: str, second: str) -> torch.Tensor:
+    one, other = taps[first], taps[second]
+    sides = [min(a, b) for a, b in zip(one.shape[-2:], other.shape[-2:], strict=True)]
+    one, other = (functional.adaptive_max_pool2d(tap, sides) for tap in (one, other))
+    return torch.einsum("nchw,ndhw->ncd", one, other) / (sides[0] * sides[1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_loss_of_every_phase_is_what_its_paper_says(small: Callable[..., Any], tmp_path: Path, method: str) -> None:
+    job = prepare(small(method, init="random"), tmp_path / "run")
+    freeze([job.student.model])
+    owners = {comparison.teacher for phase in job.phases for comparison in phase.compared} | {"teacher"}
+    names = job.student.names
+    every = frozenset({Key("student", n) for n in names} | {Key(o, n) for o in owners for n in names})
+    kept = job.feature_store(job.subset.train, 1, tmp_path)
+    kept.advance(every | {IMAGE_KEY, MASK_KEY})
+    (batch,) = kept.batches()
+    chosen = {0, len(job.phases) // 2, len(job.phases) - 1}
+    for place in chosen:
+        phase = job.phases[place]
+        theirs = batch.taps(phase.compared[0].teacher if phase.compared else "teacher")
+        taps = batch.taps("student")
+        if phase.fed_by == "teacher":
+            taps = {n: job.student.run(theirs, job.size, i, i)[n] for i, n in enumerate(names)}
+        expected = reckoned(job, place, taps, theirs, batch.mask)
+        with torch.no_grad():
+            found = job.module(phase)(batch)
+        assert found["loss"].item() == pytest.approx(float(expected), rel=2e-4), phase.name
+        critics = [comparison for comparison in phase.compared if comparison.critic]
+        if not critics:
+            assert found["duel"].item() == 0
+        for comparison in critics:
+            critic = job.module(phase).critics[comparison.name.replace(".", "_")]
+            with torch.no_grad():
+                made, real = critic(taps[phase.trained[0]]), critic(theirs[phase.trained[0]])
+                yes, no = (functional.binary_cross_entropy_with_logits(x, torch.full_like(x, y)) for x, y in
+                           ((real, 1.0), (made, 0.0)))  # fmt: skip
+                deceived = functional.binary_cross_entropy_with_logits(made, torch.ones_like(made))
+            assert found["duel"].item() == pytest.approx(float(0.01 * deceived + (yes + no) / 2), rel=1e-4)
+
+
+def test_a_teacher_may_have_an_output_more_than_there_are_classes(small: Callable[..., Any], tmp_path: Path) -> None:
+    """One at the ignore index: what it says of the classes counts, without an adapter between."""
+    for method in ("hinton", "hdkd"):
+        phase = prepare(small(method), tmp_path / "run").phases[0]
+        answers = next(comparison for comparison in phase.compared if comparison.stages == ("head",))
+        student, teacher = torch.randn(2, 3, 4, 4), torch.randn(2, 4, 4, 4)
+        assert answers.measure([student], [teacher]) == soft_loss(student, teacher[:, :3], temperature=4.0)
+        assert "head" not in adapted_stages([phase])
+
+
+def test_a_student_of_logits_may_have_another_depth_than_its_teacher(small: Callable[..., Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shallow = smp.Unet("resnet18", encoder_depth=4, decoder_channels=(64, 32, 16, 16), classes=3, encoder_weights=None)
+    shallow.eval().save_pretrained(tmp_path / "shallow")
+    made = small("hinton", teacher=str(tmp_path / "shallow"))
+    made = made.model_copy(update={"data": made.data.model_copy(update={"views": None})})
+    assert prepare(made, tmp_path / "run").recipe.data.views == 4
+
+
+def test_what_is_recomputed_is_what_the_phase_needs(small: Callable[..., Any], tmp_path: Path) -> None:
+    job = prepare(small("multi_teacher_gan", store={"kind": "recompute"}), tmp_path / "run")
+    place = [phase.name for phase in job.phases].index("encoder.3")
+    assert job.holdings.train[place] == {Key("student", "encoder.2"), Key("teacher", "encoder.3")}
+
+
+def test_other_snapshots_than_before_end_a_resumed_run(
+    small: Callable[..., Any], snapshots: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(snapshots, tmp_path / "teacher")
+    made = small("multi_teacher_gan", teacher=str(tmp_path / "teacher"))
+    start(made, tmp_path / "run", until="encoder.0")
+    shutil.rmtree(tmp_path / "teacher" / "snapshots" / "2")
+    with pytest.raises(UserError, match=r"the snapshots of teacher .* have changed since: put them back"):
+        resume(Run.open(tmp_path / "run"))
 
 
 def test_the_loop_knows_no_method() -> None:

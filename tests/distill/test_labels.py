@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from segskd.chosen import chosen_names
+from segskd.chosen import chosen_names, chosen_text
 from segskd.cli.flags import DataFlags, TrainFlags, recipe_changes
+from segskd.config import make_recipe, merged
 from segskd.data.samples import Samples
+from segskd.data.subset import read_names
 from segskd.data.transforms import ViewMaker
 from segskd.data.unlabelled import Example, list_unlabelled
+from segskd.distill import rehearsal
 from segskd.distill.job import prepare
 from segskd.distill.session import resume, start
 from segskd.errors import UserError
@@ -39,7 +42,7 @@ def pictures(data: Path, tmp_path: Path) -> Path:
 def test_the_labelled_images_are_those_of_the_smaller_subset(recipe: Callable[..., Any], tmp_path: Path) -> None:
     half = prepare(recipe(subset={"fraction": 0.5}), tmp_path / "run")
     job = prepare(recipe(subset={"labels": 0.5}), tmp_path / "run")
-    assert [image.name for image in job.subset.train] == NAMES
+    assert sorted(image.name for image in job.subset.train) == NAMES
     labelled = [job.subset.train[place].name for place in job.subset.labelled]
     assert labelled == [image.name for image in half.subset.train]
     assert len(labelled) == 6
@@ -51,6 +54,40 @@ def test_taps_see_all_images_and_the_head_the_labelled_ones(recipe: Callable[...
     assert job.images_of(first) == list(range(12))
     assert job.images_of(head) == job.subset.labelled
     assert (first.epochs, head.epochs) == (2, 8)  # 12 images twice, 3 images eight times
+
+
+def test_a_resumed_run_has_its_images_in_the_same_order(
+    recipe: Callable[..., Any], pictures: Path, tmp_path: Path
+) -> None:
+    """The order of training depends on it, and with that every bit of the weights."""
+    made = recipe(data={"unlabelled": str(pictures)}, subset={"labels": 0.25})
+    drawn = prepare(made, tmp_path / "run").subset
+    run = Run.create(tmp_path / "run", made)
+    run.write("subset.txt", chosen_text(drawn.train, drawn.holdout, drawn.unlabelled).encode())
+    assert prepare(made, tmp_path / "run", chosen_names(run)).subset == drawn
+
+
+def test_the_rehearsal_has_labels_for_the_head(
+    recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rehearsal, "_affordable", lambda _: 2)  # a slow machine
+    job = prepare(recipe(subset={"labels": 0.17}, optimisation={"epochs": 1}), tmp_path / "run")
+    assert len(job.subset.labelled) == 2
+    assert rehearsal.rehearse(job, tmp_path / "scratch").phases["head"] > 0
+
+
+def test_a_list_with_images_without_labels_is_no_list_of_names(tmp_path: Path) -> None:
+    (tmp_path / "subset.txt").write_text("a\nb\n# without labels\nc\n")
+    with pytest.raises(UserError, match="used some of its images without labels: leave out what stands below"):
+        read_names(tmp_path / "subset.txt")
+
+
+def test_a_teacher_learns_from_labels_alone(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    teaching = recipe().model_dump(mode="json") | {"kind": "teach", "teacher": None}
+    with pytest.raises(UserError, match="a teacher learns from labels alone: leave 'unlabelled' out"):
+        make_recipe(merged(teaching, {"data": {"unlabelled": str(tmp_path)}}))
+    job = prepare(make_recipe(merged(teaching, {"subset": {"labels": 0.25}})), tmp_path / "run")
+    assert [phase.epochs for phase in job.phases] == [2]
 
 
 def test_masks_without_a_label_are_not_read(recipe: Callable[..., Any], data: Path, tmp_path: Path) -> None:
@@ -132,6 +169,7 @@ def test_images_for_choosing_are_held_out_of_the_labelled_ones(recipe: Callable[
     [
         ({"subset": {"labels": 0.0}, "select": "best"}, "--labels 0 leaves none"),
         ({"subset": {"labels": 0.5, "fraction": 0.25}}, r"--labels 0\.5 of 12 images are 6, and only 3 are trained on"),
+        ({"subset": {"labels": 0.5, "rule": "balanced"}}, "rule balanced counts the pixels of every mask"),
         ({"subset": {"labels": 0.1}}, r"--labels 0\.1 of 12 images leaves 1"),
         ({"subset": {"labels": 0.0}, "method": "supervised"}, "nothing but labels to learn from"),
     ],

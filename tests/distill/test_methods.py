@@ -163,6 +163,8 @@ def test_options_of_another_method_are_refused(recipe: Callable[..., Any]) -> No
         planned(recipe, "stagewise", options={"soft": 0.5})
     with pytest.raises(UserError, match=r"option of method hinton: temperature: Input should be greater than 0"):
         planned(recipe, "hinton", options={"temperature": 0.0})
+    with pytest.raises(UserError, match=r"option of method hdkd: alpha: Input should be a finite number"):
+        planned(recipe, "hdkd", options={"alpha": float("nan")})
 
 
 def test_a_phase_on_labels_alone_sees_the_labelled_images_as_often_as_all(recipe: Callable[..., Any]) -> None:

@@ -13,11 +13,12 @@ import pytest
 from segskd import cli
 from segskd.config import dump_recipe
 from segskd.distill import budget, job, preflight
-from segskd.distill.budget import StepSizes
+from segskd.distill.budget import step_bytes
 from segskd.distill.job import Job, prepare
 from segskd.distill.preflight import LIBRARIES, MemoryNeeds
 from segskd.distill.preflight import preflight as fly
 from segskd.distill.rehearsal import Rehearsal
+from segskd.distill.shadow import Shadow
 from segskd.errors import UserError
 
 KEYS = (
@@ -34,21 +35,16 @@ def rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "rehearse", lambda *_: Rehearsal({"encoder.0": 2.0, "head": 3.5}, 1.25, 1000))
 
 
-class PlainSteps:
+def plain_step_bytes(shadow: Shadow, _: object, batch: int) -> int:
     """Steps as if each pixel of a batch took a thousand bytes: 6,144,000 an image of 64x96."""
-
-    def __init__(self, _: object, size: tuple[int, int]) -> None:
-        self.pixels = size[0] * size[1]
-
-    def of(self, _: object, batch: int) -> int:
-        return 5_000_000 + 1000 * batch * self.pixels
+    return 5_000_000 + 1000 * batch * shadow.size[0] * shadow.size[1]
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Gives the machine as much free memory and disk as a test says; steps are `PlainSteps`."""
+    """Gives the machine as much free memory and disk as a test says; steps are plain."""
     for module in (budget, preflight):
-        monkeypatch.setattr(module, "StepSizes", PlainSteps)
+        monkeypatch.setattr(module, "step_bytes", plain_step_bytes)
 
     def give(memory: int = 64 * GIB, disk: int = 64 * GIB) -> None:
         monkeypatch.setattr(budget, "free_device_memory", lambda _: memory)
@@ -85,8 +81,7 @@ def test_what_a_run_will_take(recipe: Callable[..., Any], tmp_path: Path, machin
 
 def test_memory_is_the_networks_and_the_largest_step(small_job: Job) -> None:
     needs = MemoryNeeds(small_job)
-    sizes = StepSizes(small_job.student, (64, 96))
-    steps = {n: max(sizes.of(p, n) for p in small_job.phases) for n in (4, 12)}
+    steps = {n: max(step_bytes(small_job.shadow, p, n) for p in small_job.phases) for n in (4, 12)}
     assert needs.bytes(12) - needs.bytes(4) == steps[12] - steps[4]
     weights = sum(
         t.numel() * t.element_size()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from segskd.distill.methods import METHODS
 from segskd.distill.plan import default_epochs
+from segskd.errors import UserError
+from ui.state.admission import check_unlabelled, unlabelled_folders
 from ui.state.form import FieldError
 from ui.state.outline import method_options, method_sentences, outline
 from ui.state.places import read_options
@@ -79,3 +82,14 @@ def test_the_pages_hint_of_options_is_what_a_method_takes(recipe: Callable[..., 
     assert method_sentences()[method]
     told = read_options(method_options(method))
     assert len(outline(recipe(method=method, options=told), data).phases) > 0
+
+
+def test_folders_of_images_are_those_of_the_server(recipe: Callable[..., Any], data: Path, tmp_path: Path) -> None:
+    """A page can name no path: it would tell which folders exist, and how many pictures they hold."""
+    (data / ".hidden").mkdir(exist_ok=True)
+    context = SimpleNamespace(data=data)
+    assert [path.name for path in unlabelled_folders(context)] == ["bands"]
+    check_unlabelled(context, str(data / "bands"))
+    for path in (tmp_path, data, data / "bands" / "train", data / "bands" / "..", data / ".hidden", "/", "bands"):
+        with pytest.raises(UserError, match="from a folder directly below this server's data"):
+            check_unlabelled(context, str(path))

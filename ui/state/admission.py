@@ -33,7 +33,7 @@ def fill(context: Context, recipe: Recipe) -> dict[str, Any]:
         source = _source(context, recipe.teacher)
         fields = tuple(name for name in PLACES if name != "teacher")
     values = {name: getattr(form, name) for name in fields if name != "folder"}
-    values |= {"weights": values["weights"] or ""} if "weights" in values else {}
+    values |= {name: values[name] or "" for name in ("weights", "unlabelled") if name in values}
     return {**values, **source, "seed": form.choice.seed, "choice": form.choice.as_dict()}
 
 
@@ -54,6 +54,8 @@ def _at_home(context: Context, recipe: Recipe) -> Recipe:
     with beside("data"):
         check_card(context, recipe.data.card)
         load_card(recipe.data.card)
+    with beside("unlabelled"):
+        check_unlabelled(context, recipe.data.unlabelled)
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"folder": str(context.data)})})
 
 
@@ -82,6 +84,19 @@ def teacher_place(context: Context, text: str) -> str:
             return check_hub_id(text)
         except UserError as error:
             raise UserError("the recipe's teacher is not on this server: choose or upload it here") from error
+
+
+def check_unlabelled(context: Context, folder: str | None) -> None:
+    """Raises UserError for a path to anything but a folder that lies directly below this server's data."""
+    if folder and Path(folder) not in unlabelled_folders(context):
+        raise UserError("images without labels are taken from a folder directly below this server's data")
+
+
+def unlabelled_folders(context: Context) -> list[Path]:
+    """The folders directly below this server's data, sorted by name."""
+    if not context.data.is_dir():
+        return []
+    return sorted(path for path in context.data.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def check_card(context: Context, card: str) -> None:

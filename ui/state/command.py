@@ -67,7 +67,7 @@ def command(recipe: Recipe, run: str) -> str:
     for place, flag in known.items():
         value = at(content, place)
         if isinstance(value, dict):
-            words += [word for name, part in value.items() for word in (flag, name, f"{part:g}")]
+            words += [word for name, part in value.items() for word in (flag, name, repr(part))]
         elif value is not None and (place in ALWAYS or value != at(standard, place)):
             words += [flag, str(value)]
     return shlex.join([*words, "--out" if teach else "--run", run])

@@ -15,7 +15,7 @@ from segskd.runs import default_name, free_name
 from ui.context import Context
 from ui.jobs import check_name
 from ui.processes import ROOT
-from ui.state.admission import check_card
+from ui.state.admission import check_card, check_unlabelled
 from ui.state.choice import Choice
 from ui.state.command import command
 from ui.state.form import FieldError, Form, TeachForm
@@ -99,6 +99,9 @@ def make_draft(context: Context, values: Mapping[str, Any]) -> Draft:
     place = _collect(draft, lambda: _teacher_place(context, draft, form, source, values))
     form = replace(form, teacher=place or None)
     known = dict(draft.problems)
+    folder = form.unlabelled or ""
+    if folder and _collect(draft, lambda: _is_ours(context, folder)) is None:
+        form = replace(form, unlabelled=None)
     draft.recipe = _collect(draft, form.recipe)
     if place is None and "teacher" in draft.problems.keys() - known.keys():
         del draft.problems["teacher"]  # what the recipe says of it is for the command line
@@ -262,6 +265,12 @@ def _hint(draft: Draft, choice: Choice) -> None:
 
 def _in_words(size: Size) -> str:
     return f"images of {size[0]}x{size[1]}"
+
+
+def _is_ours(context: Context, folder: str) -> bool:
+    with beside("unlabelled"):
+        check_unlabelled(context, folder)
+    return True
 
 
 def _no_teacher(source: TeacherFrom, method: str | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +17,7 @@ from segskd.config import Recipe
 from segskd.data.cards import Card, load_card
 from segskd.data.dataset import list_pairs
 from segskd.data.subset import MINIMUM, split_holdout, subset_size
-from segskd.data.unlabelled import list_unlabelled
+from segskd.data.unlabelled import UNLABELLED, list_unlabelled
 from segskd.distill.images import labelled_size
 from segskd.distill.methods import FROM_SNAPSHOTS, METHODS
 from segskd.distill.phase import TEACHER, Phase
@@ -70,7 +70,7 @@ def outline(recipe: Recipe, data: Path) -> Outline:
     with beside("labels"):
         labelled = labelled_size(total, recipe.subset.labels, size)
     with beside("unlabelled"):
-        further = len(list_unlabelled(Path(recipe.data.unlabelled))) if recipe.data.unlabelled else 0
+        further = count_unlabelled(Path(recipe.data.unlabelled)) if recipe.data.unlabelled else 0
     with beside("select"):
         held_out = _held_out(recipe, labelled)
     images = size - held_out + further
@@ -78,8 +78,11 @@ def outline(recipe: Recipe, data: Path) -> Outline:
         stages = stage_names(recipe.student)
     with beside("teacher"):
         teachers = _teachers(recipe)
-    with beside("options" if recipe.options else "labels" if not labelled else "method"):
+    try:
         phases = plan(recipe, stages, stages, images, labelled - held_out, teachers)
+    except UserError as error:
+        field = "options" if "option" in str(error) else "method" if labelled else "labels"
+        raise FieldError(field, in_page_words(str(error))) from error
     epochs = recipe.optimisation.epochs
     return Outline(
         card=card,
@@ -98,10 +101,19 @@ def count_images(card: Card, data: Path) -> int:
     expected = card.split("train").count
     if card.generator and expected and not card.root(data).is_dir():
         return expected
-    key = (card.name, data)
+    return _counted((card.name, data), lambda: len(list_pairs(card, data, "train")))
+
+
+def count_unlabelled(folder: Path) -> int:
+    """Images of a folder without masks. Raises UserError when there are none."""
+    return _counted((UNLABELLED, folder), lambda: len(list_unlabelled(folder)))
+
+
+def _counted(key: tuple[str, Path], count: Callable[[], int]) -> int:
+    """A count that holds for LISTED_SECONDS: a page asks with every key that is pressed."""
     seen = _listed.get(key)
     if seen is None or time.monotonic() - seen[0] > LISTED_SECONDS:
-        seen = _listed[key] = (time.monotonic(), len(list_pairs(card, data, "train")))
+        seen = _listed[key] = (time.monotonic(), count())
     return seen[1]
 
 

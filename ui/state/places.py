@@ -135,7 +135,7 @@ def read_options(text: str) -> dict[str, float]:
 
 def write_options(options: Mapping[str, float]) -> str:
     """The same as text; `read_options` gives the options back."""
-    return ", ".join(f"{name} {value:g}" for name, value in options.items())
+    return ", ".join(f"{name} {whole(value)!r}" for name, value in options.items())
 
 
 def put(content: dict[str, Any], place: Sequence[str], value: Any) -> None:

@@ -16,7 +16,7 @@ from segskd.errors import UserError
 from ui.context import Context
 from ui.page import Page
 from ui.parts import notice
-from ui.state.admission import fill
+from ui.state.admission import fill, unlabelled_folders
 from ui.state.choice import Choice
 from ui.state.draft import Draft, make_draft, propose, submit, submit_teacher
 from ui.state.form import FieldError
@@ -24,11 +24,11 @@ from ui.state.outline import method_options, method_sentences
 from ui.state.places import as_text
 from ui.state.preflight import recipe_key
 from ui.state.teachers import add_upload, list_teachers
-from ui.tabs.distill_fields import ADVANCED_LISTS, ADVANCED_NUMBERS, ADVANCED_TEXTS
+from ui.tabs.distill_fields import ADVANCED_LISTS, ADVANCED_NUMBERS, ADVANCED_TEXTS, NO_FOLDER
 from ui.tabs.distill_layout import Layout
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-ADVANCED = {*ADVANCED_NUMBERS, *ADVANCED_LISTS, *ADVANCED_TEXTS}
+ADVANCED = {*ADVANCED_NUMBERS, *ADVANCED_LISTS, *ADVANCED_TEXTS, "unlabelled"}
 Updates = dict[Any, Any]
 
 
@@ -300,6 +300,8 @@ class Distill(Layout):
         updates[fields.inputs["method"]] = gr.Dropdown(info=sentence)
         known = method_options(values.get("method") or "")
         updates[fields.inputs["options"]] = gr.Textbox(placeholder=known or "this method has none")
+        folders = [(path.name, str(path)) for path in unlabelled_folders(self.context)]
+        updates[fields.inputs["unlabelled"]] = gr.Dropdown(choices=[NO_FOLDER, *folders])
         updates[self.begin] = gr.Button(self.verb())
         updates[self.unchecked] = gr.Button(visible=False)
         for field, part in (("epochs", draft.outline), ("teach_epochs", draft.teach_outline)):

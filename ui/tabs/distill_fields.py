@@ -43,11 +43,11 @@ ADVANCED_NUMBERS = {
     "checkpoint_seconds": "Seconds between saves",
 }
 ADVANCED_TEXTS = {
-    "unlabelled": "Images without labels",
     "options": "Options of the method",
     "weights": "Pretrained weights",
 }
 MAX_TEXT = 400
+NO_FOLDER = ("none", "")
 
 
 class Fields:
@@ -238,6 +238,15 @@ def advanced_fields(fields: Fields) -> None:
                     info=help_text(name),
                     filterable=False,
                 )
+    fields.put(
+        "unlabelled",
+        gr.Dropdown,
+        choices=[NO_FOLDER],
+        value="",
+        label="Images without labels",
+        info=f"{help_text('unlabelled')}; the student sees them as the teacher does",
+        filterable=False,
+    )
     for group in _in_twos(list(ADVANCED_TEXTS.items())):
         with gr.Row():
             for name, label in group:
