@@ -133,8 +133,8 @@ def multi_teacher_gan(to: Setting, *, deception: Positive = 0.01) -> list[Phase]
     """Multi-teacher GAN (Huang et al., 2021): stage by stage against ever later snapshots of the teacher.
 
     Stage k lowers mean((S_k - T_k)^2) - deception * log D(S_k), while a discriminator D learns to tell S_k from T_k
-    (arXiv 1406.2661, eq. 1, the student's part non-saturating); the head learns from labels. A stage's epochs are shared among the teachers; with fewer epochs than teachers the
-    earliest are left out.
+    (arXiv 1406.2661, eq. 1, the student's part non-saturating); the head learns from labels. A stage's epochs are
+    shared among the teachers; with fewer epochs than teachers the earliest are left out.
     """
     phases = []
     for name in _blocks(to):
