@@ -22,7 +22,10 @@ import yaml
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 # Files that take a minute or more begin first, so that none is left over when the others are done.
-LONG = ("test_lasting.py", "test_jobs.py", "test_resume.py", "test_upload.py", "test_package.py", "test_bad_input.py")
+LONG = (
+    *("test_lasting.py", "test_jobs.py", "test_every_method.py", "test_resume.py", "test_upload.py", "test_package.py"),
+    *("test_bad_input.py", "test_study_command.py"),
+)
 SIZE = (64, 96)
 CLASSES = ("ground", "wall", "sky")
 COLORS = ((128, 64, 128), (70, 70, 70), (70, 130, 180))

@@ -53,10 +53,11 @@ def make_critics(
 ) -> nn.ModuleDict:
     """The discriminators of a run's phases, by phase, then by comparison; drawn from the seed and nothing else."""
     made = nn.ModuleDict()
+    told = {c.teacher for phase in phases for c in phase.compared if c.critic}
+    shapes = {owner: tap_shapes(teachers[owner], size) for owner in told}
     for phase in phases:
         wanted = [comparison for comparison in phase.compared if comparison.critic]
         if wanted:
-            shapes = {owner: tap_shapes(teachers[owner], size) for owner in {c.teacher for c in wanted}}
             drawn = hashlib.sha256(f"{seed}/{phase.name}/critics".encode()).digest()
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(int.from_bytes(drawn[:6], "big"))

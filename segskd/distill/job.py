@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -102,7 +103,7 @@ class Job:
         critics = critics_of(self.critics, phase)
         return PhaseModule(phase, self.student, self.adapters, self.card, self.size, critics)
 
-    @property
+    @cached_property
     def shadow(self) -> Shadow:
         """The same without storage."""
         return Shadow(self.by_owner, self.adapters, self.critics, self.card, self.size)

@@ -33,16 +33,19 @@ class Shadow:
     size: Size
 
     def module(self, phase: Phase) -> PhaseModule:
-        """The phase as a module on the meta device, in training."""
-        student = cut(ghost(self.networks[STUDENT].model))
-        critics = critics_of(self.critics, phase)
-        module = PhaseModule(phase, student, ghost(self.adapters), self.card, self.size, critics and ghost(critics))
+        """The phase as a module on the meta device, in training; the next call may train others of its stages."""
+        student, adapters, critics = self._ghosts
+        module = PhaseModule(phase, student, adapters, self.card, self.size, critics_of(critics, phase))
         module.start_training()
         return module
 
     def batch(self, phase: Phase, images: int) -> Batch:
         """What a training batch of so many images holds, in fp32."""
         return Batch({key: self._empty(key, images) for key in phase_needs(phase, self.networks[STUDENT])})
+
+    @cached_property
+    def _ghosts(self) -> tuple[StagedNetwork, Adapters, nn.ModuleDict]:
+        return cut(ghost(self.networks[STUDENT].model)), ghost(self.adapters), ghost(self.critics)
 
     @cached_property
     def _shapes(self) -> dict[str, Shapes]:
