@@ -26,9 +26,11 @@ from segskd.distill.images import Subset
 from segskd.distill.loop import Loop
 from segskd.distill.methods import stagewise
 from segskd.distill.phase import Setting
+from segskd.distill.shadow import Shadow
 from segskd.distill.trainer import Trainer
 from segskd.errors import UserError
 from segskd.files import writing
+from segskd.models.adapters import Adapters
 from segskd.models.build import create, load
 from segskd.models.stages import cut
 from segskd.runs import Run
@@ -81,7 +83,7 @@ def changed_teacher(_folder: Path) -> None:
 def loss_astray(_folder: Path) -> None:
     loop = Loop.__new__(Loop)
     loop.phase = SimpleNamespace(name="head")
-    loop.wrapped = lambda _batch: {"loss": torch.tensor(math.nan)}
+    loop.wrapped = lambda _batch: {"loss": torch.tensor(math.nan), "duel": torch.tensor(0.0)}
     loop.step(SimpleNamespace(batch=lambda _numbers: None), torch.tensor([0]))
 
 
@@ -140,7 +142,9 @@ def test_a_step_that_does_not_fit_offers_half_the_batch(monkeypatch: pytest.Monk
     student = cut(create("unet", "resnet10", 3))
     monkeypatch.setattr(budget, "free_device_memory", lambda _device: 1)
     phases = stagewise(Setting(tuple(student.names), 1))[-1:]
-    error = said_by(lambda: check_step_fits(student, phases, (32, 32), 4, 0, torch.device("cpu")))
+    card: Any = SimpleNamespace(ignore_index=255)
+    shadow = Shadow({"student": student}, Adapters(), torch.nn.ModuleDict(), card, (32, 32))
+    error = said_by(lambda: check_step_fits(shadow, phases, 4, 0, torch.device("cpu")))
     failure = diagnose(failed(error))
     assert failure is not None
     assert (failure.kind, failure.halve) == ("memory", True)
