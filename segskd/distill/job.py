@@ -136,8 +136,8 @@ def prepare(
 ) -> Job:
     """Finds, loads and checks everything. `folder` is where the run will lie.
 
-    `chosen` are the images that the run has chosen already; `report` hears how far the
-    built-in dataset is drawn when it is not there yet.
+    `chosen` are the images that the run has chosen already; `report` hears how far the built-in dataset is drawn
+    when it is not there yet.
     Raises UserError for anything that the user can mend.
     """
     recipe = _with_machine(recipe)
