@@ -94,8 +94,8 @@ class Handler(BaseHTTPRequestHandler):
         if state.break_after is not None:
             body, state.break_after = body[: state.break_after], None
             self.close_connection = True
+        state.sent += len(body)  # before it's written: the client may be done before this thread goes on
         self.wfile.write(body)
-        state.sent += len(body)
 
 
 @pytest.fixture
