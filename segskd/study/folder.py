@@ -13,8 +13,9 @@ from segskd.errors import UserError
 from segskd.files import writing
 from segskd.runs import FOREIGN, STUDY, Run
 from segskd.study.config import Cell, Study, check_same, dump_study, load_study
+from segskd.study.figures import NO_FIGURES, Facts, run_figures
 
-PROGRESS = "progress.json"
+PROGRESS, RESULT = "progress.json", "result.json"
 TABLE, ROWS, CELLS = "table.md", "table.csv", "cells.csv"
 CURVE_PNG, CURVE_SVG = "curve.png", "curve.svg"
 
@@ -69,6 +70,23 @@ class StudyFolder:
     def run(self, cell: Cell) -> Run:
         """The directory of a cell, which may not be there yet."""
         return Run(self.path / cell.name)
+
+    def figures(self, cell: Cell) -> Facts | None:
+        """Figures of a finished cell (`figures.run_figures`); None while there is no result, or a damaged one."""
+        result = None
+        with suppress(UserError, OSError):
+            result = self.run(cell).read_json(RESULT)
+        known = run_figures(result) if isinstance(result, dict) else NO_FIGURES
+        return known if known["miou"] is not None else None
+
+    def drop_damaged(self, cell: Cell) -> bool:
+        """Deletes the result of a cell that has no figures, so that resuming its run makes it anew."""
+        path = self.run(cell).path / RESULT
+        damaged = path.is_file() and self.figures(cell) is None
+        if damaged:
+            with writing(path.parent):
+                path.unlink(missing_ok=True)
+        return damaged
 
     def study(self) -> Study:
         """Raises UserError when it is damaged."""

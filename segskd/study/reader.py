@@ -11,7 +11,7 @@ from segskd.data.subset import subset_size
 from segskd.errors import UserError
 from segskd.runs import STUDY
 from segskd.study.config import Cell, Study
-from segskd.study.figures import NO_FIGURES, Facts, rows_of, run_figures
+from segskd.study.figures import NO_FIGURES, Facts, rows_of
 from segskd.study.folder import CURVE_PNG, CURVE_SVG, TABLE, Progress, StudyFolder
 
 CellState = Literal["waiting", "running", "finished", "interrupted", "failed"]
@@ -76,13 +76,9 @@ def _readable(folder: Path) -> dict[str, Any]:
 
 
 def _cell(place: StudyFolder, study: Study, cell: Cell, progress: Progress, running: bool) -> Facts:
-    run = place.run(cell)
-    result = None
-    with suppress(UserError, OSError):  # damaged: the cell is not finished
-        result = run.read_json("result.json")
     images = _images(progress.images, cell.fraction)
     facts = {"name": cell.name, **asdict(cell), "images": images, "state": "finished", "error": None}
-    if isinstance(result, dict) and (figures := run_figures(result))["miou"] is not None:
+    if figures := place.figures(cell):
         return facts | figures
     state = _state(place, cell, progress, running)
     return facts | NO_FIGURES | {"state": state, "error": progress.failed.get(cell.name) if state == "failed" else None}

@@ -19,6 +19,7 @@ from segskd.errors import Stopped, UserError
 from segskd.models.build import model_folder, parse_spec
 from segskd.study.config import Cell, Study
 from segskd.study.curve import write_curve
+from segskd.study.figures import Facts
 from segskd.study.folder import StudyFolder
 from segskd.study.process import AdoptedCell, CellProcess
 from segskd.study.reader import read_study
@@ -85,6 +86,8 @@ class _Runner:
             self._working[cell] = AdoptedCell(run)
             self._tell(cell, "is worked on by another process; its end is awaited")
         else:
+            if self._place.drop_damaged(cell):
+                self._tell(cell, "its result is damaged and is made anew")
             try:
                 epochs = self._epochs(cell, images)
             except UserError as error:
@@ -116,9 +119,9 @@ class _Runner:
     def _end(self, cell: Cell, process: CellProcess | AdoptedCell) -> None:
         if failure := process.failure():
             self._fail(cell, failure)
-        elif self._has_result(cell):
+        elif figures := self._place.figures(cell):
             self._durations.add(cell.method, time.monotonic() - process.started)
-            self._tell(cell, f"{self._figures(cell)}{self._left()}")
+            self._tell(cell, f"{_in_words(figures)}{self._left()}")
         elif isinstance(process, AdoptedCell) and not self._place.desk.stop_requested():
             self._waiting.insert(0, cell)
         else:
@@ -143,12 +146,6 @@ class _Runner:
             self._look()
             time.sleep(TICK_SECONDS)
 
-    def _figures(self, cell: Cell) -> str:
-        result = self._place.run(cell).read_json("result.json")
-        share = result["percent_of_teacher"]
-        kept = f", {share:.1f} % of the teacher" if share else ""
-        return f"mIoU {result['miou']:.4f}{kept}, {result['seconds']:.0f} s of training"
-
     def _left(self) -> str:
         now = time.monotonic()
         begun = [(cell.method, now - process.started) for cell, process in self._working.items()]
@@ -160,7 +157,7 @@ class _Runner:
         self._say(f"[{self._cells.index(cell) + 1}/{len(self._cells)}] {cell.name}: {words}")
 
     def _has_result(self, cell: Cell) -> bool:
-        return (self._place.run(cell).path / "result.json").is_file()
+        return self._place.figures(cell) is not None
 
     def _write_progress(self) -> None:
         self._progress.working = [cell.name for cell in self._working]
@@ -171,6 +168,13 @@ class _Runner:
         read = read_study(self._place.path)
         write_tables(read, self._place.path)
         write_curve(read, self._place.path)
+
+
+def _in_words(figures: Facts) -> str:
+    share, seconds = figures["percent_of_teacher"], figures["seconds"]
+    kept = f", {share:.1f} % of the teacher" if share else ""
+    trained = f", {seconds:.0f} s of training" if seconds is not None else ""
+    return f"mIoU {figures['miou']:.4f}{kept}{trained}"
 
 
 def _check(study: Study, report: Report | None) -> int:

@@ -270,3 +270,15 @@ def test_damaged_files_of_a_cell_do_not_take_the_study_down(
     read = read_study(tmp_path / "out")
     assert [cell["state"] for cell in read["cells"]] == ["interrupted", "finished", "finished", "finished"]
     assert read["training_images"] is None
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", '{"miou": null}'])
+def test_a_damaged_result_is_made_anew(
+    study: Callable[..., Study], stand_in: StandIn, tmp_path: Path, told: list[str], damaged: str
+) -> None:
+    carry_out(study(), tmp_path / "out", told.append)
+    (tmp_path / "out" / FIRST / "result.json").write_text(damaged)
+    read = carry_out(study(), tmp_path / "out", told.append)
+    assert stand_in.started()[4:] == [f"resume {FIRST}"]
+    assert read["done"] == 4
+    assert f"[1/4] {FIRST}: its result is damaged and is made anew" in told
