@@ -27,13 +27,19 @@ EARLY_STAGES = 3
 """Encoder stages whose taps `dearkd` takes for early."""
 
 
-def stagewise(to: Setting) -> list[Phase]:
+def stagewise(to: Setting, *, joint: Share = 0.0) -> list[Phase]:
     """SKD (arXiv 1911.06786): each stage on the teacher's tap alone, then the head on labels.
 
-    Stage k lowers mean((S_k - T_k)^2) with the stages before it frozen, the head the cross-entropy.
+    Stage k lowers mean((S_k - T_k)^2) with the stages before it frozen, the head the cross-entropy. With `joint`,
+    which the paper has not, that share of all epochs (a stage keeps at least one) is left for a last phase, in
+    which the assembled network trains as a whole on the loss of `simultaneous`.
     """
-    blocks = [Phase(name, (name,), to.epochs, (Comparison((name,)),)) for name in _blocks(to)]
-    return [*blocks, Phase(HEAD, (HEAD,), to.epochs, labels=1.0)]
+    together = min(round(_total(to) * joint), _total(to) - len(to.stages))
+    each = (_total(to) - together) // len(to.stages)
+    blocks = [Phase(name, (name,), each, (Comparison((name,)),)) for name in _blocks(to)]
+    stages = [*blocks, Phase(HEAD, (HEAD,), each, labels=1.0)]
+    rest = _total(to) - each * len(to.stages)
+    return [*stages, _joint("joint", to, rest)] if joint and rest else stages
 
 
 def simultaneous(to: Setting) -> list[Phase]:

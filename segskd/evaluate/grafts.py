@@ -115,6 +115,8 @@ def trained_stages(run: Run, state: dict[str, Any] | None, names: Sequence[str])
         raise UserError(
             f"run {run.name} was trained by method '{run.recipe.method}', not stage by stage, so there are no grafts"
         )
+    if run.recipe.options.get("joint"):
+        raise UserError(f"run {run.name} trains as a whole in the end, which moves every stage, so there are no grafts")
     if not phases:
         raise UserError(f"run {run.name} has finished no stage yet: there are grafts from the first one on")
     return list(names[: first + len(phases)])

@@ -77,6 +77,9 @@ def test_no_grafts_of_a_run_that_was_not_trained_stage_by_stage(finished: Run, t
     run.write_recipe(recipe.model_copy(update={"method": "supervised"}))
     with pytest.raises(UserError, match="not stage by stage"):
         Grafts.open(run, "cpu")
+    run.write_recipe(recipe.model_copy(update={"options": {"joint": 0.1}}))
+    with pytest.raises(UserError, match="trains as a whole in the end"):
+        Grafts.open(run, "cpu")
     run.write_recipe(recipe)
     state["progress"]["phases"], state["adapters"] = [{"phase": "encoder.0"}], {"other": torch.zeros(1)}
     run.save_state(state)

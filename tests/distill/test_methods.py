@@ -88,6 +88,16 @@ def test_simultaneous_is_the_mean_of_ten_taps_and_the_labels(recipe: Callable[..
     assert phase.labels == pytest.approx(1 / 11)
 
 
+def test_stagewise_may_end_with_a_share_of_its_epochs_together(recipe: Callable[..., Any]) -> None:
+    *stages, joint = planned(recipe, "stagewise", options={"joint": 0.3})
+    # 23 of the 77 epochs, and the 10 of the other 54 that eleven stages can't share
+    assert [(phase.name, phase.epochs) for phase in stages] == [(name, 4) for name in STAGES]
+    assert (joint.name, joint.epochs, joint.trained) == ("joint", 33, tuple(STAGES))
+    assert joint.labels == pytest.approx(1 / 11)
+    assert compared(joint) == pytest.approx(dict.fromkeys(STAGES[:-1], 1 / 11))
+    assert [phase.epochs for phase in planned(recipe, "stagewise", options={"joint": 1.0})] == [1] * 11 + [66]
+
+
 def test_fitnets_takes_two_hints_and_leaves_the_rest_to_the_labels(recipe: Callable[..., Any]) -> None:
     encoder, decoder, rest = planned(recipe, "fitnets")
     assert (encoder.trained, compared(encoder), encoder.epochs) == (tuple(STAGES[:3]), {"encoder.2": 1.0}, 21)
@@ -159,8 +169,8 @@ def test_with_fewer_epochs_than_teachers_the_earliest_are_left_out(recipe: Calla
 def test_options_of_another_method_are_refused(recipe: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match=r"method hinton has no option 'temp': it has temperature, soft"):
         planned(recipe, "hinton", options={"temp": 2.0})
-    with pytest.raises(UserError, match=r"method stagewise has no option 'soft': it has none"):
-        planned(recipe, "stagewise", options={"soft": 0.5})
+    with pytest.raises(UserError, match=r"method supervised has no option 'soft': it has none"):
+        planned(recipe, "supervised", options={"soft": 0.5})
     with pytest.raises(UserError, match=r"option of method hinton: temperature: Input should be greater than 0"):
         planned(recipe, "hinton", options={"temperature": 0.0})
     with pytest.raises(UserError, match=r"option of method hdkd: alpha: Input should be a finite number"):
