@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from segskd.data.dataset import IMAGE_SUFFIXES, Pair
+from segskd.data.cards import Card
+from segskd.data.dataset import IMAGE_SUFFIXES, Pair, has_split, list_split
 from segskd.errors import UserError
 
 PREFIX = "unlabelled/"
@@ -39,3 +40,24 @@ def list_unlabelled(folder: Path) -> list[Example]:
         raise UserError(f"--unlabelled {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     found = [Example(PREFIX + path.relative_to(folder).as_posix(), path, None) for path in shown]
     return sorted(found, key=lambda one: one.name)
+
+
+def list_further(folder: Path, card: Card, data: Path) -> list[Example]:
+    """The same for a run on a dataset. Raises UserError, too, where the folder holds images or masks of its own."""
+    found = list_unlabelled(folder)
+    own = _files(card, data)
+    shared = [one.image for one in found if one.image.resolve() in own]
+    if shared:
+        raise UserError(
+            f"--unlabelled {folder} holds images or masks of dataset '{card.name}' itself ({len(shared)}, such as "
+            f"{shared[0].name}): name a folder of other images; its own join in without labels by --labels"
+        )
+    return found
+
+
+def _files(card: Card, data: Path) -> set[Path]:
+    """Every image and mask of every split that is on this disk."""
+    listings = [list_split(card, data, name) for name in card.splits if has_split(card, data, name)]
+    pairs = (path for listing in listings for pair in listing.pairs for path in (pair.image, pair.mask))
+    alone = (path for listing in listings for path in (*listing.images_without_mask, *listing.masks_without_image))
+    return {path.resolve() for path in (*pairs, *alone)}

@@ -22,7 +22,7 @@ from segskd.data.subset import (
     split_holdout,
     subset_size,
 )
-from segskd.data.unlabelled import Example, example, list_unlabelled
+from segskd.data.unlabelled import Example, example, list_further
 from segskd.errors import UserError
 from segskd.evaluate.survey import survey
 from segskd.models.stages import StagedNetwork
@@ -62,7 +62,7 @@ def choose_images(
     """
     pairs = list_pairs(card, data, "train")
     val = list_pairs(card, data, "val")
-    others = list_unlabelled(Path(recipe.data.unlabelled).expanduser()) if recipe.data.unlabelled else []
+    others = list_further(Path(recipe.data.unlabelled).expanduser(), card, data) if recipe.data.unlabelled else []
     if chosen is not None:
         without = set(chosen.unlabelled)
         known = {pair.name: pair for pair in pairs}

@@ -147,6 +147,16 @@ def test_a_folder_of_pictures_joins_in(recipe: Callable[..., Any], pictures: Pat
         prepare(run.recipe, tmp_path / "run", chosen)
 
 
+def test_a_datasets_own_files_are_no_further_images(recipe: Callable[..., Any], data: Path, tmp_path: Path) -> None:
+    """Its masks would be taken for photographs, its validation images be trained on."""
+    with pytest.raises(UserError, match=r"masks of dataset 'bands' itself \(32, such as b00\.png\): name a folder"):
+        prepare(recipe(data={"unlabelled": str(data / "bands")}), tmp_path / "run")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "one.png").symlink_to(data / "bands" / "val" / "images" / "b00.png")
+    with pytest.raises(UserError, match=r"itself \(1, such as one\.png\)"):
+        prepare(recipe(data={"unlabelled": str(tmp_path / "linked")}), tmp_path / "run")
+
+
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no folder"):
         list_unlabelled(tmp_path / "nothing")

@@ -31,6 +31,7 @@ def on(recipe: Any, data: Path) -> list[str]:
         ("hinton", ["the teacher's answers and labels"]),
         ("hdkd", ["the teacher's taps and the teacher's answers"]),
         ("supervised", ["labels"]),
+        ("dearkd", ["the teacher's taps", "labels"]),
     ],
 )
 def test_every_phase_says_what_it_learns_from(
@@ -54,7 +55,7 @@ def test_labels_and_further_images_are_counted(recipe: Callable[..., Any], data:
     made = recipe(data={"unlabelled": str(tmp_path)}, subset={"labels": 0.25})
     made = made.model_copy(update={"optimisation": made.optimisation.model_copy(update={"epochs": None})})
     found = outline(made, data)
-    assert (found.total, found.images, found.labelled) == (12, 13, 3)
+    assert (found.total, found.images, found.labelled, found.further) == (12, 13, 3, 1)
     assert found.epochs == default_epochs(13)
     assert found.phases[-1].epochs == round(default_epochs(13) * 13 / 3)
 
@@ -84,12 +85,15 @@ def test_the_pages_hint_of_options_is_what_a_method_takes(recipe: Callable[..., 
     assert len(outline(recipe(method=method, options=told), data).phases) > 0
 
 
-def test_folders_of_images_are_those_of_the_server(recipe: Callable[..., Any], data: Path, tmp_path: Path) -> None:
+def test_folders_of_images_are_those_of_the_server(card_path: Path, tmp_path: Path) -> None:
     """A page can name no path: it would tell which folders exist, and how many pictures they hold."""
-    (data / ".hidden").mkdir(exist_ok=True)
+    data = tmp_path / "data"
+    for name in (".hidden", "bands", "drives/may"):
+        (data / name).mkdir(parents=True)
+    shutil.copy(card_path, data / "bands.yaml")
     context = SimpleNamespace(data=data)
-    assert [path.name for path in unlabelled_folders(context)] == ["bands"]
-    check_unlabelled(context, str(data / "bands"))
-    for path in (tmp_path, data, data / "bands" / "train", data / "bands" / "..", data / ".hidden", "/", "bands"):
+    assert [path.name for path in unlabelled_folders(context)] == ["drives"]
+    check_unlabelled(context, str(data / "drives"))
+    for path in (tmp_path, data, data / "bands", data / "drives" / "may", data / ".hidden", "/", "drives"):
         with pytest.raises(UserError, match="from a folder directly below this server's data"):
             check_unlabelled(context, str(path))

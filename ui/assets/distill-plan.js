@@ -9,11 +9,12 @@ const GROUPS = [["encoder", "Encoder"], ["decoder", "Decoder"], ["", ""]];
 const number = (value) => value.toLocaleString("en");
 const plural = (epochs) => `${number(epochs)} ${epochs === 1 ? "epoch" : "epochs"}`;
 
-function cells(phases) {
+function cells(phases, alike) {
   const list = make("ol", "cells");
   for (const phase of phases) {
     const cell = make("li", "cell");
     cell.append(make("span", "cell-name", phase.name), make("span", "cell-epochs", plural(phase.epochs)));
+    if (!alike) cell.append(make("span", "cell-on", phase.on));
     cell.title = `${phase.name}: ${plural(phase.epochs)} on ${phase.on}`;
     list.append(cell);
   }
@@ -28,10 +29,11 @@ function stages(phases) {
       : !/^(encoder|decoder)\./.test(phase.name));
     if (!some.length) continue;
     const group = make("section", "group");
-    const on = some[0].on ? `learns from ${some[0].on}` : "";
+    const alike = some.every((phase) => phase.on === some[0].on);
+    const on = !some[0].on ? "" : alike ? `learns from ${some[0].on}` : "learns phase by phase";
     const line = make("p", "group-line");
     line.append(make("strong", "", title || (some.length === 1 ? some[0].name : "Whole network")), ` ${on}`);
-    group.append(line, cells(some));
+    group.append(line, cells(some, alike));
     box.append(group);
   }
   return box;

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from segskd.config import Recipe
-from segskd.data.cards import CARDS_FOLDER, load_card
+from segskd.data.cards import CARDS_FOLDER, list_cards, load_card
 from segskd.errors import UserError
 from segskd.shelf import EARLIER
 from ui.context import Context
@@ -87,16 +87,18 @@ def teacher_place(context: Context, text: str) -> str:
 
 
 def check_unlabelled(context: Context, folder: str | None) -> None:
-    """Raises UserError for a path to anything but a folder that lies directly below this server's data."""
+    """Raises UserError for a path to anything but a folder of `unlabelled_folders`."""
     if folder and Path(folder) not in unlabelled_folders(context):
-        raise UserError("images without labels are taken from a folder directly below this server's data")
+        raise UserError("images without labels are taken from a folder directly below this server's data, and no dataset's")
 
 
 def unlabelled_folders(context: Context) -> list[Path]:
-    """The folders directly below this server's data, sorted by name."""
+    """The folders directly below this server's data that are no dataset's own, sorted by name."""
     if not context.data.is_dir():
         return []
-    return sorted(path for path in context.data.iterdir() if path.is_dir() and not path.name.startswith("."))
+    datasets = {entry.card.root(context.data) for entry in list_cards(context.data) if entry.card}
+    found = (path for path in context.data.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in found if path not in datasets)
 
 
 def check_card(context: Context, card: str) -> None:

@@ -67,7 +67,9 @@ class Draft:
         outline, rule = self.outline, self.recipe.subset.rule
         how = "picked by hand" if rule == "hand" else f"chosen by the rule «{rule}»"
         held = f", {outline.held_out} more held out for choosing" if outline.held_out else ""
-        return f"{outline.card.name} · {outline.images} of {outline.total} training images, {how}{held}"
+        own, further = outline.images - outline.further, outline.further
+        beside = f", and {further} without labels from {Path(self.recipe.data.unlabelled or '').name}" if further else ""
+        return f"{outline.card.name} · {own} of {outline.total} training images, {how}{held}{beside}"
 
     def plan(self) -> dict[str, Any]:
         """What the panel of stages shows: {"run", "teacher"}, empty while something is wrong."""

@@ -17,7 +17,7 @@ from segskd.config import Recipe
 from segskd.data.cards import Card, load_card
 from segskd.data.dataset import list_pairs
 from segskd.data.subset import MINIMUM, split_holdout, subset_size
-from segskd.data.unlabelled import UNLABELLED, list_unlabelled
+from segskd.data.unlabelled import UNLABELLED, list_further
 from segskd.distill.images import labelled_size
 from segskd.distill.methods import FROM_SNAPSHOTS, METHODS
 from segskd.distill.phase import TEACHER, Phase
@@ -34,13 +34,18 @@ _listed: dict[tuple[str, Path], tuple[float, int]] = {}
 
 @dataclass(frozen=True)
 class Outline:
-    """Images and phases of a run to be; `epochs` are those of one stage, `chosen` says that nobody named them."""
+    """Images and phases of a run to be.
+
+    Of the `images` `further` ones come from a folder without masks; `epochs` are those of one stage, and `chosen`
+    says that nobody named them.
+    """
 
     card: Card
     total: int
     images: int
     held_out: int
     labelled: int
+    further: int
     epochs: int
     chosen: bool
     phases: list[Phase]
@@ -70,7 +75,7 @@ def outline(recipe: Recipe, data: Path) -> Outline:
     with beside("labels"):
         labelled = labelled_size(total, recipe.subset.labels, size)
     with beside("unlabelled"):
-        further = count_unlabelled(Path(recipe.data.unlabelled)) if recipe.data.unlabelled else 0
+        further = count_unlabelled(Path(recipe.data.unlabelled), card, data) if recipe.data.unlabelled else 0
     with beside("select"):
         held_out = _held_out(recipe, labelled)
     images = size - held_out + further
@@ -90,6 +95,7 @@ def outline(recipe: Recipe, data: Path) -> Outline:
         images=images,
         held_out=held_out,
         labelled=labelled - held_out,
+        further=further,
         epochs=epochs or default_epochs(images),
         chosen=epochs is None,
         phases=phases,
@@ -104,9 +110,9 @@ def count_images(card: Card, data: Path) -> int:
     return _counted((card.name, data), lambda: len(list_pairs(card, data, "train")))
 
 
-def count_unlabelled(folder: Path) -> int:
-    """Images of a folder without masks. Raises UserError when there are none."""
-    return _counted((UNLABELLED, folder), lambda: len(list_unlabelled(folder)))
+def count_unlabelled(folder: Path, card: Card, data: Path) -> int:
+    """Images of a folder without masks. Raises UserError when there are none, or the dataset's own."""
+    return _counted((f"{UNLABELLED} {card.name}", folder), lambda: len(list_further(folder, card, data)))
 
 
 def _counted(key: tuple[str, Path], count: Callable[[], int]) -> int:
@@ -184,7 +190,8 @@ def _learns_from(phase: Phase) -> str:
     taps = [name for name in phase.taps if name != HEAD]
     whose = {comparison.teacher for comparison in phase.compared}
     owner = "the teacher's" if whose <= {TEACHER} else f"{', '.join(sorted(whose))}'s"
-    sources = [f"{owner} tap{'s' * (len(taps) > 1)}"] if taps else []
+    apart = ", each stage by itself" if phase.fed_by == TEACHER else ""
+    sources = [f"{owner} tap{'s' * (len(taps) > 1)}{apart}"] if taps else []
     sources += [f"{owner} answers"] if HEAD in phase.taps else []
     sources += ["a discriminator"] if any(comparison.critic for comparison in phase.compared) else []
     sources += ["labels"] if phase.labels else []
