@@ -231,9 +231,18 @@ def read_yaml(path: Path) -> object:
 
 
 def first_problem(error: ValidationError) -> str:
-    """One line from pydantic's report: where, what, and how many more there are."""
-    problems = error.errors()
+    """One line from pydantic's report: where, what, and how many more there are; a field too many comes first."""
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     where = ".".join(str(part) for part in problems[0]["loc"])
-    message = re.sub(r"^(Value|Assertion) error, ", "", problems[0]["msg"])
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{where + ': ' if where else ''}{message}{more}"
+    return f"{where + ': ' if where else ''}{in_plain_words(problems[0]['msg'])}{more}"
+
+
+def in_plain_words(message: str) -> str:
+    """A validator's message without its manners: what must be, and no more."""
+    message = re.sub(r"^(Value|Assertion) error, ", "", message)
+    message = re.sub(r"^Input should be (a valid )?", "must be ", message)
+    message = message.replace("must be integer", "must be a whole number").replace("must be number", "must be a number")
+    message = message.replace("Extra inputs are not permitted", "there is no such field")
+    message = message.replace("Field required", "is missing")
+    return re.sub(r", (unable to parse|got a number) .*$", "", message)

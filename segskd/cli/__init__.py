@@ -19,7 +19,8 @@ DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status: 0 done, 2 bad input, 130 stopped, 1 anything else."""
     try:
-        _commands().cli(prog="segskd", description=DESCRIPTION, args=arguments, config=FLAG_STYLE)
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        _commands().cli(prog="segskd", description=DESCRIPTION, args=_parted(words), config=FLAG_STYLE)
     except UserError as error:
         print(f"segskd: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -38,6 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         return FAILED
     return DONE
+
+
+def _parted(words: list[str]) -> list[str]:
+    """`--option temperature=2` as `--option temperature 2`, the two words that it stands for."""
+    after_option = [False, *(word == "--option" for word in words)]
+    pairs = zip(words, after_option, strict=False)
+    return [part for word, option in pairs for part in (word.split("=", 1) if option else [word])]
 
 
 def _commands() -> tyro.extras.SubcommandApp:

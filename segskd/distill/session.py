@@ -230,4 +230,5 @@ def _check_until(job: Job, until: str | None) -> None:
 def _device_name(recipe: Recipe) -> str:
     if recipe.device == "cuda":
         return f"{torch.cuda.get_device_name()} ({recipe.precision})"
-    return f"{platform.machine()} {recipe.device}, {recipe.threads} threads ({recipe.precision})"
+    threads = "1 thread" if recipe.threads == 1 else f"{recipe.threads} threads"
+    return f"{platform.machine()} {recipe.device}, {threads} ({recipe.precision})"

@@ -16,7 +16,8 @@ from segskd.data.subset import subset_size
 from segskd.distill.flops import epochs_within
 from segskd.distill.methods import METHODS
 from segskd.errors import Stopped, UserError
-from segskd.models.build import model_folder, parse_spec
+from segskd.models.build import create, model_folder, parse_spec
+from segskd.models.stages import cut
 from segskd.study.config import Cell, Study
 from segskd.study.curve import write_curve
 from segskd.study.figures import Facts
@@ -185,7 +186,8 @@ def _check(study: Study, report: Report | None) -> int:
     if unknown := [method for method in study.methods if method not in METHODS]:
         raise UserError(f"no method '{unknown[0]}': name one of {', '.join(METHODS)}")
     for student in study.students:
-        parse_spec(student)
+        with torch.device("meta"):
+            cut(create(*parse_spec(student), classes=2))
     recipe = study.recipe_of(study.cells()[0], 1)
     if recipe.teacher:
         model_folder(recipe.teacher)

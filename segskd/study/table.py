@@ -137,7 +137,7 @@ def _notes(read: dict[str, Any]) -> list[str]:
 def _spread(mean: float | None, deviation: float | None, digits: int) -> str:
     if mean is None:
         return NONE
-    return f"{mean:.{digits}f} ± {NONE if deviation is None else f'{deviation:.{digits}f}'}"
+    return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
 
 
 def _tera(count: float | None) -> float | None:

@@ -171,9 +171,9 @@ def test_options_of_another_method_are_refused(recipe: Callable[..., Any]) -> No
         planned(recipe, "hinton", options={"temp": 2.0})
     with pytest.raises(UserError, match=r"method supervised has no option 'soft': it has none"):
         planned(recipe, "supervised", options={"soft": 0.5})
-    with pytest.raises(UserError, match=r"option of method hinton: temperature: Input should be greater than 0"):
+    with pytest.raises(UserError, match=r"option of method hinton: temperature: must be greater than 0"):
         planned(recipe, "hinton", options={"temperature": 0.0})
-    with pytest.raises(UserError, match=r"option of method hdkd: alpha: Input should be a finite number"):
+    with pytest.raises(UserError, match=r"option of method hdkd: alpha: must be a finite number"):
         planned(recipe, "hdkd", options={"alpha": float("nan")})
 
 

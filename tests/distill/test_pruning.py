@@ -174,8 +174,8 @@ def test_a_student_that_was_not_trained_stage_by_stage(base: Run, tmp_path: Path
         ({"student": "unet:resnet14"}, "student differs"),
         ({"subset": {"count": 5}}, "subset differs"),
         ({"prune": {"run": "/nowhere"}}, "no run at"),
-        ({"prune": {"ratio": 1.0}}, r"prune\.ratio: Input should be less than 1"),
-        ({"prune": {"ratio": 0.0}}, r"prune\.ratio: Input should be greater than 0"),
+        ({"prune": {"ratio": 1.0}}, r"prune\.ratio: must be less than 1"),
+        ({"prune": {"ratio": 0.0}}, r"prune\.ratio: must be greater than 0"),
         ({"method": "supervised"}, "repaired by method stagewise"),
     ],
 )

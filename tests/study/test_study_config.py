@@ -74,7 +74,8 @@ def test_a_cells_recipe_holds_its_axes_and_what_all_share(study: Callable[..., S
         ({"epochs": 3}, "give passes (images a stage), epochs (a stage) or tflops (a cell), exactly one"),
         ({"tflops": 3.0}, "give passes (images a stage), epochs (a stage) or tflops (a cell), exactly one"),
         ({"fractions": [0.5, 0.5000000001]}, "two cells would have the name stagewise-resnet10-50pc-s0"),
-        ({"grid": 3}, "grid: Extra inputs"),
+        ({"grid": 3}, "grid: there is no such field"),
+        ({"fractions": [1.5], "grid": 3}, "grid: there is no such field (and "),
     ],
 )
 def test_what_no_study_can_say_is_named(
@@ -155,12 +156,14 @@ def test_axes_may_grow_and_what_all_share_may_not_change(study: Callable[..., St
 
 def test_the_projects_studies_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SEGSKD_RUNS", str(tmp_path))
-    names = ("camvid", "camvid-choosing", "camvid-cost", "scenes")
-    camvid, choosing, cost, scenes = (load_study(STUDIES / f"{name}.yaml") for name in names)
+    names = ("camvid", "camvid-choosing", "camvid-cost", "camvid-joint", "camvid-192x256", "scenes")
+    camvid, choosing, cost, joint, large, scenes = (load_study(STUDIES / f"{name}.yaml") for name in names)
     assert len(camvid.cells()) == 5 * (3 + 1 + 1)
     assert {cell.rule for cell in choosing.cells()} == {"random", "balanced", "diverse", "hardest"}
     assert len(choosing.cells()) == 12
     assert scenes.recipe["teacher"] == "demo-teacher"
     assert {camvid.passes, choosing.passes} == {2000}
     assert (cost.methods, cost.tflops) == (camvid.methods, 8.2)
+    assert (joint.recipe["options"], joint.passes) == ({"joint": 0.1}, 2000)
+    assert (set(large.methods), large.recipe["data"]["size"]) == (set(camvid.methods), "192x256")
     assert {path.stem for path in STUDIES.glob("*.yaml")} == set(names)

@@ -221,6 +221,7 @@ def test_a_cell_that_outlived_its_study_is_awaited(
     [
         ({"methods": ["magic"]}, "no method 'magic': name one of"),
         ({"students": ["resnet10"]}, "write ARCH:ENCODER"),
+        ({"students": ["unet:resnet10", "unet:resnet99"]}, "can't build unet:resnet99"),
         ({"fractions": [0.5, 0.1]}, "--fraction 0.1 of 12 images leaves 1"),
         ({"recipe": {"data": {"card": "nowhere"}, "teacher": "some/body"}}, "no card 'nowhere'"),
         ({"recipe": {"data": {"card": "scenes"}, "teacher": "/nowhere"}}, "no model at /nowhere"),

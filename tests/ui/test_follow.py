@@ -138,6 +138,16 @@ def test_broken_lines_and_broken_events_are_left_out(context: Context, new_run: 
     assert (view.phases[0].step, view.updated) == (2, 4.0)
 
 
+def test_options_and_labels_are_told_where_they_say_anything(context: Context, new_run: Callable[..., Run]) -> None:
+    new_run()
+    new_run("two", method="hinton", options={"temperature": 2.0}, subset={"labels": 0.01})
+    data = {**new_run("old").recipe.data.model_dump(mode="json"), "unlabelled": "/drives/may"}
+    new_run("three", subset={"labels": 0.0}, data=data)
+    told = [Followers(context).get(name).as_dict() for name in ("one", "two", "three")]
+    assert [view["options"] for view in told] == ["", "temperature 2", ""]
+    assert [view["labels"] for view in told] == ["", "1 % of the training images", "none, none of those in may"]
+
+
 def test_a_phase_whose_beginning_is_lost_counts_from_its_first_line(
     context: Context, new_run: Callable[..., Run]
 ) -> None:

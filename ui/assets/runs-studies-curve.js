@@ -43,7 +43,7 @@ function linesOf(rows) {
 
 const spread = (mean, deviation, digits, unit = "") => {
   if (!isNumber(mean)) return "–";
-  return `${mean.toFixed(digits)} ± ${isNumber(deviation) ? deviation.toFixed(digits) : "–"}${unit}`;
+  return `${mean.toFixed(digits)}${isNumber(deviation) ? ` ± ${deviation.toFixed(digits)}` : ""}${unit}`;
 };
 const share = (fraction) => `${Number((100 * fraction).toPrecision(6))}\u00a0%`;
 const imagesOf = (row) => (isNumber(row.images) ? `${row.images} images (${share(row.fraction)})` : `${share(row.fraction)} of the images`);

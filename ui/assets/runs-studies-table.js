@@ -25,8 +25,8 @@ function studyColumns(study) {
     ["% of teacher", (row) => spread(row.percent_mean, row.percent_std, 1), "number"],
     ["image passes", (row) => count(row.image_passes), "number"],
     ["training TFLOPs", (row) => count(isNumber(row.training_flops) ? row.training_flops / 1e12 : null), "number"],
-    inSeconds("seconds", "wall s"),
-    ...[["cpu_seconds", "CPU s"], ["gpu_seconds", "GPU s"]].filter(([key]) => some(key)).map(([key, title]) => inSeconds(key, title)),
+    inSeconds("seconds", "wall\u00a0s"),
+    ...[["cpu_seconds", "CPU\u00a0s"], ["gpu_seconds", "GPU\u00a0s"]].filter(([key]) => some(key)).map(([key, title]) => inSeconds(key, title)),
   ];
 }
 

@@ -30,9 +30,11 @@ function makeStudy(name, open, fetchFile) {
   const files = make("div", { class: "runs-actions" });
   const told = make("div", { class: "notice", role: "alert" });
   const opens = make("p", { class: "hint" });
-  const sideways = make("p", { class: "hint studies-sideways", text: "The table goes on to the right: share of the teacher, and what it cost." });
+  const sideways = make("p", { class: "hint studies-sideways", text: "The table goes on to the right." });
   const read = make("div", { class: "studies-read" }, [make("div", { class: "studies-rows" }, [sideways, tableBox, note]), curveBox]);
   body.append(shared, now, why, read, files, told, opens);
+  const measure = () => { sideways.hidden = tableBox.scrollWidth <= tableBox.clientWidth + 1; };
+  new ResizeObserver(measure).observe(tableBox);
   told.hidden = true;
 
   const said = (node, text) => { setText(node, text); node.hidden = !text; };
@@ -72,6 +74,7 @@ function makeStudy(name, open, fetchFile) {
       setText(shared, study.shared);
       drawWhy(study);
       tableBox.replaceChildren(studyTable(study));
+      measure();
       curve(study);
       drawFiles(study.files);
       opens.replaceChildren("Its cells are runs; ", make("code", { text: study.open }), " opens them here.");

@@ -52,7 +52,9 @@ const drawState = onChange((run) => {
   setText(part("doing"), [...WORKING, "waiting"].includes(run.state) ? run.doing : ago(run.updated));
   const facts = [["data", run.dataset], ["student", run.student], ["method", run.method]];
   if (run.kind === "teach") facts[1][0] = "teacher";
+  facts.push(["options", run.options]);
   if (run.images !== null) facts.push(["images", String(run.images)]);
+  facts.push(["with labels", run.labels]);
   if (run.seconds_so_far) facts.push(["trained for", duration(run.seconds_so_far)]);
   if (run.seconds_left !== null) facts.push(["left", `about ${duration(run.seconds_left)}`]);
   if (run.memory !== null) facts.push(["memory", bytes(run.memory)]);

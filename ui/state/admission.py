@@ -89,7 +89,9 @@ def teacher_place(context: Context, text: str) -> str:
 def check_unlabelled(context: Context, folder: str | None) -> None:
     """Raises UserError for a path to anything but a folder of `unlabelled_folders`."""
     if folder and Path(folder) not in unlabelled_folders(context):
-        raise UserError("images without labels are taken from a folder directly below this server's data, and no dataset's")
+        raise UserError(
+            "images without labels are taken from a folder directly below this server's data that is no dataset's"
+        )
 
 
 def unlabelled_folders(context: Context) -> list[Path]:

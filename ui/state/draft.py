@@ -68,7 +68,8 @@ class Draft:
         how = "picked by hand" if rule == "hand" else f"chosen by the rule «{rule}»"
         held = f", {outline.held_out} more held out for choosing" if outline.held_out else ""
         own, further = outline.images - outline.further, outline.further
-        beside = f", and {further} without labels from {Path(self.recipe.data.unlabelled or '').name}" if further else ""
+        place = Path(self.recipe.data.unlabelled or "").name
+        beside = f", and {further} without labels from {place}" if further else ""
         return f"{outline.card.name} · {own} of {outline.total} training images, {how}{held}{beside}"
 
     def plan(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from segskd.errors import UserError
 from segskd.runs import Event, Run
 from ui.context import Context
 from ui.jobs import QUEUE, WORKER, JobState
+from ui.state.places import write_options
 from ui.state.progress import Activity, PhaseView, Progress
 
 AT_REST = ("finished", "failed", "paused", "interrupted", "damaged")
@@ -40,6 +41,9 @@ class RunView:
     seconds_left: float | None = None
     seconds_so_far: float = 0.0
     images: int | None = None
+    options: str = ""
+    labels: str = ""
+    """Which images are trained on with theirs, where these are not all."""
     warnings: tuple[str, ...] = ()
     error: tuple[str, str] | None = None
     """Message and type of what ended the last attempt."""
@@ -98,7 +102,7 @@ class RunView:
         names = (
             *("name", "state", "kind", "dataset", "student", "method", "teacher_miou", "miou", "percent_of_teacher"),
             *("seconds_left", "seconds_so_far", "images", "stopped", "started", "updated", "memory", "place"),
-            *("awaited", "problem", "stage", "share", "doing", "has_teacher"),
+            *("awaited", "problem", "stage", "share", "doing", "has_teacher", "options", "labels"),
         )
         return {
             **{name: getattr(self, name) for name in names},
@@ -292,7 +296,16 @@ def _of_recipe(recipe: Recipe | None) -> dict[str, Any]:
         "student": recipe.network,
         "method": "teach" if recipe.kind == "teach" else recipe.method,
         "has_teacher": recipe.teacher is not None,
+        "options": write_options(recipe.options),
+        "labels": _labels(recipe),
     }
+
+
+def _labels(recipe: Recipe) -> str:
+    share = recipe.subset.labels
+    own = "" if share is None else f"{100 * share:g} % of the training images" if share else "none"
+    further = f"none of those in {Path(recipe.data.unlabelled).name}" if recipe.data.unlabelled else ""
+    return ", ".join(filter(None, (own, further)))
 
 
 def _with_result(view: RunView, result: dict[str, Any] | None) -> RunView:

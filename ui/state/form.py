@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
-from segskd.config import Recipe
+from segskd.config import Recipe, in_plain_words
 from segskd.errors import UserError
 from ui.state.choice import Choice
 from ui.state.command import command
@@ -162,7 +161,7 @@ def checked(content: dict[str, Any]) -> Recipe:
     except ValidationError as error:
         problems: dict[str, str] = {}
         for found in error.errors():
-            message = _plain(found["msg"])
+            message = in_plain_words(found["msg"])
             problems.setdefault(field_at(tuple(map(str, found["loc"])), message), message)
         first = next(iter(problems))
         raise FieldError(first, problems[first], problems) from error
@@ -174,11 +173,3 @@ def _refuse(places: set[str]) -> None:
         raise FieldError("load", "a pruned run is begun on Export, from the run that it prunes")
     if places:
         raise FieldError("load", f"this form has no field for the recipe's {', '.join(sorted(places))}")
-
-
-def _plain(message: str) -> str:
-    """A validator's message without its manners: what must be, and no more."""
-    message = re.sub(r"^(Value|Assertion) error, ", "", message)
-    message = re.sub(r"^Input should be (a valid )?", "must be ", message)
-    message = message.replace("must be integer", "must be a whole number").replace("must be number", "must be a number")
-    return re.sub(r", (unable to parse|got a number) .*$", "", message)
