@@ -156,8 +156,8 @@ def test_axes_may_grow_and_what_all_share_may_not_change(study: Callable[..., St
 
 def test_the_projects_studies_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SEGSKD_RUNS", str(tmp_path))
-    names = ("camvid", "camvid-choosing", "camvid-cost", "camvid-joint", "camvid-192x256", "scenes")
-    camvid, choosing, cost, joint, large, scenes = (load_study(STUDIES / f"{name}.yaml") for name in names)
+    names = ("camvid", *(f"camvid-{what}" for what in ("choosing", "cost", "joint", "192x256", "labels")), "scenes")
+    camvid, choosing, cost, joint, large, labels, scenes = (load_study(STUDIES / f"{name}.yaml") for name in names)
     assert len(camvid.cells()) == 5 * (3 + 1 + 1)
     assert {cell.rule for cell in choosing.cells()} == {"random", "balanced", "diverse", "hardest"}
     assert len(choosing.cells()) == 12
@@ -165,5 +165,6 @@ def test_the_projects_studies_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert {camvid.passes, choosing.passes} == {2000}
     assert (cost.methods, cost.tflops) == (camvid.methods, 8.2)
     assert (joint.recipe["options"], joint.passes) == ({"joint": 0.1}, 2000)
+    assert [cell.labels for cell in labels.cells()] == [0.1, 0.0]
     assert (set(large.methods), large.recipe["data"]["size"]) == (set(camvid.methods), "192x256")
     assert {path.stem for path in STUDIES.glob("*.yaml")} == set(names)
