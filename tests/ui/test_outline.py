@@ -32,6 +32,7 @@ def on(recipe: Any, data: Path) -> list[str]:
         ("hdkd", ["the teacher's taps and the teacher's answers"]),
         ("supervised", ["labels"]),
         ("dearkd", ["the teacher's taps", "labels"]),
+        ("blockwise", ["the teacher's taps and labels, each stage by itself", "the teacher's taps and labels"]),
     ],
 )
 def test_every_phase_says_what_it_learns_from(

@@ -191,8 +191,9 @@ def _learns_from(phase: Phase) -> str:
     whose = {comparison.teacher for comparison in phase.compared}
     owner = "the teacher's" if whose <= {TEACHER} else f"{', '.join(sorted(whose))}'s"
     apart = ", each stage by itself" if phase.fed_by == TEACHER else ""
-    sources = [f"{owner} tap{'s' * (len(taps) > 1)}{apart}"] if taps else []
+    sources = [f"{owner} tap{'s' * (len(taps) > 1)}"] if taps else []
     sources += [f"{owner} answers"] if HEAD in phase.taps else []
     sources += ["a discriminator"] if any(comparison.critic for comparison in phase.compared) else []
     sources += ["labels"] if phase.labels else []
-    return " and ".join([", ".join(sources[:-1]), sources[-1]]) if len(sources) > 1 else "".join(sources)
+    listed = " and ".join([", ".join(sources[:-1]), sources[-1]]) if len(sources) > 1 else "".join(sources)
+    return listed + apart
