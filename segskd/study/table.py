@@ -87,7 +87,7 @@ def shared(read: dict[str, Any]) -> str:
     parts += [] if varying(rows, "student") else [f"student {one['student']}"]
     parts += [] if varying(rows, "rule") else [f"images chosen by rule {one['rule']}"]
     if not varying(rows, "labels") and one["labels"] is not None:
-        parts.append(f"labels of {100 * one['labels']:g} % of the images")
+        parts.append(f"labels of {_labels(one['labels'])} of the images")
     budget = f"{_number(read['passes'])} image passes a stage" if read["passes"] else f"{read['epochs']} epochs a stage"
     if read["tflops"]:
         budget = f"{_number(read['tflops'])} training TFLOPs a cell"
@@ -99,7 +99,15 @@ def _said(axis: str, value: Any) -> str:
         return str(value).removeprefix("unet:")
     if axis in ("method", "rule"):
         return str(value)
-    return "all labels" if value is None else f"labels of {100 * value:g} %"
+    if value is None:
+        return "all labels"
+    return f"labels of {100 * value:g} %" if value else "no labels"
+
+
+def _labels(share: float | None) -> str:
+    if share is None:
+        return "all"
+    return f"{100 * share:g} %" if share else "none"
 
 
 def _columns(rows: Sequence[Facts], best: Sequence[Facts]) -> list[Column]:
@@ -109,7 +117,7 @@ def _columns(rows: Sequence[Facts], best: Sequence[Facts]) -> list[Column]:
     axes: dict[str, Column] = {
         "student": ("student", lambda row: row["student"]),
         "rule": ("images chosen", lambda row: row["rule"]),
-        "labels": ("labels", lambda row: "all" if row["labels"] is None else f"{100 * row['labels']:g} %"),
+        "labels": ("labels", lambda row: _labels(row["labels"])),
     }
     return [
         ("images", lambda row: f"{_number(row['images'])} ({100 * row['fraction']:g} %)"),

@@ -14,7 +14,7 @@ import pytest
 from segskd.study.curve import COLORS, draw_curve, write_curve
 from segskd.study.figures import rows_of, run_figures
 from segskd.study.remaining import Durations
-from segskd.study.table import ROW_COLUMNS, as_csv, markdown
+from segskd.study.table import ROW_COLUMNS, as_csv, line_names, markdown
 
 TEACHER = 0.6
 
@@ -123,6 +123,15 @@ def test_the_table_names_the_axes_that_vary() -> None:
     assert "8.5 training TFLOPs a cell" in markdown(read(cells, passes=None, tflops=8.5)).splitlines()[0]
     assert lines[2].startswith("| images | method | images chosen | labels | seeds |")
     assert lines[5].startswith("| 10 (10 %) | stagewise | hardest | 5 % | 1 | 0.400 |")
+
+
+def test_no_labels_are_called_none() -> None:
+    lines = markdown(read([cell("stagewise", 1.0, 0, 0.5, labels=share) for share in (0.1, 0.0)])).splitlines()
+    assert lines[4].startswith("| 100 (100 %) | **stagewise** | 10 % | 1 |")
+    assert lines[5].startswith("| 100 (100 %) | stagewise | none | 1 |")
+    rows = rows_of([cell("stagewise", 1.0, 0, 0.5, labels=share) for share in (None, 0.1, 0.0)])
+    assert line_names(rows) == ["all labels", "labels of 10 %", "no labels"]
+    assert ", labels of none of the images, " in markdown(read([cell("stagewise", 1.0, 0, 0.5, labels=0.0)]))
 
 
 def test_the_table_in_csv() -> None:

@@ -10,7 +10,7 @@ const count = (value) => {
 const axisText = {
   student: (row) => row.student,
   rule: (row) => row.rule,
-  labels: (row) => (row.labels === null ? "all" : share(row.labels)),
+  labels: (row) => (row.labels === null ? "all" : row.labels ? share(row.labels) : "none"),
 };
 const inSeconds = (key, title) => [title, (row) => count(row[key]), "number"];
 
