@@ -18,6 +18,7 @@ from PIL import Image
 from segskd import cli, runs
 from segskd.cli import run_commands
 from segskd.config import dump_recipe
+from segskd.distill.methods import METHODS
 
 
 @pytest.fixture
@@ -268,3 +269,11 @@ def test_an_option_is_two_words_or_one(
     begun = call("distill", *flags, "--count", 4, "--method", "hinton", "--option", *words, "--option", "tin", "2")
     assert begun[0] == 2
     assert "method hinton has no option 'tin': it has temperature, soft" in begun[2]
+
+
+@pytest.mark.parametrize("command", ["distill", "preflight"])
+def test_the_help_names_every_method(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    told = capsys.readouterr().out
+    assert [name for name in METHODS if name not in told] == []

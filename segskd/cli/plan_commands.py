@@ -35,7 +35,8 @@ def preflight(
         teacher: A folder with config.json and weights, a run, or a hub id.
         student: ARCH:ENCODER of the student (unet:resnet10).
         init: The student's first weights: the teacher's where stage, name and shape agree, or random (teacher).
-        method: Which list of phases (stagewise).
+        method: stagewise (by default), simultaneous, fitnets, hinton, supervised, blockwise, attention, fsp,
+            channelwise, hdkd, dearkd or multi_teacher_gan.
         option: An option of the method and its value, such as temperature 2; may be given again for another.
     """
     from segskd.distill.preflight import preflight as fly

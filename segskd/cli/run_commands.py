@@ -74,7 +74,8 @@ def distill(
         teacher: A folder with config.json and weights, a run, or a hub id.
         student: ARCH:ENCODER of the student (unet:resnet10).
         init: The student's first weights: the teacher's where stage, name and shape agree, or random (teacher).
-        method: Which list of phases (stagewise).
+        method: stagewise (by default), simultaneous, fitnets, hinton, supervised, blockwise, attention, fsp,
+            channelwise, hdkd, dearkd or multi_teacher_gan.
         option: An option of the method and its value, such as temperature 2; may be given again for another.
         begin_run: A run whose student, images and settings this one begins with, in place of a dataset and a teacher.
         begin_stage: The first of its stages to be trained again; those before it stay as they are.
