@@ -9,7 +9,8 @@ import gradio as gr
 from typing_extensions import TypedDict
 
 from segskd.errors import UserError
-from segskd.runs import RUN_NAME
+from segskd.runs import RUN_NAME, STUDY
+from segskd.study.folder import StudyFolder
 from ui.context import Context
 from ui.handlers import QUIET, answered, looked
 from ui.page import Page
@@ -57,9 +58,14 @@ def build(context: Context, page: Page, followers: Followers) -> None:
 
 
 def strip(context: Context, followers: Followers) -> dict[str, Any]:
-    """What the strip shows: the run that works, else the next that waits, else the last one if it can go on."""
+    """What the strip shows: the run that works, else the next that waits, else the last one if it can go on.
+
+    A study at work, whose cells are no runs of this page, is named before a run that only could go on.
+    """
     busy = context.jobs.busy()
     waiting = context.jobs.waiting()
+    if not (busy or waiting) and (study := _study(context)):
+        return {"run": None, "study": study}
     names = [*busy, *waiting] or _last(context)
     view = next((view for name in names if (view := _view(followers, name))), None)
     if view is None or not (view.name in (*busy, *waiting) or view.state in GOES_ON):
@@ -77,6 +83,12 @@ def strip(context: Context, followers: Followers) -> dict[str, Any]:
         "stage": view.stage,
         "doing": view.doing,
     }
+
+
+def _study(context: Context) -> str | None:
+    """The name of a study that is being carried out."""
+    folders = (path.parent for path in sorted(context.runs.glob(f"*/{STUDY}")))
+    return next((folder.name for folder in folders if StudyFolder(folder).is_alive()), None)
 
 
 def _view(followers: Followers, name: str) -> RunView | None:

@@ -11,7 +11,7 @@ import gradio as gr
 import pytest
 
 from segskd.errors import UserError
-from segskd.runs import Run
+from segskd.runs import STUDY, Run
 from ui.context import Context
 from ui.handlers import answered, known, looked
 from ui.state.follow import Followers
@@ -30,6 +30,17 @@ def test_nothing_is_shown_where_nothing_is(context: Context, followers: Follower
     assert strip(context, followers) == IDLE
     make_run("never-begun")
     assert strip(context, followers) == IDLE
+
+
+def test_a_study_at_work_is_named(context: Context, followers: Followers, make_run: Make) -> None:
+    for name in ("one", "two"):
+        (context.runs / name).mkdir()
+        (context.runs / name / STUDY).write_text("name: it\n")
+    assert strip(context, followers) == IDLE
+    with Run(context.runs / "two").working():
+        assert strip(context, followers) == {"run": None, "study": "two"}
+        with make_run("busy").working():
+            assert strip(context, followers)["run"] == "busy"
 
 
 def test_the_run_at_work(context: Context, followers: Followers, make_run: Make, begin: Make) -> None:

@@ -17,7 +17,8 @@ function makeStudy(name, open, fetchFile) {
   const card = make("details", { class: "card studies-study", ...(open ? { open: "" } : {}) });
   const title = make("span", { class: "studies-title" });
   const state = make("span");
-  const bar = make("progress", { "aria-label": "finished cells" });
+  const bar = make("progress", { "aria-label": "finished cells, and what is done of those at work" });
+  let done = 0;
   const body = make("div", { class: "studies-body" });
   card.append(make("summary", {}, [title, state, bar]), body);
   const shared = make("p", { class: "hint" });
@@ -33,7 +34,7 @@ function makeStudy(name, open, fetchFile) {
   const sideways = make("p", { class: "hint studies-sideways", text: "The table goes on to the right." });
   const read = make("div", { class: "studies-read" }, [make("div", { class: "studies-rows" }, [sideways, tableBox, note]), curveBox]);
   body.append(shared, now, why, read, files, told, opens);
-  const measure = () => { sideways.hidden = tableBox.scrollWidth <= tableBox.clientWidth + 1; };
+  const measure = () => { sideways.hidden = tableBox.scrollWidth <= tableBox.clientWidth + 8; // less is padding };
   new ResizeObserver(measure).observe(tableBox);
   told.hidden = true;
 
@@ -69,7 +70,7 @@ function makeStudy(name, open, fetchFile) {
       read.hidden = opens.hidden = shared.hidden = false; // it may have been damaged a moment ago
       [files.hidden, now.hidden] = [!study.files.length, !study.working.length];
       setText(state, `${STUDY_STATES[study.state]}, ${study.done} of ${study.total} cells${study.state === "finished" ? "" : " finished"}`);
-      [bar.max, bar.value] = [study.total, study.done];
+      [bar.max, bar.value, done] = [study.total, study.done, study.done];
       bar.hidden = study.state === "finished";
       setText(shared, study.shared);
       drawWhy(study);
@@ -82,8 +83,10 @@ function makeStudy(name, open, fetchFile) {
     // What the cells at work do.
     drawNow: onChange((working, doing) => {
       now.hidden = !working.length;
+      bar.value = done;
       now.replaceChildren(...working.map((cell) => {
         const known = doing.find((one) => one.cell === cell);
+        bar.value += known?.share ?? 0;
         const far = known?.share ? `, ${wholePercent(known.share)}` : "";
         return make("li", { text: `▶ ${cell}${known ? `: ${known.doing}${far}` : ""}` });
       }));

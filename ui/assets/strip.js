@@ -58,7 +58,7 @@ const figures = (state) => [
 ].filter(Boolean).join(" · ");
 
 const draw = (state) => {
-  place.dataset.state = !state ? "lost" : state.run ? state.state : "idle";
+  place.dataset.state = !state ? "lost" : state.run ? state.state : state.study ? "running" : "idle";
   if (!state) return setText(what, LOST);
   shown = state;
   if (dialog?.open && (dialog.dataset.run !== state.run || !["starting", "running"].includes(state.state))) dialog.close();
@@ -67,7 +67,7 @@ const draw = (state) => {
   forget(state.run, state.state);
   if (!state.run) {
     setText(rest, "");
-    return setText(what, "Nothing is running");
+    return setText(what, state.study ? `The study ${state.study} is being carried out; Runs shows it` : "Nothing is running");
   }
   setText(name, state.run);
   const doing = state.state === "running" ? state.doing : WORDS[state.state] ?? state.state;
