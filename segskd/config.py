@@ -173,6 +173,8 @@ class Recipe(_Part):
     def _begins_stage_by_stage(self) -> Recipe:
         if self.begin and (self.kind != "distill" or self.method != "stagewise"):
             raise ValueError("only a run by method stagewise can begin from a stage of another: leave 'begin' out")
+        if self.begin and self.options.get("joint"):
+            raise ValueError("a joint phase would move the stages before the one that is begun with: leave 'joint' out")
         return self
 
     @model_validator(mode="after")
@@ -242,7 +244,15 @@ def in_plain_words(message: str) -> str:
     """A validator's message without its manners: what must be, and no more."""
     message = re.sub(r"^(Value|Assertion) error, ", "", message)
     message = re.sub(r"^Input should be (a valid )?", "must be ", message)
-    message = message.replace("must be integer", "must be a whole number").replace("must be number", "must be a number")
+    message = re.sub(
+        r"^must be (integer|number|string|dictionary|tuple|list|boolean)\b.*?(?=,|$)", _plain_kind, message
+    )
     message = message.replace("Extra inputs are not permitted", "there is no such field")
     message = message.replace("Field required", "is missing")
     return re.sub(r", (unable to parse|got a number) .*$", "", message)
+
+
+def _plain_kind(found: re.Match[str]) -> str:
+    """A kind of value as people who write YAML call it."""
+    words = {"integer": "a whole number", "number": "a number", "string": "text", "dictionary": "fields with values"}
+    return f"must be {words.get(found[1], 'true or false' if found[1] == 'boolean' else 'a list')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -45,7 +46,10 @@ def _parted(words: list[str]) -> list[str]:
     """`--option temperature=2` as `--option temperature 2`, the two words that it stands for."""
     after_option = [False, *(word == "--option" for word in words)]
     pairs = zip(words, after_option, strict=False)
-    return [part for word, option in pairs for part in (word.split("=", 1) if option else [word])]
+    return [part for word, option in pairs for part in (word.split("=") if option or _OPTION.match(word) else [word])]
+
+
+_OPTION = re.compile(r"--option=\w+=")
 
 
 def _commands() -> tyro.extras.SubcommandApp:

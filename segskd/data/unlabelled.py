@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from segskd.data.cards import Card
+from segskd.data.cards import Card, list_cards
 from segskd.data.dataset import IMAGE_SUFFIXES, Pair, has_split, list_split
 from segskd.errors import UserError
 
@@ -43,21 +43,33 @@ def list_unlabelled(folder: Path) -> list[Example]:
 
 
 def list_further(folder: Path, card: Card, data: Path) -> list[Example]:
-    """The same for a run on a dataset. Raises UserError, too, where the folder holds images or masks of its own."""
+    """The same for a run on a dataset.
+
+    Raises UserError, too, where the folder holds that dataset's own pairs or validation images, or masks of any
+    dataset that lies in `data`.
+    """
     found = list_unlabelled(folder)
-    own = _files(card, data)
+    others = [entry.card for entry in list_cards(data) if entry.card and entry.card != card]
+    own = _files(card, data) | {path for other in others for path in _masks(other, data)}
     shared = [one.image for one in found if one.image.resolve() in own]
     if shared:
         raise UserError(
-            f"--unlabelled {folder} holds images or masks of dataset '{card.name}' itself ({len(shared)}, such as "
-            f"{shared[0].name}): name a folder of other images; its own join in without labels by --labels"
+            f"--unlabelled {folder} holds files that belong to a dataset ({len(shared)}, such as {shared[0].name}), "
+            "masks or images that have some: name a folder of other images; --labels leaves masks unread"
         )
     return found
 
 
 def _files(card: Card, data: Path) -> set[Path]:
-    """Every image and mask of every split that is on this disk."""
+    """Every image and mask of every split that is on this disk, but for training images that have no mask."""
+    listings = {name: list_split(card, data, name) for name in card.splits if has_split(card, data, name)}
+    pairs = (path for listing in listings.values() for pair in listing.pairs for path in (pair.image, pair.mask))
+    kept_apart = (path for name in listings if name != "train" for path in listings[name].images_without_mask)
+    return {path.resolve() for path in (*pairs, *kept_apart)} | _masks(card, data)
+
+
+def _masks(card: Card, data: Path) -> set[Path]:
     listings = [list_split(card, data, name) for name in card.splits if has_split(card, data, name)]
-    pairs = (path for listing in listings for pair in listing.pairs for path in (pair.image, pair.mask))
-    alone = (path for listing in listings for path in (*listing.images_without_mask, *listing.masks_without_image))
+    pairs = (pair.mask for listing in listings for pair in listing.pairs)
+    alone = (path for listing in listings for path in listing.masks_without_image)
     return {path.resolve() for path in (*pairs, *alone)}

@@ -22,7 +22,7 @@ from segskd.data.subset import (
     split_holdout,
     subset_size,
 )
-from segskd.data.unlabelled import Example, example, list_further
+from segskd.data.unlabelled import Example, example, list_further, list_unlabelled
 from segskd.errors import UserError
 from segskd.evaluate.survey import survey
 from segskd.models.stages import StagedNetwork
@@ -62,13 +62,15 @@ def choose_images(
     """
     pairs = list_pairs(card, data, "train")
     val = list_pairs(card, data, "val")
-    others = list_further(Path(recipe.data.unlabelled).expanduser(), card, data) if recipe.data.unlabelled else []
+    folder = Path(recipe.data.unlabelled).expanduser() if recipe.data.unlabelled else None
     if chosen is not None:
+        others = list_unlabelled(folder) if folder else []
         without = set(chosen.unlabelled)
         known = {pair.name: pair for pair in pairs}
         examples = [example(pair, pair.name not in without) for pair in pairs]
         train = _named({one.name: one for one in [*examples, *others]}, chosen.train)
         return Subset(train, _named(known, chosen.held_out), val)
+    others = list_further(folder, card, data) if folder else []
     picked, labelled = _picked(recipe, card, pairs, teacher, report)
     holdout: list[Pair] = []
     if recipe.select == "best" and recipe.select_on == "holdout":

@@ -6,6 +6,7 @@ stages at once has, as a rule, their number times the epochs of one.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from segskd.distill.losses import attention_loss, channelwise_loss, flow_loss, soft_loss
 from segskd.distill.phase import Comparison, Phase, Setting
+from segskd.errors import UserError
 from segskd.models.stages import HEAD
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -31,15 +33,18 @@ def stagewise(to: Setting, *, joint: Share = 0.0) -> list[Phase]:
     """SKD (arXiv 1911.06786): each stage on the teacher's tap alone, then the head on labels.
 
     Stage k lowers mean((S_k - T_k)^2) with the stages before it frozen, the head the cross-entropy. With `joint`,
-    which the paper has not, that share of all epochs (a stage keeps at least one) is left for a last phase, in
-    which the assembled network trains as a whole on the loss of `simultaneous`.
+    which the paper has not, that share of all epochs is left for a last phase, in which the assembled network trains
+    as a whole on the loss of `simultaneous`. Raises UserError where a stage would keep no epoch for it.
     """
-    together = min(round(_total(to) * joint), _total(to) - len(to.stages))
-    each = (_total(to) - together) // len(to.stages)
-    blocks = [Phase(name, (name,), each, (Comparison((name,)),)) for name in _blocks(to)]
-    stages = [*blocks, Phase(HEAD, (HEAD,), each, labels=1.0)]
-    rest = _total(to) - each * len(to.stages)
-    return [*stages, _joint("joint", to, rest)] if joint and rest else stages
+    if joint and to.epochs < 2:
+        raise UserError("option joint of method stagewise needs two epochs a stage at least, or no stage had one left")
+    together = min(max(1, round(_total(to) * joint)), _total(to) - len(to.stages)) if joint else 0
+    each = _even(_total(to) - together, len(to.stages))
+    blocks = [
+        Phase(name, (name,), epochs, (Comparison((name,)),)) for name, epochs in zip(_blocks(to), each, strict=False)
+    ]
+    stages = [*blocks, Phase(HEAD, (HEAD,), each[-1], labels=1.0)]
+    return [*stages, _joint("joint", to, together)] if joint else stages
 
 
 def simultaneous(to: Setting) -> list[Phase]:
@@ -194,8 +199,13 @@ def _middle(to: Setting, part: str) -> int:
 def _shared(epochs: int, teachers: Sequence[str]) -> list[tuple[str, int]]:
     """Each teacher's epochs: at least one, and equal but for one that the earlier have more."""
     heard = teachers[-epochs:]
-    marks = [-(-epochs * place // len(heard)) for place in range(len(heard) + 1)]
-    return [(teacher, end - begin) for teacher, begin, end in zip(heard, marks, marks[1:], strict=False)]
+    return list(zip(heard, _even(epochs, len(heard)), strict=True))
+
+
+def _even(epochs: int, parts: int) -> list[int]:
+    """Epochs in parts that are equal but for one, which some have more."""
+    marks = [-(-epochs * place // parts) for place in range(parts + 1)]
+    return [end - begin for begin, end in itertools.pairwise(marks)]
 
 
 def _soft_logits(temperature: float, weight: float) -> Comparison:

@@ -111,12 +111,12 @@ def trained_stages(run: Run, state: dict[str, Any] | None, names: Sequence[str])
     begin = run.recipe.begin
     first = names.index(begin.stage) if begin and begin.stage in names else 0
     phases = [phase["phase"] for phase in state["progress"]["phases"]] if state else []
+    if run.recipe.options.get("joint"):
+        raise UserError(f"run {run.name} trains as a whole in the end, which moves every stage, so there are no grafts")
     if run.recipe.method == "supervised" or phases != list(names[first : first + len(phases)]):
         raise UserError(
             f"run {run.name} was trained by method '{run.recipe.method}', not stage by stage, so there are no grafts"
         )
-    if run.recipe.options.get("joint"):
-        raise UserError(f"run {run.name} trains as a whole in the end, which moves every stage, so there are no grafts")
     if not phases:
         raise UserError(f"run {run.name} has finished no stage yet: there are grafts from the first one on")
     return list(names[: first + len(phases)])

@@ -391,6 +391,7 @@ def test_names_with_markup_stand_there_as_text(open_tab: Callable[[str], Page], 
     expect(shown).to_contain_text(f"supervised-resnet10-50pc-s0 failed: {MARKUP}")
     miou = study.read_json("stagewise-resnet10-50pc-s0/result.json")["miou"]
     expect(shown.locator(".studies-table tr", has_text="stagewise")).to_contain_text(f"{miou:.3f}")
+    expect(shown.locator(".studies-table tr", has_text="stagewise")).not_to_contain_text("±")
     shown.locator("svg.studies-plot").focus()
     page.keyboard.press("ArrowRight")
     expect(shown.locator(".studies-tip")).to_contain_text(

@@ -78,6 +78,8 @@ def test_no_grafts_of_a_run_that_was_not_trained_stage_by_stage(finished: Run, t
     with pytest.raises(UserError, match="not stage by stage"):
         Grafts.open(run, "cpu")
     run.write_recipe(recipe.model_copy(update={"options": {"joint": 0.1}}))
+    state["progress"]["phases"] = [{"phase": name} for name in (*STAGES, "joint")]
+    run.save_state(state)
     with pytest.raises(UserError, match="trains as a whole in the end"):
         Grafts.open(run, "cpu")
     run.write_recipe(recipe)

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from segskd.chosen import chosen_names, chosen_text
 from segskd.cli.flags import DataFlags, TrainFlags, recipe_changes
@@ -149,12 +150,28 @@ def test_a_folder_of_pictures_joins_in(recipe: Callable[..., Any], pictures: Pat
 
 def test_a_datasets_own_files_are_no_further_images(recipe: Callable[..., Any], data: Path, tmp_path: Path) -> None:
     """Its masks would be taken for photographs, its validation images be trained on."""
-    with pytest.raises(UserError, match=r"masks of dataset 'bands' itself \(32, such as b00\.png\): name a folder"):
+    with pytest.raises(UserError, match=r"files that belong to a dataset \(32, such as b00\.png\), masks or images"):
         prepare(recipe(data={"unlabelled": str(data / "bands")}), tmp_path / "run")
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "one.png").symlink_to(data / "bands" / "val" / "images" / "b00.png")
-    with pytest.raises(UserError, match=r"itself \(1, such as one\.png\)"):
+    with pytest.raises(UserError, match=r"\(1, such as one\.png\)"):
         prepare(recipe(data={"unlabelled": str(tmp_path / "linked")}), tmp_path / "run")
+    more = tmp_path / "data"
+    shutil.copytree(data / "bands", more / "bands")
+    for name in ("bands", "stripes"):  # another dataset: its photographs may join in, its masks may not
+        card = yaml.safe_load((data / "bands.yaml").read_text()) | {"name": name, "folder": name}
+        (more / f"{name}.yaml").write_text(yaml.safe_dump(card))
+    shutil.copytree(data / "bands", more / "stripes")
+    (more / "bands" / "train" / "masks" / "b00.png").unlink()
+    places = {"card": str(more / "bands.yaml"), "folder": str(more)}
+    with pytest.raises(UserError, match=r"\(16, such as b00\.png\)"):
+        prepare(recipe(data={**places, "unlabelled": str(more / "stripes")}), tmp_path / "run")
+    photographs = str(more / "stripes" / "train" / "images")
+    assert len(prepare(recipe(data={**places, "unlabelled": photographs}), tmp_path / "run").subset.train) == 11 + 12
+    (tmp_path / "linked" / "one.png").unlink()
+    (tmp_path / "linked" / "one.png").symlink_to(more / "bands" / "train" / "images" / "b00.png")
+    made = recipe(data={**places, "unlabelled": str(tmp_path / "linked")})
+    assert len(prepare(made, tmp_path / "run").subset.train) == 11 + 1
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:

@@ -143,9 +143,10 @@ def test_options_and_labels_are_told_where_they_say_anything(context: Context, n
     new_run("two", method="hinton", options={"temperature": 2.0}, subset={"labels": 0.01})
     data = {**new_run("old").recipe.data.model_dump(mode="json"), "unlabelled": "/drives/may"}
     new_run("three", subset={"labels": 0.0}, data=data)
-    told = [Followers(context).get(name).as_dict() for name in ("one", "two", "three")]
-    assert [view["options"] for view in told] == ["", "temperature 2", ""]
-    assert [view["labels"] for view in told] == ["", "1 % of the training images", "none, none of those in may"]
+    new_run("four", data=data)
+    told = [Followers(context).get(name).as_dict() for name in ("one", "two", "three", "four")]
+    assert [view["options"] for view in told] == ["", "temperature 2", "", ""]
+    assert [view["labels"] for view in told] == ["", "1 % of the training images", "none", "all but those in may"]
 
 
 def test_a_phase_whose_beginning_is_lost_counts_from_its_first_line(

@@ -89,12 +89,21 @@ def test_the_pages_hint_of_options_is_what_a_method_takes(recipe: Callable[..., 
 def test_folders_of_images_are_those_of_the_server(card_path: Path, tmp_path: Path) -> None:
     """A page can name no path: it would tell which folders exist, and how many pictures they hold."""
     data = tmp_path / "data"
-    for name in (".hidden", "bands", "drives/may"):
+    for name in (".hidden", "bands", "drives/may", "VOCdevkit/VOC2012"):
         (data / name).mkdir(parents=True)
     shutil.copy(card_path, data / "bands.yaml")
     context = SimpleNamespace(data=data)
     assert [path.name for path in unlabelled_folders(context)] == ["drives"]
     check_unlabelled(context, str(data / "drives"))
-    for path in (tmp_path, data, data / "bands", data / "drives" / "may", data / ".hidden", "/", "drives"):
+    for path in (
+        tmp_path,
+        data,
+        data / "bands",
+        data / "VOCdevkit",
+        data / "drives" / "may",
+        data / ".hidden",
+        "/",
+        "drives",
+    ):
         with pytest.raises(UserError, match="from a folder directly below this server's data"):
             check_unlabelled(context, str(path))

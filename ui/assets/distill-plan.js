@@ -5,7 +5,7 @@ const make = (tag, className, text) => {
   if (text !== undefined) node.textContent = text;
   return node;
 };
-const GROUPS = [["encoder", "Encoder"], ["decoder", "Decoder"], ["", ""]];
+const GROUPS = [[/^encoder\./, "Encoder"], [/^decoder\./, "Decoder"], [/^head$/, "head"], [/^(?!(encoder|decoder)\.|head$)/, ""]];
 const number = (value) => value.toLocaleString("en");
 const plural = (epochs) => `${number(epochs)} ${epochs === 1 ? "epoch" : "epochs"}`;
 
@@ -23,10 +23,8 @@ function cells(phases, alike) {
 
 function stages(phases) {
   const box = make("div", "groups");
-  for (const [prefix, title] of GROUPS) {
-    const some = phases.filter((phase) => prefix
-      ? phase.name.startsWith(prefix + ".")
-      : !/^(encoder|decoder)\./.test(phase.name));
+  for (const [kind, title] of GROUPS) {
+    const some = phases.filter((phase) => kind.test(phase.name));
     if (!some.length) continue;
     const group = make("section", "group");
     const alike = some.every((phase) => phase.on === some[0].on);

@@ -34,7 +34,7 @@ function makeStudy(name, open, fetchFile) {
   const sideways = make("p", { class: "hint studies-sideways", text: "The table goes on to the right." });
   const read = make("div", { class: "studies-read" }, [make("div", { class: "studies-rows" }, [sideways, tableBox, note]), curveBox]);
   body.append(shared, now, why, read, files, told, opens);
-  const measure = () => { sideways.hidden = tableBox.scrollWidth <= tableBox.clientWidth + 8; // less is padding };
+  const measure = () => { sideways.hidden = tableBox.scrollWidth <= tableBox.clientWidth + 8; }; // less is padding
   new ResizeObserver(measure).observe(tableBox);
   told.hidden = true;
 

@@ -98,7 +98,8 @@ def unlabelled_folders(context: Context) -> list[Path]:
     """The folders directly below this server's data that are no dataset's own, sorted by name."""
     if not context.data.is_dir():
         return []
-    datasets = {entry.card.root(context.data) for entry in list_cards(context.data) if entry.card}
+    roots = [entry.card.root(context.data) for entry in list_cards(context.data) if entry.card]
+    datasets = {folder for root in roots for folder in (root, *root.parents)}
     found = (path for path in context.data.iterdir() if path.is_dir() and not path.name.startswith("."))
     return sorted(path for path in found if path not in datasets)
 

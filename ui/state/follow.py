@@ -303,9 +303,9 @@ def _of_recipe(recipe: Recipe | None) -> dict[str, Any]:
 
 def _labels(recipe: Recipe) -> str:
     share = recipe.subset.labels
-    own = "" if share is None else f"{100 * share:g} % of the training images" if share else "none"
-    further = f"none of those in {Path(recipe.data.unlabelled).name}" if recipe.data.unlabelled else ""
-    return ", ".join(filter(None, (own, further)))
+    if share is not None:
+        return f"{100 * share:g} % of the training images" if share else "none"
+    return f"all but those in {Path(recipe.data.unlabelled).name}" if recipe.data.unlabelled else ""
 
 
 def _with_result(view: RunView, result: dict[str, Any] | None) -> RunView:
