@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 import torch
@@ -50,11 +51,24 @@ class Samples:
 
     def load(self, numbers: Iterable[int]) -> tuple[Tensor, Tensor]:
         """Images float32 (N, 3, h, w) and masks uint8 (N, h, w). Raises UserError for a file that can't be read."""
+        wanted = list(numbers)
+        views: dict[int, set[int]] = {}  # of each image, so that one thread makes them all from one decoding
+        for view, image in (divmod(number, self.images) for number in wanted):
+            views.setdefault(image, set()).add(view)
         with ThreadPoolExecutor(THREADS) as threads:
-            made = list(threads.map(self._load_one, numbers))
-        return torch.stack([image for image, _ in made]), torch.stack([mask for _, mask in made])
+            made = dict(chain.from_iterable(threads.map(self._load_views, views.items())))
+        return torch.stack([made[number][0] for number in wanted]), torch.stack([made[number][1] for number in wanted])
 
-    def _load_one(self, number: int) -> tuple[Tensor, Tensor]:
-        view, image = divmod(number, self.images)
-        pixels, mask = self.make_view(*self._read(image), self.pairs[image].name, view)
-        return pixels, mask.to(torch.uint8)
+    def image_by_image(self, chunk: int) -> list[Tensor]:
+        """The numbers of all samples, int64, in parts of `chunk`: those of an image follow one another."""
+        numbers = torch.arange(len(self)).view(self.views, self.images).T.flatten()
+        return list(numbers.split(chunk)) if len(numbers) else []
+
+    def _load_views(self, wanted: tuple[int, Iterable[int]]) -> list[tuple[int, tuple[Tensor, Tensor]]]:
+        """Samples of one image, with their numbers."""
+        image, views = wanted
+        made = []
+        for view in sorted(views):
+            pixels, mask = self.make_view(*self._read(image), self.pairs[image].name, view)
+            made.append((view * self.images + image, (pixels, mask.to(torch.uint8))))
+        return made

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import albumentations as A
 import cv2
@@ -20,6 +20,7 @@ from segskd.errors import UserError
 SIZE_MULTIPLE = 32
 RESIZE_FILTER = "INTER_AREA when shrinking, INTER_LINEAR when enlarging; masks INTER_NEAREST_EXACT"
 CROP_SCALE = (0.4, 1.0)
+_Chains = tuple[A.Compose, A.Compose, A.Compose]
 
 
 def padded_size(size: Size) -> Size:
@@ -44,15 +45,10 @@ class ViewMaker:
         self.size = size
         self.padded = padded_size(size)
         self.seed = seed
-        # A chain keeps its seed between the two calls: threads that shared it would take each other's.
-        self._lock = threading.Lock()
-        finish = _finish(card)
+        self._card = card
         self._plain = A.Compose([_resize(size)])
-        self._chains = [
-            A.Compose([_resize(size), *finish]),
-            A.Compose([_resize(size), A.HorizontalFlip(p=1.0), *finish]),
-            A.Compose([*_random_changes(size), *finish]),
-        ]
+        # A chain keeps its seed between two calls: a thread takes one that no other has.
+        self._idle: list[_Chains] = []
 
     def __call__(self, image: Uint8, mask: Uint8, name: str, view: int) -> tuple[Tensor, Tensor]:
         """float32 (3, h, w) and int64 (h, w), at the padded size.
@@ -62,12 +58,24 @@ class ViewMaker:
         """
         if image.shape[:2] != mask.shape:
             raise UserError(f"image '{name}' and its mask differ in size ('data check' finds all such files)")
-        chain = self._chains[min(view, 2)]
-        with self._lock:
+        with self._chains() as chains:
+            chain = chains[min(view, 2)]
             chain.set_random_seed(_view_seed(self.seed, name, view))
             made = chain(image=image, mask=mask)
         pixels = torch.from_numpy(np.ascontiguousarray(made["image"].transpose(2, 0, 1)))
         return pixels, torch.from_numpy(made["mask"].astype(np.int64))
+
+    @contextmanager
+    def _chains(self) -> Iterator[_Chains]:
+        """Of view 0, view 1 and all others; nobody else has them meanwhile."""
+        try:
+            chains = self._idle.pop()
+        except IndexError:
+            chains = _make_chains(self.size, self._card)
+        try:
+            yield chains
+        finally:
+            self._idle.append(chains)
 
     def image_only(self, image: Uint8) -> Tensor:
         """View 0 of an image that has no mask: float32 (3, h, w)."""
@@ -78,6 +86,15 @@ class ViewMaker:
         """The pixels that view 0 normalises: uint8 (height, width, 3)."""
         made: Uint8 = self._plain(image=image)["image"]
         return made
+
+
+def _make_chains(size: Size, card: Card) -> _Chains:
+    finish = _finish(card)
+    return (
+        A.Compose([_resize(size), *finish]),
+        A.Compose([_resize(size), A.HorizontalFlip(p=1.0), *finish]),
+        A.Compose([*_random_changes(size), *finish]),
+    )
 
 
 def _resize(size: Size) -> A.Resize:

@@ -100,7 +100,7 @@ class _SmallRun:
         self._stores = Stores(small, run)
         self._device = torch.device(job.recipe.device)
         for store in (self._stores.train, self._stores.holdout, self._stores.val):
-            store.samples = TimedSamples(store.samples)
+            store.samples, store.reads_ahead = TimedSamples(store.samples), False  # so that both can be told apart
         views = job.recipe.data.views or 1
         self._load_train = _load_seconds(job, [min(view, VIEW_KINDS - 1) for view in range(views)])
         self._load_plain = _load_seconds(job, [0])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import prod
@@ -77,6 +79,7 @@ class FeatureStore:
     def __init__(self, samples: Samples, networks: Networks, kind: Kind, folder: Path, chunk: int) -> None:
         self.samples = samples
         self.kind = kind
+        self.reads_ahead = True
         self._networks = networks
         self._folder = folder
         self._chunk = chunk
@@ -122,21 +125,39 @@ class FeatureStore:
 
     def _fill(self, missing: Keys, progress: Callable[[int, int], None] | None) -> None:
         """Computes `missing` chunk by chunk: always the same chunks, so that a resumed run gets the same bits."""
-        total = len(self.samples)
         fresh: dict[Key, Tensor] = {}
-        for start in range(0, total, self._chunk):
-            stop = min(start + self._chunk, total)
-            known = {key: self._handed_out(kept[start:stop]) for key, kept in self._kept.items()}
-            if IMAGE_KEY not in known and self._reads_files(missing):
-                known |= self._load(range(start, stop))
-            for key, value in self._networks.compute(known, missing).items():
+        done = 0
+        for numbers, loaded in self._chunks(missing):
+            known = {key: self._handed_out(kept.index_select(0, numbers)) for key, kept in self._kept.items()}
+            for key, value in self._networks.compute(known | loaded, missing).items():
                 rows = _channels_behind(value)
                 if key not in fresh:
-                    fresh[key] = self._allocate(key, (total, *rows.shape[1:]), rows.dtype)
-                fresh[key][start:stop] = rows
+                    fresh[key] = self._allocate(key, (len(self.samples), *rows.shape[1:]), rows.dtype)
+                fresh[key].index_copy_(0, numbers, rows.cpu())
+            done += len(numbers)
             if progress:
-                progress(stop, total)
+                progress(done, len(self.samples))
         self._kept |= fresh
+
+    def _chunks(self, missing: Keys) -> Iterator[tuple[Tensor, dict[Key, Tensor]]]:
+        """Numbers of samples with what has to be loaded of them, all views of an image together.
+
+        With `reads_ahead` the next samples are read while the networks are busy with these.
+        """
+        chunks = self.samples.image_by_image(self._chunk)
+        if not self._reads_files(missing):
+            yield from ((numbers, {}) for numbers in chunks)
+        elif not self.reads_ahead:
+            yield from ((numbers, self._load(numbers.tolist())) for numbers in chunks)
+        else:
+            with ThreadPoolExecutor(1) as reader:
+                coming: deque[tuple[Tensor, Future[dict[Key, Tensor]]]] = deque()
+                for numbers in chunks:
+                    coming.append((numbers, reader.submit(self._load, numbers.tolist())))
+                    if len(coming) > 1:
+                        now, loaded = coming.popleft()
+                        yield now, loaded.result()
+                yield from ((now, loaded.result()) for now, loaded in coming)
 
     def _reads_files(self, missing: Keys) -> bool:
         return not self._kept or any(key.owner == "data" for key in missing)

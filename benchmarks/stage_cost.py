@@ -1,0 +1,405 @@
+"""What a stagewise run costs in three ways, against its floor, phase by phase.
+
+    python benchmarks/stage_cost.py --teacher FOLDER [--data DIR] [--epochs 30] [--memory]
+    python benchmarks/stage_cost.py --teacher unet:resnet101 ...     (random weights: a step takes as long)
+
+The ways, in one process and in turns, with the same images, batches, seed and precision:
+
+whole   every step runs the whole teacher and the whole student, as the authors' code does
+stop    every step runs both up to the stage that trains
+store   this program: frozen stages run once over all views, steps run what trains on what was stored
+
+Images and views are decoded before the clock starts, for all three: reading them in every step, as whole and stop
+would, costs them nothing here, while the store's filling is timed with its copies. The time of E epochs is that of
+filling plus E times the steps of an epoch times the median step. The floor is what no way can go below: the bare
+forward and backward pass of each student stage on tensors that lie ready, without loss and optimiser, and one pass
+of the teacher and one of the student's frozen part over the views.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from segskd.config import make_recipe
+from segskd.data.samples import Samples
+from segskd.devices import synchronise
+from segskd.distill.job import Job, prepare
+from segskd.distill.loop import Loop
+from segskd.distill.module import PhaseModule, epoch_batches
+from segskd.distill.needs import DATA, IMAGE_KEY, MASK_KEY, Key, phase_needs, reach, tap_key
+from segskd.distill.phase import TEACHER, Phase
+from segskd.distill.store import Batch, FeatureStore
+from segskd.distill.trainer import FABRIC_PRECISION
+from segskd.errors import UserError
+from segskd.models.build import create, parse_spec, save
+from segskd.models.stages import IMAGE, freeze
+
+Way = Literal["whole", "stop", "store"]
+WAYS: tuple[Way, ...] = ("whole", "stop", "store")
+CLASSES = 11
+"""Outputs of a teacher made on the spot: CamVid's classes that count."""
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to time."""
+
+    teacher: str
+    """Folder of a teacher, or ARCH:ENCODER of one with random weights."""
+    dataset: str = "camvid"
+    """Name of a card, or the path of one."""
+    data: str | None = None
+    """Where datasets lie."""
+    size: str = "192x256"
+    """Height x width."""
+    student: str = "unet:resnet10"
+    """ARCH:ENCODER."""
+    images: int | None = None
+    """Number of training images; all of them."""
+    views: int = 4
+    """Views an image."""
+    epochs: int = 30
+    """Epochs a stage for which the whole is reckoned."""
+    batch: int = 8
+    """Images a step."""
+    precision: str = "auto"
+    """auto, 32, bf16 or fp16."""
+    rounds: int = 5
+    """How often the ways take turns in each phase."""
+    steps: int = 6
+    """Steps of each way in a round."""
+    memory: bool = False
+    """Also measure each way's peak memory, in a process of its own."""
+    json: bool = False
+    """Print one line of JSON instead of tables."""
+    only: Way | None = None
+    """For --memory: walk all phases in one way, two steps each, and print the process's peak memory."""
+
+
+def main(options: Options) -> None:
+    """Prints the phases' times, the ratios and the store's bytes."""
+    with tempfile.TemporaryDirectory() as place:
+        bench = Bench(_job(options, Path(place)), Path(place), options)
+        if options.only:
+            print(json.dumps({"peak_mib": bench.peak(options.only)}))
+            return
+        phases = bench.phases()
+    found = _figures(options, bench, phases)
+    if options.memory:
+        found["peak_mib"] = {way: _peak_of(options, way) for way in WAYS}
+    print(json.dumps(found) if options.json else _table(options, found))
+
+
+def _job(options: Options, place: Path) -> Job:
+    teacher = options.teacher
+    if ":" in teacher and not Path(teacher).exists():
+        torch.manual_seed(0)
+        save(create(*parse_spec(teacher), classes=CLASSES), place / "teacher")
+        teacher = str(place / "teacher")
+    height, width = map(int, options.size.split("x"))
+    recipe = {
+        "data": {"card": options.dataset, "folder": options.data, "size": (height, width), "views": options.views},
+        "subset": {"count": options.images} if options.images else {"fraction": 1.0},
+        "teacher": teacher,
+        "student": options.student,
+        "init": "random",
+        "optimisation": {"epochs": options.epochs, "batch": options.batch},
+        "precision": options.precision,
+        "store": {"kind": "memory"},
+    }
+    return prepare(make_recipe(recipe), place / "run")
+
+
+class _Held:
+    """Samples that lie decoded in memory."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.images, self.views, self._total = samples.images, samples.views, len(samples)
+        self._pixels, self._masks = samples.load(range(self._total))
+
+    def __len__(self) -> int:
+        return self._total
+
+    def load(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return self._pixels[list(numbers)], self._masks[list(numbers)]
+
+
+def loader(samples: Any, job: Job) -> Callable[[Tensor], dict[Key, Tensor]]:
+    """Images and masks of samples, on the device as networks take them."""
+    networks = job.networks()
+    store = FeatureStore(samples, networks, "recompute", Path(), job.batch)
+    store.advance(frozenset({IMAGE_KEY, MASK_KEY}))
+    return lambda numbers: store.batch(numbers).tensors
+
+
+class _Whole:
+    """Hands out images, and all taps of the whole teacher."""
+
+    def __init__(self, samples: Any, job: Job) -> None:
+        self._job, self._networks = job, job.networks()
+        self._loaded = loader(samples, job)
+
+    def batch(self, numbers: Tensor) -> Batch:
+        known = self._loaded(numbers)
+        pixels = known[IMAGE_KEY]
+        teacher = self._job.by_owner[TEACHER]
+        with torch.no_grad(), self._networks.autocast():
+            taps = teacher.run({IMAGE: pixels}, self._job.size)
+        return Batch({**known, **{Key(TEACHER, name): tap for name, tap in taps.items()}})
+
+
+class _WholeModule(PhaseModule):
+    """The phase's loss, with the whole student run for it."""
+
+    def _taps(self, batch: Batch) -> dict[str, Tensor]:
+        return self._student.run(batch.taps(DATA), self._size)
+
+
+@dataclass
+class PhaseTimes:
+    """Seconds: of a step by way, one figure a round; of the floor's step; of what goes before."""
+
+    name: str
+    steps: dict[Way, list[float]] = field(default_factory=lambda: {way: [] for way in WAYS})
+    bare: list[float] = field(default_factory=list)
+    filling: float = 0.0
+    passes: float = 0.0
+    """The stages' own part of filling: each frozen stage over all views, once."""
+    store_bytes: int = 0
+
+
+class Bench:
+    """Walks a job's phases in all ways."""
+
+    def __init__(self, job: Job, place: Path, options: Options) -> None:
+        """Images are decoded beforehand, unless it is a way's memory that is looked at."""
+        self.job = job
+        self._options = options
+        self.device = torch.device(job.recipe.device)
+        networks = job.networks()
+        self.fabric = Fabric(accelerator=job.recipe.device, devices=1, precision=FABRIC_PRECISION[job.recipe.precision])
+        self.store = job.feature_store(job.subset.train, job.recipe.data.views or 1, place / "store")
+        held: Any = self.store.samples if options.only else _Held(self.store.samples)
+        self.store.samples = held
+        self._stop = FeatureStore(held, networks, "recompute", place / "stop", job.batch)
+        self._whole = _Whole(held, job)
+        self.samples = len(held)
+
+    def phases(self) -> list[PhaseTimes]:
+        """Times of all phases, the ways in turns."""
+        return [self._phase(place, phase) for place, phase in enumerate(self.job.phases)]
+
+    def peak(self, way: Way) -> float:
+        """The process's peak memory in MiB after two steps of every phase in one way."""
+        for place, phase in enumerate(self.job.phases):
+            self._enter(place, phase, (way,))
+            _walk(*self._loop(phase, way), self._batches(phase, 2))
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    def _phase(self, place: int, phase: Phase) -> PhaseTimes:
+        times = PhaseTimes(phase.name)
+        times.filling = self._enter(place, phase, WAYS)
+        times.passes = self._passes(place)
+        times.store_bytes = self.store.bytes
+        loops = {way: self._loop(phase, way) for way in WAYS}
+        bare = self._bare(loops["store"][0].module, phase)
+        batches = self._batches(phase, self._options.steps)
+        for turn in range(self._options.rounds + 1):  # the first warms up
+            for way, (loop, source) in loops.items():
+                taken = self._timed(partial(_walk, loop, source, batches))
+                if turn:
+                    times.steps[way].append(taken / len(batches))
+            taken = self._timed(lambda: [bare() for _ in batches])
+            if turn:
+                times.bare.append(taken / len(batches))
+        freeze([self.job.student.model])
+        print(f"{phase.name} timed", file=sys.stderr, flush=True)
+        return times
+
+    def _enter(self, place: int, phase: Phase, ways: Sequence[Way]) -> float:
+        """Advances what the ways hold to a phase; the store's seconds."""
+        freeze([self.job.student.model])
+        if "stop" in ways:
+            self._stop.advance(phase_needs(phase, self.job.student))
+        return self._timed(lambda: self.store.advance(self.job.holdings.train[place])) if "store" in ways else 0.0
+
+    def _passes(self, place: int) -> float:
+        """Seconds of those stages that had to be run for this phase, over all views: no copies, no reading."""
+        held = self.job.holdings.train
+        before = held[place - 1] if place else frozenset({IMAGE_KEY, MASK_KEY})
+        networks = self.job.networks()
+        values = dict(loader(self.store.samples, self.job)(torch.arange(self.job.batch)))
+        fresh = reach(before, held[place], networks.by_owner) - before - values.keys()
+        taken = 0.0
+        with torch.no_grad(), networks.autocast():
+            for owner, name in sorted(fresh, key=lambda key: networks.by_owner[key.owner].index(key.name)):
+                network = networks.by_owner[owner]
+                sources = network.sources(network.index(name))
+                keys = frozenset(tap_key(owner, source) for source in sources)
+                given = networks.compute(values, keys)
+                taps = {source: given[tap_key(owner, source)] for source in sources}
+                run = partial(network.stages[name], taps[sources[0]], taps, self.job.size)
+                run()
+                taken += statistics.median(self._timed(run) for _ in range(self._options.rounds))
+        return taken * self.samples / self.job.batch
+
+    def _loop(self, phase: Phase, way: Way) -> tuple[Loop, Any]:
+        job = self.job
+        made = _WholeModule if way == "whole" else PhaseModule
+        module = made(phase, job.student, job.adapters, job.card, job.size)
+        module.start_training()
+        return Loop(self.fabric, job, module), {"whole": self._whole, "stop": self._stop, "store": self.store}[way]
+
+    def _bare(self, module: PhaseModule, phase: Phase) -> Callable[[], None]:
+        """Forward and backward of what trains, on a batch that lies ready."""
+        batch = self.store.batch(next(iter(self._batches(phase, 1))))
+        mixed = self.job.networks().autocast if self.job.recipe.precision != "32" else nullcontext
+        gradients: dict[str, Tensor] = {}
+
+        def run() -> None:
+            with mixed():
+                taps = module._taps(batch)
+            last = next(reversed(taps))
+            if last not in gradients:
+                gradients[last] = torch.ones_like(taps[last])
+            torch.autograd.backward(taps[last], gradients[last])
+            for parameter in module.parameters():
+                parameter.grad = None
+
+        return run
+
+    def _batches(self, phase: Phase, count: int) -> list[Tensor]:
+        job, samples = self.job, self.store.samples
+        made: list[Tensor] = []
+        epoch = 0
+        while len(made) < count:
+            images = job.images_of(phase)
+            made += epoch_batches(0, phase.name, epoch, images, samples.images, samples.views, job.batch)
+            epoch += 1
+        return made[:count]
+
+    def _timed(self, work: Callable[[], object]) -> float:
+        synchronise(self.device)
+        started = time.perf_counter()
+        work()
+        synchronise(self.device)
+        return time.perf_counter() - started
+
+
+def _walk(loop: Loop, source: Any, batches: Sequence[Tensor]) -> None:
+    for numbers in batches:
+        loop.step(source, numbers)
+
+
+def _figures(options: Options, bench: Bench, phases: Sequence[PhaseTimes]) -> dict[str, Any]:
+    job = bench.job
+    steps = options.epochs * job.steps_an_epoch(job.phases[0])
+    filling, passes = sum(phase.filling for phase in phases), sum(phase.passes for phase in phases)
+
+    def whole_run(way: Way, turn: int | None) -> float:
+        """Seconds of a run by its median steps, or by those of one round."""
+        each = [statistics.median(p.steps[way]) if turn is None else p.steps[way][turn] for p in phases]
+        return steps * sum(each) + filling * (way == "store")
+
+    floor = steps * sum(statistics.median(phase.bare) for phase in phases) + passes
+    seconds = {way: whole_run(way, None) for way in WAYS}
+    turns = range(options.rounds)
+
+    def ratio(way: Way) -> dict[str, float]:
+        each = [whole_run(way, turn) / whole_run("store", turn) for turn in turns]
+        return {"median": statistics.median(each), "least": min(each), "most": max(each)}
+
+    return {
+        "teacher": options.teacher,
+        "student": options.student,
+        "size": options.size,
+        "images": len(job.subset.train),
+        "views": job.recipe.data.views,
+        "epochs": options.epochs,
+        "precision": job.recipe.precision,
+        "threads": torch.get_num_threads(),
+        "device": str(bench.device),
+        "torch": torch.__version__,
+        "seconds": {**seconds, "floor": floor},
+        "filling": filling,
+        "passes": passes,
+        "times": {way: ratio(way) for way in WAYS if way != "store"},
+        "to_floor": seconds["store"] / floor,
+        "store_mib": max(phase.store_bytes for phase in phases) / MIB,
+        "bytes_a_view": max(phase.store_bytes for phase in phases) / bench.samples,
+        "phases": [
+            {
+                "phase": phase.name,
+                **{way: statistics.median(phase.steps[way]) for way in WAYS},
+                "bare": statistics.median(phase.bare),
+                "filling": phase.filling,
+                "passes": phase.passes,
+                "store_mib": phase.store_bytes / MIB,
+            }
+            for phase in phases
+        ],
+    }
+
+
+def _table(options: Options, found: dict[str, Any]) -> str:
+    seconds, times = found["seconds"], found["times"]
+    lines = [
+        f"{found['teacher']} to {found['student']}, {found['images']} images, {found['views']} views, {found['size']}, "
+        f"{found['precision']}, {found['threads']} threads, {found['device']}, torch {found['torch']}",
+        "",
+        "| phase | whole ms | stop ms | store ms | bare ms | filling s | passes s | store MiB |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for phase in found["phases"]:
+        steps = " | ".join(f"{1e3 * phase[name]:.1f}" for name in (*WAYS, "bare"))
+        rest = f"{phase['filling']:.1f} | {phase['passes']:.1f} | {phase['store_mib']:.0f}"
+        lines.append(f"| {phase['phase']} | {steps} | {rest} |")
+    lines += ["", f"Of {found['epochs']} epochs a stage:", ""]
+    lines += ["| way | seconds | times the store's |", "|---|---:|---:|"]
+    for way in ("whole", "stop"):
+        ratio = times[way]
+        lines.append(
+            f"| {way} | {seconds[way]:.0f} | {ratio['median']:.1f} ({ratio['least']:.1f} to {ratio['most']:.1f}) |"
+        )
+    lines.append(f"| store | {seconds['store']:.0f}, {found['filling']:.0f} of them filling | 1 |")
+    lines.append(
+        f"| floor | {seconds['floor']:.0f}, {found['passes']:.0f} of them passes | {1 / found['to_floor']:.2f} |"
+    )
+    lines += ["", f"store / floor: {found['to_floor']:.2f}; {found['bytes_a_view'] / 1e6:.2f} MB a view"]
+    if peaks := found.get("peak_mib"):
+        lines.append("peak memory, MiB: " + ", ".join(f"{way} {peak:.0f}" for way, peak in peaks.items()))
+    return "\n".join(lines)
+
+
+def _peak_of(options: Options, way: Way) -> float:
+    flags = [f"--{key}={value}" for key, value in vars(options).items() if value is not None and key not in _SWITCHES]
+    done = subprocess.run([sys.executable, __file__, *flags, "--only", way], check=True, stdout=subprocess.PIPE)
+    return float(json.loads(done.stdout.splitlines()[-1])["peak_mib"])
+
+
+_SWITCHES = ("memory", "json", "only")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Options, description=__doc__))
+    except UserError as error:
+        sys.exit(f"{Path(__file__).name}: {error}")
