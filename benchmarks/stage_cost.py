@@ -34,7 +34,6 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from segskd.config import make_recipe
@@ -46,7 +45,6 @@ from segskd.distill.module import PhaseModule, epoch_batches
 from segskd.distill.needs import DATA, IMAGE_KEY, MASK_KEY, Key, phase_needs, reach, tap_key
 from segskd.distill.phase import TEACHER, Phase
 from segskd.distill.store import Batch, FeatureStore
-from segskd.distill.trainer import FABRIC_PRECISION
 from segskd.errors import UserError
 from segskd.models.build import create, parse_spec, save
 from segskd.models.stages import IMAGE, freeze
@@ -195,7 +193,6 @@ class Bench:
         self._options = options
         self.device = torch.device(job.recipe.device)
         networks = job.networks()
-        self.fabric = Fabric(accelerator=job.recipe.device, devices=1, precision=FABRIC_PRECISION[job.recipe.precision])
         self.store = job.feature_store(job.subset.train, job.recipe.data.views or 1, place / "store")
         held: Any = self.store.samples if options.only else _Held(self.store.samples)
         self.store.samples = held
@@ -266,7 +263,7 @@ class Bench:
         made = _WholeModule if way == "whole" else PhaseModule
         module = made(phase, job.student, job.adapters, job.card, job.size)
         module.start_training()
-        return Loop(self.fabric, job, module), {"whole": self._whole, "stop": self._stop, "store": self.store}[way]
+        return Loop(job, module), {"whole": self._whole, "stop": self._stop, "store": self.store}[way]
 
     def _bare(self, module: PhaseModule, phase: Phase) -> Callable[[], None]:
         """Forward and backward of what trains, on a batch that lies ready."""
@@ -292,7 +289,9 @@ class Bench:
         epoch = 0
         while len(made) < count:
             images = job.images_of(phase)
-            made += epoch_batches(0, phase.name, epoch, images, samples.images, samples.views, job.batch)
+            made += epoch_batches(
+                0, phase.name, epoch, images, samples.images, samples.views, job.steps_an_epoch(phase)
+            )
             epoch += 1
         return made[:count]
 

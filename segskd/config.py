@@ -156,6 +156,8 @@ class Recipe(_Part):
     device: Device = "auto"
     precision: Precision = "auto"
     threads: int | None = Field(default=None, ge=1, description="CPU threads; all cores")
+    devices: int = Field(default=1, ge=1, description="processes on each machine, one a device")
+    nodes: int = Field(default=1, ge=1, description="machines")
 
     @model_validator(mode="after")
     def _teacher_where_needed(self) -> Recipe:

@@ -22,5 +22,9 @@ class Stopped(Exception):
     """A run was asked to stop and has saved its state; exit status 130."""
 
 
+class Echoed(Exception):
+    """One of several processes ends because of what the first one says; exit status 0, without a word."""
+
+
 class Failed(Exception):
     """A part of what was asked for failed and was written down; one line, exit status 1."""

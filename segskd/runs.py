@@ -268,6 +268,28 @@ _CLOSING: dict[str, Status] = {
 }
 
 
+class Onlooker(Run):
+    """A run as all but the first of its processes have it: they read its files, write nothing and tell nobody."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Nothing."""
+
+    def event(self, kind: str, /, **figures: Any) -> None:
+        """Nothing."""
+
+    def tell(self, kind: str, /, **figures: Any) -> None:
+        """Nothing."""
+
+    def stop_requested(self, epoch_over: bool = False) -> bool:
+        """The first process asks."""
+        return False
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """The first process holds the lock."""
+        yield
+
+
 def runs_folder() -> Path:
     """Where runs lie: SEGSKD_RUNS, else checkpoints/ in the project."""
     given = os.environ.get("SEGSKD_RUNS")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import tyro
 
 from segskd.cli import data_commands, model_commands, plan_commands, run_commands, study_commands
-from segskd.errors import Failed, Stopped, UserError
+from segskd.errors import Echoed, Failed, Stopped, UserError
 
 DESCRIPTION = "Compress segmentation networks by stagewise knowledge distillation."
 FLAG_STYLE = (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)
@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Stopped, KeyboardInterrupt) as stopped:
         print(f"segskd: {stopped or 'stopped'}", file=sys.stderr)
         return STOPPED
+    except Echoed:
+        return DONE
     except Failed as failed:
         print(f"segskd: {failed}", file=sys.stderr)
         return FAILED

@@ -65,7 +65,11 @@ class TrainFlags:
     precision: Literal["auto", "32", "bf16", "fp16"] | None = None
     """Arithmetic: auto takes bf16 where the hardware multiplies it."""
     threads: int | None = None
-    """CPU threads (all cores)."""
+    """CPU threads (all cores, shared out among the processes)."""
+    devices: int | None = None
+    """Processes on each machine, one a GPU or a share of the cores (1, or as torchrun or SLURM started them)."""
+    nodes: int | None = None
+    """Machines (1, or as torchrun or SLURM started them)."""
     store: Literal["auto", "memory", "disk", "recompute"] | None = None
     """Where taps are kept (what has room)."""
     store_budget: float | None = None
@@ -102,6 +106,8 @@ def recipe_changes(data: DataFlags, train: TrainFlags) -> dict[str, Any]:
         "device": train.device,
         "precision": train.precision,
         "threads": train.threads,
+        "devices": train.devices,
+        "nodes": train.nodes,
     }
 
 

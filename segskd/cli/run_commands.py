@@ -133,6 +133,7 @@ def _branch(begin: dict[str, str], epochs: int | None) -> dict[str, Any]:
 
 def resume(run: Positional[str], until: str | None = None, json: Json = False) -> None:
     """Go on with a run that was stopped, paused or killed."""
+    from segskd.distill.ranks import is_first
     from segskd.distill.session import resume as resume_run
     from segskd.runs import find_run
 
@@ -142,7 +143,8 @@ def resume(run: Positional[str], until: str | None = None, json: Json = False) -
         ERR.print(f"run {found.name} is finished", highlight=False)
     with listeners(found.path) as hearing:
         result = resume_run(found, hearing, until)
-    print_result(result, json)
+    if is_first():
+        print_result(result, json)
 
 
 def stop(run: Positional[str], json: Json = False) -> None:
@@ -189,11 +191,13 @@ def demo(out: Path | None = None, data: Path | None = None, json: Json = False) 
 
 
 def _run(recipe: Any, folder: Path, until: str | None, json: bool) -> None:
+    from segskd.distill.ranks import is_first
     from segskd.distill.session import start
 
     with listeners(folder) as hearing:
         result = start(recipe, folder, hearing, until)
-    print_result(result, json)
+    if is_first():
+        print_result(result, json)
 
 
 def _run_path(place: str | None) -> str | None:

@@ -62,7 +62,7 @@ class Samples:
     def image_by_image(self, chunk: int) -> list[Tensor]:
         """The numbers of all samples, int64, in parts of `chunk`: those of an image follow one another."""
         numbers = torch.arange(len(self)).view(self.views, self.images).T.flatten()
-        return list(numbers.split(chunk)) if len(numbers) else []
+        return list(torch.split(numbers, chunk)) if len(numbers) else []
 
     def _load_views(self, wanted: tuple[int, Iterable[int]]) -> list[tuple[int, tuple[Tensor, Tensor]]]:
         """Samples of one image, with their numbers."""

@@ -39,9 +39,13 @@ class Grafter:
         self._run = run
         self._networks = job.networks()
         self._pinned = _evenly(len(job.subset.val), PREVIEWS)
+        self._ranks = job.ranks
 
     def score(self, phase: Phase, store: FeatureStore, draw: bool = True) -> Score:
-        """The graft's score on the store's samples, which must hold what `graft_needs` names."""
+        """The graft's score on the store's samples, which must hold what `graft_needs` names.
+
+        Drawn are the pinned images of the validation split, of which the store then holds this process's part.
+        """
         freeze([self._job.student.model])
         matrix = ConfusionMatrix(self._job.card, self._networks.device)
         drawn: list[tuple[int, Uint8]] = []
@@ -49,12 +53,22 @@ class Grafter:
             classes = drop_surplus(unpad(self.logits(phase, batch), self._job.recipe.data.size), self._job.card).argmax(
                 1
             )
-            wanted = [i for i in self._pinned if matrix.images <= i < matrix.images + len(classes)] if draw else []
-            drawn += [(i, classes[i - matrix.images].cpu().numpy().astype(np.uint8)) for i in wanted]
+            if draw:
+                drawn += [
+                    (i, classes[at].cpu().numpy().astype(np.uint8)) for i, at in self._shown(matrix.images, classes)
+                ]
             matrix.update(classes, unpad(batch.mask, self._job.recipe.data.size).long())
         if draw:
-            self._draw(phase, drawn)
-        return matrix.score()
+            everybodys = sorted((one for some in self._ranks.gather(drawn) for one in some), key=lambda one: one[0])
+            if self._ranks.first:
+                self._draw(phase, everybodys)
+        return matrix.score(self._ranks.add)
+
+    def _shown(self, before: int, classes: Tensor) -> list[tuple[int, int]]:
+        """(number in the split, place in the batch) of the pinned images among those that follow `before` others."""
+        ranks = self._ranks
+        numbers = [(before + at) * ranks.count + ranks.number for at in range(len(classes))]
+        return [(number, at) for at, number in enumerate(numbers) if number in self._pinned]
 
     @torch.inference_mode()
     def logits(self, phase: Phase, batch: Batch) -> Tensor:

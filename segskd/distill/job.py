@@ -31,6 +31,7 @@ from segskd.distill.needs import STUDENT
 from segskd.distill.phase import TEACHER, Phase, Setting
 from segskd.distill.plan import default_epochs, default_lr, plan
 from segskd.distill.pruning import Pruning, narrow_weights
+from segskd.distill.ranks import Ranks, alone, started_by_others
 from segskd.distill.shadow import Shadow
 from segskd.distill.store import FeatureStore, Networks
 from segskd.errors import NoRoom, UserError
@@ -58,6 +59,7 @@ class Job:
     planned: list[Phase]
     store: Choice
     holdings: Holdings
+    ranks: Ranks
 
     @property
     def teacher(self) -> StagedNetwork | None:
@@ -85,6 +87,11 @@ class Job:
     def images_of(self, phase: Phase) -> list[int]:
         """Places of the training images that the phase learns from."""
         return self.subset.labelled if phase.on_labels_alone else list(range(len(self.subset.train)))
+
+    def own_images_of(self, phase: Phase) -> list[int]:
+        """The same of this process: places in its part of the training images."""
+        ranks = self.ranks
+        return [place // ranks.count for place in self.images_of(phase) if place % ranks.count == ranks.number]
 
     def steps_an_epoch(self, phase: Phase) -> int:
         """Steps of the optimiser in an epoch of a phase."""
@@ -133,14 +140,16 @@ def prepare(
     folder: Path,
     chosen: Chosen | None = None,
     report: Report | None = None,
+    ranks: Ranks | None = None,
 ) -> Job:
     """Finds, loads and checks everything. `folder` is where the run will lie.
 
     `chosen` are the images that the run has chosen already; `report` hears how far the built-in dataset is drawn
-    when it is not there yet.
+    when it is not there yet; `ranks` are the processes that share the work, by default this one alone.
     Raises UserError for anything that the user can mend.
     """
-    recipe = _with_machine(recipe)
+    recipe = settled(recipe)
+    ranks = ranks or alone(recipe)
     data = data_folder(recipe.data.folder)
     card = load_card(recipe.data.card, data)
     if card.generator:
@@ -151,6 +160,7 @@ def prepare(
     earlier = beginning or pruning
     chosen = chosen or (earlier.names() if earlier else None)
     subset = choose_images(recipe, card, data, chosen, teacher, report)
+    _check_parts(recipe, subset, ranks)
     student = _student(recipe, card, teacher, folder)
     stages = teacher.names if teacher else None
     planned = plan(recipe, stages, student.names, len(subset.train), len(subset.labelled), list(teachers))
@@ -186,7 +196,18 @@ def prepare(
         "prune": {"run": str(pruning.run.path.resolve())} if pruning else None,
     }
     made = _changed(recipe, filled)
-    return Job(made, card, subset, student, teachers, adapters, critics, phases, planned, store, holdings)
+    return Job(made, card, subset, student, teachers, adapters, critics, phases, planned, store, holdings, ranks)
+
+
+def _check_parts(recipe: Recipe, subset: Subset, ranks: Ranks) -> None:
+    """Raises UserError when a process would have less than two images a step: batch normalisation needs them."""
+    least = 2 * ranks.count
+    trained = min(len(subset.train), len(subset.labelled) or len(subset.train))
+    if ranks.count > 1 and min(recipe.optimisation.batch, trained) < least:
+        raise UserError(
+            f"{ranks.count} processes need a --batch of {least} at least and as many images with labels; these are "
+            f"{recipe.optimisation.batch} and {trained}: take fewer --devices"
+        )
 
 
 def _places(recipe: Recipe, data: Path) -> dict[str, str | None]:
@@ -199,12 +220,20 @@ def _changed(recipe: Recipe, changes: dict[str, object]) -> Recipe:
     return make_recipe(merged(recipe.model_dump(mode="json"), changes))
 
 
-def _with_machine(recipe: Recipe) -> Recipe:
-    """The device, precision and threads that "auto" stands for on this machine."""
+def settled(recipe: Recipe) -> Recipe:
+    """The device, precision, processes and threads that "auto" stands for on this machine."""
     device = choose_device(recipe.device)
     precision = choose_precision(recipe.precision, device)
-    threads = recipe.threads or torch.get_num_threads()
-    return _changed(recipe, {"device": device, "precision": precision, "threads": threads})
+    devices, nodes = started_by_others() or (recipe.devices, recipe.nodes)
+    threads = recipe.threads or max(1, torch.get_num_threads() // devices)
+    machine: dict[str, object] = {
+        "device": device,
+        "precision": precision,
+        "threads": threads,
+        "devices": devices,
+        "nodes": nodes,
+    }
+    return _changed(recipe, machine)
 
 
 def _teachers(recipe: Recipe, card: Card) -> dict[str, StagedNetwork]:

@@ -6,10 +6,10 @@ import copy
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from segskd.distill.job import Job
@@ -23,20 +23,20 @@ from segskd.runs import Run
 class Loop:
     """One phase's module, optimiser and schedule."""
 
-    def __init__(self, fabric: Fabric, job: Job, module: PhaseModule) -> None:
+    def __init__(self, job: Job, module: PhaseModule) -> None:
         phase = module.phase
         self.phase = phase
         self.module = module
         self.steps = job.steps_an_epoch(phase)
         self.loss = math.nan
         part = job.recipe.optimisation
-        self._fabric = fabric
+        self._ranks = job.ranks
         rate = part.lr or default_lr(job.recipe)
         self._optimiser = torch.optim.Adam(module.trained_parameters(), lr=rate, weight_decay=part.weight_decay)
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
             self._optimiser, max_lr=rate, total_steps=phase.epochs * self.steps
         )
-        wrapped, optimiser = fabric.setup(module, self._optimiser)
+        wrapped, optimiser = self._ranks.fabric.setup(module, self._optimiser)
         self.wrapped: nn.Module = wrapped
         self._stepper: Any = optimiser
 
@@ -45,13 +45,21 @@ class Loop:
         return float(self._optimiser.param_groups[0]["lr"])
 
     def step(self, store: FeatureStore, numbers: Tensor) -> float:
-        """One step of the optimiser; the student's loss. Raises UserError when that is no number."""
+        """One step of the optimiser; the student's loss, over all processes. Raises UserError when that is no number.
+
+        Processes with more images in the step weigh as much more.
+        """
+        ranks, images = self._ranks, len(numbers)
         found = self.wrapped(store.batch(numbers))
         loss = found["loss"] + found["duel"]
-        self.loss = float(found["loss"].detach())
+        self.loss, share = float(found["loss"].detach()), 1.0
+        if ranks.count > 1:
+            summed, all_images = ranks.total(self.loss * images, images)
+            self.loss, share = summed / all_images, images * ranks.count / all_images
         if not math.isfinite(self.loss):
-            raise UserError(f"the loss of {self.phase.name} became {self.loss}: use a smaller --lr, or --precision 32")
-        self._fabric.backward(loss)
+            message = f"the loss of {self.phase.name} became {self.loss}: use a smaller --lr, or --precision 32"
+            raise ranks.refuse(UserError(message))
+        ranks.fabric.backward(loss * share)
         self._stepper.step()
         self._stepper.zero_grad()
         self._schedule.step()
@@ -78,16 +86,17 @@ class Loop:
 
 
 class Stores:
-    """The feature stores of the training, held-out and validation images."""
+    """The feature stores of this process's part of the training, held-out and validation images."""
 
     def __init__(self, job: Job, run: Run) -> None:
-        folder = run.path / "store"
+        folder = run.path / "store" / str(job.ranks.number)
+        own = job.ranks.part
         views = job.recipe.data.views or 1
         self._holdings = job.holdings
         self._folder = folder
-        self.train = job.feature_store(job.subset.train, views, folder / "train")
-        self.holdout = job.feature_store(job.subset.holdout, 1, folder / "holdout")
-        self.val = job.feature_store(job.subset.val, 1, folder / "val")
+        self.train = job.feature_store(own(job.subset.train), views, folder / "train")
+        self.holdout = job.feature_store(own(job.subset.holdout), 1, folder / "holdout")
+        self.val = job.feature_store(own(job.subset.val), 1, folder / "val")
 
     @property
     def bytes(self) -> int:
@@ -102,3 +111,5 @@ class Stores:
         for store in (self.train, self.holdout, self.val):
             store.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+        with suppress(OSError):  # others' parts may still lie in it
+            self._folder.parent.rmdir()

@@ -117,9 +117,9 @@ def steps_an_epoch(images: int, batch: int) -> int:
 
 
 def epoch_batches(
-    seed: int, phase: str, epoch: int, images: Sequence[int], total: int, views: int, batch: int
+    seed: int, phase: str, epoch: int, images: Sequence[int], total: int, views: int, steps: int
 ) -> Iterator[Tensor]:
-    """The sample numbers of each step of an epoch, int64 (n,): each of `images` once, in view epoch mod views.
+    """The sample numbers of an epoch's `steps`, int64 (n,): each of `images` once, in view epoch mod views.
 
     `images` are numbers of images below `total`, those that the phase learns from. The order depends on the
     arguments alone, so that a resumed run goes on in it. Batches differ in size by at most one: a last batch of a
@@ -129,4 +129,4 @@ def epoch_batches(
     generator = torch.Generator().manual_seed(int.from_bytes(drawn[:6], "big"))
     order = torch.randperm(len(images), generator=generator)
     numbers = torch.tensor(images)[order] + (epoch % views) * total
-    yield from numbers.tensor_split(steps_an_epoch(len(images), batch))
+    yield from numbers.tensor_split(steps)

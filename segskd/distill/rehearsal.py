@@ -112,7 +112,7 @@ class _SmallRun:
         filling = self._filling(place)
         module = self._small.module(phase)
         module.start_training()
-        loop = Loop(self._trainer.fabric, self._small, module)
+        loop = Loop(self._small, module)
         training = self._training(loop, self._job.phases[place])
         return filling + training + self._validating(loop, self._job.phases[place])
 

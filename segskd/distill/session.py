@@ -19,7 +19,8 @@ from segskd.data.fetch import Report
 from segskd.data.transforms import RESIZE_FILTER
 from segskd.devices import out_of_memory
 from segskd.distill.flops import image_passes, training_flops
-from segskd.distill.job import Job, prepare
+from segskd.distill.job import Job, prepare, settled
+from segskd.distill.ranks import Ranks, another_ended, gather_ranks
 from segskd.distill.trainer import Trainer
 from segskd.errors import Stopped, UserError
 from segskd.evaluate.cost import cost, latencies
@@ -27,7 +28,7 @@ from segskd.evaluate.metrics import Score
 from segskd.evaluate.predict import Predictor, evaluate
 from segskd.models.build import describe
 from segskd.models.stages import StagedNetwork
-from segskd.runs import Event, Run
+from segskd.runs import Event, Onlooker, Run
 
 Listener = Callable[[Event], None]
 PACKAGES = ("segskd", "torch", "torchvision", "segmentation-models-pytorch", "albumentations", "opencv-python-headless")
@@ -39,12 +40,19 @@ def start(recipe: Recipe, folder: Path, listeners: Sequence[Listener] = (), unti
     Returns the run's result, or {"run", "after"} when it paused at `until`. Raises UserError before anything
     is written when the recipe can't be carried out, Stopped when it was asked to stop.
     """
-    job = prepare(recipe, folder, report=_preparing(listeners))
-    _check_until(job, until)
-    run = Run.create(folder, job.recipe)
-    run.listeners += listeners
-    _write_chosen(job, run)
-    return _work(job, run, until)
+    recipe = settled(recipe)
+    ranks = gather_ranks(recipe)
+    folder = ranks.same(folder)
+
+    def begin() -> tuple[Job, Run]:
+        job = prepare(recipe, folder, report=_preparing(listeners), ranks=ranks)
+        _check_until(job, until)
+        run = Run.create(folder, job.recipe)
+        run.listeners += listeners
+        _write_chosen(job, run)
+        return job, run
+
+    return _work(*ranks.in_turn(begin, lambda: _join(folder, ranks)), until)
 
 
 def resume(run: Run, listeners: Sequence[Listener] = (), until: str | None = None) -> dict[str, Any]:
@@ -52,14 +60,27 @@ def resume(run: Run, listeners: Sequence[Listener] = (), until: str | None = Non
     result = run.read_json("result.json")
     if result is not None:
         return dict(result)
-    if not run.is_alive():
-        shutil.rmtree(run.path / "store", ignore_errors=True)  # what a killed worker left, so that its room counts
     run.listeners += listeners
+    recipe = run.recipe
     with nullcontext() if run.is_alive() else _errors_told(run):
-        job = prepare(run.recipe, run.path, chosen_names(run), _preparing(listeners))
-    _check_until(job, until)
-    _write_chosen(job, run)
-    return _work(job, run, until)
+        ranks = gather_ranks(settled(recipe))
+
+    def go_on() -> tuple[Job, Run]:
+        if not run.is_alive():
+            shutil.rmtree(run.path / "store", ignore_errors=True)  # what a killed worker left, so that its room counts
+        with nullcontext() if run.is_alive() else _errors_told(run):
+            job = prepare(recipe, run.path, chosen_names(run), _preparing(listeners), ranks)
+        _check_until(job, until)
+        _write_chosen(job, run)
+        return job, run
+
+    return _work(*ranks.in_turn(go_on, lambda: _join(run.path, ranks)), until)
+
+
+def _join(folder: Path, ranks: Ranks) -> tuple[Job, Run]:
+    """The job and the run of another process than the first, which has begun it or goes on with it."""
+    run = Onlooker(folder)
+    return prepare(run.recipe, folder, chosen_names(run), ranks=ranks), run
 
 
 def _write_chosen(job: Job, run: Run) -> None:
@@ -93,11 +114,13 @@ def _work(job: Job, run: Run, until: str | None) -> dict[str, Any]:
         trainer = Trainer(job, run)
         if not trainer.train(until):
             return {"run": str(run.path), "after": until}
-        return _finish(job, run, trainer, teacher)
+        return job.ranks.same(_finish(job, run, trainer, teacher))
 
 
 def _finish(job: Job, run: Run, trainer: Trainer, teacher: Score | None) -> dict[str, Any]:
     student = _score(job, run, job.student, "student")
+    if not job.ranks.first:
+        return {}
     result = _result(job, run, trainer, student, teacher)
     run.write_json("result.json", result)
     run.event("done", miou=student.miou, seconds=result["seconds"])
@@ -137,12 +160,12 @@ def _result(job: Job, run: Run, trainer: Trainer, student: Score, teacher: Score
         else None,
         "seconds": seconds,
         "cpu_seconds": round(sum(phase.get("cpu_seconds", 0.0) for phase in phases), 3),
-        "gpu_seconds": seconds if device.type == "cuda" else None,
+        "gpu_seconds": seconds * job.ranks.count if device.type == "cuda" else None,
         "image_passes": image_passes(job),
         "training_flops": training_flops(job),
         "phases": phases,
         "store": {"kind": job.store.kind, "bytes": job.store.bytes},
-        "device": _device_name(job.recipe),
+        "device": _device_name(job),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
 
@@ -151,7 +174,7 @@ def _teacher_score(job: Job, run: Run) -> Score | None:
     """The teacher's score on the validation split: measured once a run, kept in teacher.json."""
     if job.teacher is None:
         return None
-    kept = run.read_json("teacher.json")
+    kept = job.ranks.same(run.read_json("teacher.json"))
     if kept is not None:
         return Score.from_dict(kept)
     score = _score(job, run, job.teacher, "teacher")
@@ -163,13 +186,13 @@ def _score(job: Job, run: Run, network: StagedNetwork, who: str) -> Score:
     """In fp32 on the validation split, as `evaluate` does it."""
 
     def report(done: int, total: int) -> None:
-        if run.stop_requested():
+        if job.ranks.count == 1 and run.stop_requested():  # several stop together, at their next step
             run.event("stopped", phase=f"evaluation of the {who}")
             raise Stopped(f"stopped; 'python -m segskd resume {run.name}' goes on")
         run.tell("evaluating", model=who, done=done, total=total)
 
     predictor = Predictor(network.model, job.card, job.recipe.data.size, job.recipe.device)
-    score = evaluate(predictor, job.subset.val, report=report, batch=job.batch)
+    score = evaluate(predictor, job.ranks.part(job.subset.val), report=report, batch=job.batch, add=job.ranks.add)
     run.event("evaluation", model=who, split="val", **score.as_dict())
     return score
 
@@ -207,13 +230,13 @@ def _tell_store(job: Job, run: Run) -> None:
 
 @contextmanager
 def _errors_told(run: Run) -> Iterator[None]:
-    """Writes what ended the run into its events; memory that runs out becomes a UserError."""
+    """Writes what ended the run into its events; memory or processes that are gone become a UserError."""
     try:
         yield
     except Stopped:
         raise
     except Exception as error:
-        mended = out_of_memory(error) or error
+        mended = out_of_memory(error) or another_ended(error) or error
         with suppress(UserError, OSError):
             run.event("error", message=str(mended), error=type(mended).__name__)
         if mended is error:
@@ -227,8 +250,11 @@ def _check_until(job: Job, until: str | None) -> None:
         raise UserError(f"--until {until}: this run has no such phase; it has {', '.join(names)}")
 
 
-def _device_name(recipe: Recipe) -> str:
+def _device_name(job: Job) -> str:
+    recipe = job.recipe
     if recipe.device == "cuda":
-        return f"{torch.cuda.get_device_name()} ({recipe.precision})"
+        many = f"{job.ranks.count} × " if job.ranks.count > 1 else ""
+        return f"{many}{torch.cuda.get_device_name()} ({recipe.precision})"
     threads = "1 thread" if recipe.threads == 1 else f"{recipe.threads} threads"
-    return f"{platform.machine()} {recipe.device}, {threads} ({recipe.precision})"
+    each = f"{job.ranks.count} processes of {threads}" if job.ranks.count > 1 else threads
+    return f"{platform.machine()} {recipe.device}, {each} ({recipe.precision})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Iterator
@@ -10,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from segskd.distill.graft import Grafter
@@ -23,8 +21,6 @@ from segskd.models.build import SNAPSHOTS, digest, save
 from segskd.models.stages import freeze
 from segskd.runs import Run
 
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it would tell of its precision each time
-FABRIC_PRECISION: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 STEP_EVENT_SECONDS = 0.5
 VALIDATIONS = 10
 FORMAT = 1
@@ -67,7 +63,7 @@ class Trainer:
         self.progress = Progress()
         recipe = job.recipe
         torch.set_num_threads(recipe.threads or torch.get_num_threads())
-        self.fabric = Fabric(accelerator=recipe.device, devices=1, precision=FABRIC_PRECISION[recipe.precision])
+        self.ranks = job.ranks
         self.grafter = Grafter(job, run)
         self._stores = Stores(job, run)
         self._teacher_digest = digest(job.teacher.model) if job.teacher else ""
@@ -104,7 +100,7 @@ class Trainer:
         self._stores.advance(self.progress.phase, self._tell_store)
         module = self.job.module(phase)
         module.start_training()
-        loop = Loop(self.fabric, self.job, module)
+        loop = Loop(self.job, module)
         loop.restore(self._inside)
         for epoch in range(self.progress.epoch, phase.epochs):
             self._train_epoch(loop, epoch, clock)
@@ -121,21 +117,23 @@ class Trainer:
             self._tell_step(loop, epoch)
             self._save_if_due(loop)
         loss = progress.loss_sum / loop.steps
+        self.ranks.average(loop.module.stages)
         if epoch + 1 in phase.snapshots:
             self._keep_snapshot(phase.snapshots.index(epoch + 1) + 1)
         figures = self._validate(loop, epoch)
         self.run.event("epoch", phase=phase.name, epoch=epoch + 1, epochs=phase.epochs, loss=loss, **figures)
         progress.epoch, progress.step, progress.loss_sum, progress.loss = epoch + 1, 0, 0.0, loss
-        if self.run.stop_requested(epoch_over=True):
+        if self.ranks.same(self.run.stop_requested(epoch_over=True)):
             self._stop(loop)
 
     def _batches(self, phase: Phase, epoch: int) -> Iterator[Tensor]:
         job, samples = self.job, self._stores.train.samples
-        images = job.images_of(phase)
-        return epoch_batches(job.recipe.seed, phase.name, epoch, images, samples.images, samples.views, job.batch)
+        images, steps = job.own_images_of(phase), job.steps_an_epoch(phase)
+        return epoch_batches(job.recipe.seed, phase.name, epoch, images, samples.images, samples.views, steps)
 
     def _keep_snapshot(self, number: int) -> None:
-        save(self.job.student.model, self.run.model_folder / SNAPSHOTS / str(number))
+        if self.ranks.first:
+            save(self.job.student.model, self.run.model_folder / SNAPSHOTS / str(number))
 
     def _validate(self, loop: Loop, epoch: int) -> dict[str, float]:
         """Figures of an epoch: what `select best` goes by, and now and then the mIoU of a network trained whole."""
@@ -161,18 +159,22 @@ class Trainer:
         freeze([self.job.student.model])
         with torch.no_grad():
             losses = [float(loop.wrapped(batch)["loss"]) * len(batch) for batch in store.batches()]
-        return sum(losses) / len(store.samples)
+        loss, images = self.ranks.total(sum(losses), len(store.samples))
+        return loss / images
 
     def _finish_phase(self, phase: Phase, loop: Loop, clock: _Clock) -> None:
         if self._best_weights:
             loop.load_weights(self._best_weights)
         freeze([self.job.student.model])
-        save(self.job.student.model, self.run.model_folder)
+        if self.ranks.first:
+            save(self.job.student.model, self.run.model_folder)
         score = self.grafter.score(phase, self._stores.val)
-        seconds, cpu_seconds = (round(taken, 3) for taken in clock.read())
-        figures = {"phase": phase.name, "loss": self.progress.loss, "seconds": seconds, "cpu_seconds": cpu_seconds}
+        seconds, cpu_seconds = clock.read()
+        cpu_seconds, store_bytes = self.ranks.total(cpu_seconds, self._stores.bytes)
+        times = {"seconds": round(seconds, 3), "cpu_seconds": round(cpu_seconds, 3)}
+        figures = {"phase": phase.name, "loss": self.progress.loss, **times}
         self.run.event("graft", phase=phase.name, miou=score.miou, pixel_accuracy=score.pixel_accuracy)
-        self.run.event("phase_end", **figures, graft_miou=score.miou, store_bytes=self._stores.bytes)
+        self.run.event("phase_end", **figures, graft_miou=score.miou, store_bytes=int(store_bytes))
         done = [*self.progress.phases, {**figures, "graft_miou": score.miou, "best_epoch": self.progress.best_epoch}]
         self.progress = Progress(phase=self.progress.phase + 1, phases=done)
         self._inside, self._best_weights = {}, {}
@@ -182,6 +184,10 @@ class Trainer:
 
     def save(self, loop: Loop | None = None) -> None:
         """Everything to go on from, in one file, whole or not at all."""
+        if loop:
+            self.ranks.average(loop.module.stages)
+        if not self.ranks.first:
+            return
         self.run.save_state(
             {
                 "format": FORMAT,
@@ -219,8 +225,9 @@ class Trainer:
         return names[min(self.progress.phase, len(names) - 1)]
 
     def _save_if_due(self, loop: Loop) -> None:
-        stop = self.run.stop_requested()
-        if stop or time.monotonic() - self._saved_at >= self.job.recipe.checkpoint_seconds:
+        due = time.monotonic() - self._saved_at >= self.job.recipe.checkpoint_seconds
+        stop, due = self.ranks.same((self.run.stop_requested(), due))
+        if stop or due:
             self.save(loop)
         if stop:
             self._tell_stopped(loop)
@@ -233,7 +240,7 @@ class Trainer:
         epoch = self.progress.epoch + (self.progress.step > 0)
         self.run.event("stopped", phase=loop.phase.name, epoch=epoch)
         where = f"{loop.phase.name}, epoch {epoch}"
-        raise Stopped(f"stopped in {where}; 'python -m segskd resume {self.run.name}' goes on")
+        raise self.ranks.refuse(Stopped(f"stopped in {where}; 'python -m segskd resume {self.run.name}' goes on"))
 
     # -- telling ------------------------------------------------------------------------------------
 
@@ -251,7 +258,7 @@ class Trainer:
 
     def _tell_store(self, done: int, total: int) -> None:
         self.run.tell("filling", done=done, total=total)
-        if self.run.stop_requested():
+        if self.ranks.count == 1 and self.run.stop_requested():  # several stop together, at their next step
             self.run.event("stopped", phase=self._phase_name(), epoch=self.progress.epoch + 1)
             raise Stopped(f"stopped; 'python -m segskd resume {self.run.name}' goes on")
 

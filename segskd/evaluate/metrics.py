@@ -6,6 +6,7 @@ images, and images without some class, weigh as their pixels do (unlike a mean o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,9 +66,11 @@ class ConfusionMatrix:
         counts: Tensor = self._metric.confmat
         return counts.cpu().long()
 
-    def score(self) -> Score:
-        """The figures so far."""
-        return score(self.counts, self.card, self.images)
+    def score(self, add: Callable[[Tensor], Tensor] | None = None) -> Score:
+        """The figures so far; `add` sums a tensor over the processes that share the images."""
+        if add is None:
+            return score(self.counts, self.card, self.images)
+        return score(add(self.counts), self.card, int(add(torch.tensor([self.images]))))
 
 
 def score(counts: Tensor, card: Card, images: int) -> Score:

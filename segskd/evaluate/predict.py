@@ -72,11 +72,12 @@ def evaluate(
     native: bool = False,
     report: Report | None = None,
     batch: int = 8,
+    add: Callable[[Tensor], Tensor] | None = None,
 ) -> Score:
     """Scores a network on pairs.
 
     Against masks resized to the predictor's size by nearest neighbour; `native` scales the logits up to
-    each mask's own size instead.
+    each mask's own size instead. `add` sums a tensor over processes that have other pairs.
     """
     matrix = ConfusionMatrix(predictor.card, predictor.device)
     for part, logits, masks in predict_pairs(predictor, pairs, batch):
@@ -86,7 +87,7 @@ def evaluate(
             matrix.update(logits.argmax(1), masks)
         if report:
             report(matrix.images, len(pairs))
-    return matrix.score()
+    return matrix.score(add)
 
 
 def _add_native(matrix: ConfusionMatrix, pairs: Sequence[Pair], logits: Tensor) -> None:

@@ -8,7 +8,7 @@ from segskd.distill.module import epoch_batches, steps_an_epoch
 
 
 def batches(epoch: int, seed: int = 0, images: int = 36, views: int = 4, batch: int = 8) -> list[torch.Tensor]:
-    return list(epoch_batches(seed, "encoder.0", epoch, range(images), images, views, batch))
+    return list(epoch_batches(seed, "encoder.0", epoch, range(images), images, views, steps_an_epoch(images, batch)))
 
 
 def test_an_epoch_sees_every_image_once_in_one_view() -> None:

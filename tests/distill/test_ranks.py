@@ -1,0 +1,202 @@
+"""Several processes on one run: the same figures as one process that normalises each part of a batch by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import psutil
+import pytest
+import torch
+from torch import Tensor
+
+from segskd.config import Recipe, dump_recipe
+from segskd.distill.job import Job, prepare
+from segskd.distill.module import PhaseModule, epoch_batches
+from segskd.distill.ranks import Ranks
+from segskd.errors import UserError
+from segskd.evaluate.predict import Predictor, evaluate
+from segskd.models.build import load
+from segskd.models.stages import freeze
+from segskd.runs import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 120.0
+
+
+def command(*words: object) -> subprocess.Popen[str]:
+    """A module of Python with threads that leave each other room."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error."""
+    out, err = process.communicate(timeout=PATIENCE)
+    return process.returncode, out, err
+
+
+class Halves:
+    """A phase trained by one process as two would: each half of a batch with running statistics of its own."""
+
+    def __init__(self, job: Job, module: PhaseModule) -> None:
+        self.job, self.module = job, module
+        self.store = job.feature_store(job.subset.train, job.recipe.data.views or 1, Path())
+        self.statistics: list[dict[str, Tensor]] = [self._buffers(), self._buffers()]
+
+    def train(self, place: int) -> list[float]:
+        """The losses of the phase's epochs."""
+        job, module, phase = self.job, self.module, self.job.phases[place]
+        freeze([job.student.model])
+        self.store.advance(job.holdings.train[place])
+        module.start_training()
+        rate = job.recipe.optimisation.lr or 0.0
+        optimiser = torch.optim.Adam(module.trained_parameters(), lr=rate)
+        steps = job.steps_an_epoch(phase)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=rate, total_steps=phase.epochs * steps)
+        losses = []
+        for epoch in range(phase.epochs):
+            total = 0.0
+            for halves in zip(*(self._batches(place, epoch, half) for half in (0, 1)), strict=True):
+                images = sum(len(numbers) for numbers in halves)
+                optimiser.zero_grad()
+                for half, numbers in enumerate(halves):
+                    loss = self._loss(half, numbers) * len(numbers) / images
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    total += float(loss.detach())
+                optimiser.step()
+                schedule.step()
+            losses.append(total / steps)
+        for name, buffer in module.named_buffers():
+            if buffer.is_floating_point():
+                buffer.copy_((self.statistics[0][name] + self.statistics[1][name]) / 2)
+        return losses
+
+    def _batches(self, place: int, epoch: int, half: int) -> list[Tensor]:
+        """Sample numbers of a half, whose images are every second one."""
+        job, phase = self.job, self.job.phases[place]
+        own = list(range(half, len(job.subset.train), 2))
+        views, steps = job.recipe.data.views or 1, job.steps_an_epoch(phase)
+        made = epoch_batches(job.recipe.seed, phase.name, epoch, range(len(own)), len(own), views, steps)
+        whole = len(job.subset.train)
+        return [torch.tensor([n // len(own) * whole + own[n % len(own)] for n in part.tolist()]) for part in made]
+
+    def _loss(self, half: int, numbers: Tensor) -> Tensor:
+        for name, buffer in self.module.named_buffers():
+            buffer.copy_(self.statistics[half][name])
+        loss: Tensor = self.module(self.store.batch(numbers))["loss"]
+        self.statistics[half] = self._buffers()
+        return loss
+
+    def _buffers(self) -> dict[str, Tensor]:
+        return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+
+
+@pytest.fixture
+def asked(recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
+    def make(**changes: Any) -> Recipe:
+        # Few and small steps: Adam makes much of gradients that are nothing but rounding.
+        part = {"epochs": 2, "batch": 5, "lr": 1e-4}
+        return recipe(**{"subset": {"count": 11}, "optimisation": part, "threads": 1, **changes})
+
+    return make
+
+
+def began(made: Recipe, folder: Path) -> Path:
+    path = folder / "asked.yaml"
+    path.write_text(dump_recipe(made))
+    return path
+
+
+def workers(process: subprocess.Popen[str], run: Run) -> list[psutil.Process]:
+    """The processes below `process` that work on the run, the first among them."""
+    below = psutil.Process(process.pid).children(recursive=True)
+    return [one for one in below if str(run.path) in one.cmdline() and "torch.distributed.run" not in one.cmdline()]
+
+
+def test_two_processes_of_which_one_is_killed_train_what_one_would_on_halves(
+    asked: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    made, run = asked(checkpoint_seconds=0.0), Run(tmp_path / "run")
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "--")
+    process = command(*torchrun, "segskd", "distill", "--recipe", began(made, tmp_path), "--run", run.path)
+    deadline = time.monotonic() + PATIENCE
+    while not any(event["kind"] == "epoch" and event["phase"] == "encoder.2" for event in run.events()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    workers(process, run)[-1].kill()
+    status, out, err = ended(process)
+    assert (status != 0, out, run.status()) == (True, "", "failed")
+    assert "another of the run's processes ended" in err
+    assert (run.recipe.devices, run.recipe.nodes) == (2, 1)
+
+    status, out, err = ended(command("segskd", "resume", run.path, "--json"))
+    assert status == 0, err
+    (line,) = out.splitlines()  # the other process says nothing
+    result = json.loads(line)
+    job = prepare(made, tmp_path / "other")
+    told = {(event["phase"], event["epoch"]): event["loss"] for event in run.events() if event["kind"] == "epoch"}
+    for place, phase in enumerate(job.phases):
+        losses = Halves(job, job.module(phase)).train(place)
+        assert [told[phase.name, epoch] for epoch in (1, 2)] == pytest.approx(losses, rel=1e-4, abs=1e-5), phase.name
+    theirs = load(run.model_folder).state_dict()
+    for name, value in job.student.model.state_dict().items():
+        torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
+    assert (result["student"]["images"], result["image_passes"]) == (4, 11 * 2 * 11)
+    job.student.model.eval()
+    score = evaluate(Predictor(job.student.model, job.card, job.recipe.data.size), job.subset.val)
+    assert result["miou"] == pytest.approx(score.miou, abs=1e-3)
+    assert sorted(path.name for path in (run.path / "previews" / "head").iterdir()) == [
+        f"b{n:02}.png" for n in range(4)
+    ]
+    assert not (run.path / "store").exists()
+
+
+def test_what_ends_the_first_process_ends_the_others_without_a_word(
+    asked: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    made = asked(teacher=str(tmp_path / "nothing"))
+    words = ("--recipe", began(made, tmp_path), "--run", tmp_path / "run", "--devices", 2)
+    status, out, err = ended(command("segskd", "distill", *words))
+    assert (status, out) == (2, "")
+    assert len([line for line in err.splitlines() if line.startswith("segskd: ")]) == 1, err
+
+
+def test_too_few_images_for_so_many_processes(asked: Callable[..., Recipe], tmp_path: Path) -> None:
+    ranks = SimpleNamespace(count=3, number=0)
+    with pytest.raises(UserError, match=r"3 processes need a --batch of 6 at least .* these are 5 and 11: take fewer"):
+        prepare(asked(), tmp_path, ranks=cast(Any, ranks))
+
+
+def test_a_part_is_every_so_manyth_image(asked: Callable[..., Recipe], tmp_path: Path) -> None:
+    """The labelled images come first, so that each part has as many of them as the others, give or take one."""
+    made = asked(subset={"labels": 0.5})
+    jobs = [prepare(made, tmp_path, ranks=_part(number)) for number in (0, 1)]
+    whole = [image.name for image in jobs[0].subset.train]
+    parts = [[image.name for image in job.ranks.part(job.subset.train)] for job in jobs]
+    assert parts == [whole[::2], whole[1::2]]
+    head = jobs[0].phases[-1]
+    own = [[parts[number][place] for place in job.own_images_of(head)] for number, job in enumerate(jobs)]
+    assert sorted(own[0] + own[1]) == sorted(whole[:6])
+    assert [len(names) for names in own] == [3, 3]
+
+
+def _part(number: int) -> Ranks:
+    ranks = object.__new__(Ranks)
+    ranks.number, ranks.count = number, 2
+    return ranks
