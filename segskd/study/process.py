@@ -25,8 +25,11 @@ PATIENCE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 class CellProcess:
     """A cell that is worked on in a process of its own, which the terminal's Ctrl-C does not reach."""
 
-    def __init__(self, run: Run, recipe: Recipe, threads: int | None) -> None:
-        """Starts it; `threads` is its share of the cores when others run beside it, None when it is alone."""
+    def __init__(self, run: Run, recipe: Recipe, threads: int | None, gpu: str | None = None) -> None:
+        """Starts it; `threads` is its share of the cores when others run beside it, None when it is alone.
+
+        `gpu` is the one that it is to use, as CUDA_VISIBLE_DEVICES names it, None where it has no choice.
+        """
         self.run = run
         self.started = time.monotonic()
         self._recipe = run.path.with_name(f".{run.name}.yaml")
@@ -37,6 +40,7 @@ class CellProcess:
         begun = (run.path / "recipe.yaml").is_file()
         words = ["resume", str(run.path)] if begun else ["distill", "--recipe", str(self._recipe), "--run"]
         shared = {**PATIENCE, "OMP_NUM_THREADS": str(threads)} if threads else {}
+        shared |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {}
         with writing(run.path), open(run.path / LOG, "ab") as log:
             self._before = log.tell()
             self._process = subprocess.Popen(

@@ -13,6 +13,7 @@ from segskd.data.cards import data_folder, load_card
 from segskd.data.dataset import list_pairs
 from segskd.data.fetch import Report, fetch
 from segskd.data.subset import subset_size
+from segskd.devices import visible_gpus
 from segskd.distill.flops import epochs_within
 from segskd.distill.methods import METHODS
 from segskd.errors import Stopped, UserError
@@ -64,6 +65,8 @@ class _Runner:
         self._progress.images, self._progress.working = images, []
         self._waiting = [cell for cell in self._cells if not self._has_result(cell)]
         self._working: dict[Cell, CellProcess | AdoptedCell] = {}
+        self._gpus = visible_gpus() if jobs > 1 and study.recipe.get("device", "auto") in ("auto", "cuda") else []
+        self._on_gpu: dict[Cell, str] = {}
         self._durations = Durations()
 
     def work(self) -> None:
@@ -98,8 +101,16 @@ class _Runner:
             self._tell(cell, f"{begins}: {images} images, {epochs} epoch{'s' * (epochs > 1)} a stage")
             self._progress.failed.pop(cell.name, None)
             recipe = self._study.recipe_of(cell, epochs, self._threads)
-            self._working[cell] = CellProcess(run, recipe, self._threads)
+            self._working[cell] = CellProcess(run, recipe, self._threads, self._free_gpu(cell))
         self._write_progress()
+
+    def _free_gpu(self, cell: Cell) -> str | None:
+        """The GPU on which the fewest cells are worked on; None where there is no choice."""
+        if len(self._gpus) < 2:
+            return None
+        taken = [self._on_gpu[other] for other in self._working if other in self._on_gpu]
+        self._on_gpu[cell] = min(self._gpus, key=taken.count)
+        return self._on_gpu[cell]
 
     def _epochs(self, cell: Cell, images: int) -> int:
         """Epochs a stage, within the study's budget."""

@@ -8,7 +8,7 @@ from typing import Any
 
 # Takes the words of `python -m segskd distill` and `resume`; control.json beside it says what comes of each cell.
 STAND_IN = """
-import json, pathlib, shutil, signal, sys, time
+import json, os, pathlib, shutil, signal, sys, time
 here = pathlib.Path(__file__).parent
 run = pathlib.Path(sys.argv[-1])
 with open(here / "started.txt", "a") as started:
@@ -24,6 +24,7 @@ if run.name in control["fail"]:
 if run.name in control["kill"]:
     signal.raise_signal(signal.SIGKILL)
 (run / "events.jsonl").touch()
+(run / "gpu.txt").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "any"))
 deadline = time.monotonic() + 20
 while run.name in control["block"]:
     time.sleep(0.02)

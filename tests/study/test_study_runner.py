@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from stand_in import StandIn
 
 from segskd.errors import Stopped, UserError
@@ -283,3 +284,30 @@ def test_a_damaged_result_is_made_anew(
     assert stand_in.started()[4:] == [f"resume {FIRST}"]
     assert read["done"] == 4
     assert f"[1/4] {FIRST}: its result is damaged and is made anew" in told
+
+
+def test_cells_side_by_side_share_out_the_gpus(
+    study: Callable[..., Study],
+    stand_in: StandIn,
+    tmp_path: Path,
+    told: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = study()
+    recipe = {**made.recipe, "device": "auto"}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(runner, "visible_gpus", lambda: ["4", "7"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def gpus(folder: str, jobs: int, **changes: Any) -> list[str]:
+        carry_out(study(recipe=recipe, **changes), tmp_path / folder, told.append, jobs)
+        return [(tmp_path / folder / name / "gpu.txt").read_text() for name in (FIRST, SECOND, THIRD, FOURTH)]
+
+    stand_in.plan()
+    assert sorted(gpus("two", 2)[:2]) == ["4", "7"]
+    assert gpus("one", 1) == ["any"] * 4
+    recipe["device"] = "cpu"
+    assert gpus("cpu", 2) == ["any"] * 4
+    recipe["device"] = "auto"
+    monkeypatch.setattr(runner, "visible_gpus", lambda: ["0"])
+    assert gpus("single", 2) == ["any"] * 4
