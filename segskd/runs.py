@@ -275,7 +275,9 @@ class Onlooker(Run):
         """Nothing."""
 
     def event(self, kind: str, /, **figures: Any) -> None:
-        """Nothing."""
+        """Nothing but what ended this process."""
+        if kind == "error":
+            super().event(kind, **figures)
 
     def tell(self, kind: str, /, **figures: Any) -> None:
         """Nothing."""

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from segskd.cli.flags import Device, Json
 from segskd.cli.output import bar, listeners, show, stage_bars
-from segskd.errors import UserError
+from segskd.errors import Echoed, UserError
 from segskd.export.formats import FormatName
 
 if TYPE_CHECKING:
@@ -208,11 +208,15 @@ def _hub(repository: str) -> Hub:
 def _pruned(run: Run, ratio: float, epochs: int | None) -> Run:
     """The run that prunes and repairs its student, trained now where there is none."""
     from segskd.distill.pruning import plan_pruned
+    from segskd.distill.ranks import is_first
     from segskd.distill.session import pruned
 
     recipe, folder = plan_pruned(run, ratio, epochs)
     with listeners(folder) as hearing:
-        return pruned(recipe, folder, hearing)
+        made = pruned(recipe, folder, hearing)
+    if not is_first():
+        raise Echoed
+    return made
 
 
 COMMANDS = (evaluate, predict, compare, export)

@@ -131,18 +131,30 @@ def _branch(begin: dict[str, str], epochs: int | None) -> dict[str, Any]:
     return branch_recipe(find_run(begin["run"]), begin["stage"], epochs).model_dump(mode="json")
 
 
-def resume(run: Positional[str], until: str | None = None, json: Json = False) -> None:
-    """Go on with a run that was stopped, paused or killed."""
+def resume(
+    run: Positional[str],
+    until: str | None = None,
+    devices: int | None = None,
+    nodes: int | None = None,
+    json: Json = False,
+) -> None:
+    """Go on with a run that was stopped, paused or killed.
+
+    Args:
+        run: Name below checkpoints/, or a path.
+        until: Stop after this stage; `resume` goes on.
+        devices: Processes on each machine (as the run began).
+        nodes: Machines (as the run began).
+    """
     from segskd.distill.ranks import is_first
     from segskd.distill.session import resume as resume_run
     from segskd.runs import find_run
 
     found = find_run(run)
-    finished = found.read_json("result.json") is not None
-    if finished:
+    if found.read_json("result.json") is not None and is_first():
         ERR.print(f"run {found.name} is finished", highlight=False)
     with listeners(found.path) as hearing:
-        result = resume_run(found, hearing, until)
+        result = resume_run(found, hearing, until, devices, nodes)
     if is_first():
         print_result(result, json)
 

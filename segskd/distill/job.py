@@ -80,6 +80,11 @@ class Job:
     def batch(self) -> int:
         return min(self.recipe.optimisation.batch, len(self.subset.train))
 
+    @property
+    def chunk(self) -> int:
+        """Images that this process holds at once: its part of a batch."""
+        return -(-self.batch // self.ranks.count)
+
     def compared(self, phase: Phase) -> set[str]:
         """Stages that the method has compared with the teacher's by the end of the phase, an earlier run's included."""
         return compared_by(phase, self.planned)
@@ -94,8 +99,10 @@ class Job:
         return [place // ranks.count for place in self.images_of(phase) if place % ranks.count == ranks.number]
 
     def steps_an_epoch(self, phase: Phase) -> int:
-        """Steps of the optimiser in an epoch of a phase."""
-        return steps_an_epoch(len(self.images_of(phase)), self.batch)
+        """Steps of the optimiser in an epoch of a phase; of several processes each has at least two images in each."""
+        images, count = len(self.images_of(phase)), self.ranks.count
+        steps = steps_an_epoch(images, self.batch)
+        return steps if count == 1 else min(steps, images // count // 2)
 
     def steps(self, phase: Phase) -> int:
         """Steps of the optimiser in a phase."""
@@ -117,7 +124,7 @@ class Job:
 
     def networks(self) -> Networks:
         """The networks as stores use them."""
-        device, dtype = torch.device(self.recipe.device), DTYPES[self.recipe.precision]
+        device, dtype = self.ranks.fabric.device, DTYPES[self.recipe.precision]
         mixed = dtype != torch.float32
         return Networks(
             self.by_owner,
@@ -131,7 +138,7 @@ class Job:
         """A store of `views` views of the pairs."""
         make_view = ViewMaker(self.card, self.recipe.data.size, self.recipe.seed)
         return FeatureStore(
-            Samples(pairs, views, make_view, self.card), self.networks(), self.store.kind, folder, self.batch
+            Samples(pairs, views, make_view, self.card), self.networks(), self.store.kind, folder, self.chunk
         )
 
 
@@ -183,7 +190,7 @@ def prepare(
     if store.kind == "recompute":
         holdings = plan_holdings(recipe, by_owner, phases, planned, ahead=False)
     shadow = Shadow(by_owner, adapters, critics, card, size)
-    _check_memory(recipe, subset, shadow, phases, store)
+    _check_memory(recipe, subset, shadow, phases, store, ranks.count)
     part = recipe.optimisation
     epochs, rate = part.epochs or default_epochs(len(subset.train)), part.lr or default_lr(recipe)
     place = recipe.teacher and model_folder(recipe.teacher)
@@ -224,8 +231,9 @@ def settled(recipe: Recipe) -> Recipe:
     """The device, precision, processes and threads that "auto" stands for on this machine."""
     device = choose_device(recipe.device)
     precision = choose_precision(recipe.precision, device)
-    devices, nodes = started_by_others() or (recipe.devices, recipe.nodes)
-    threads = recipe.threads or max(1, torch.get_num_threads() // devices)
+    outside = started_by_others()  # then the threads are this process's own already
+    devices, nodes = outside or (recipe.devices, recipe.nodes)
+    threads = recipe.threads or max(1, torch.get_num_threads() // (1 if outside else devices))
     machine: dict[str, object] = {
         "device": device,
         "precision": precision,
@@ -308,9 +316,11 @@ def _views(recipe: Recipe, by_owner: dict[str, StagedNetwork], sizes: Sizes, sub
     return choose_views(sizes, plan_holdings(recipe, by_owner, reference, reference).to_be(subset), available)
 
 
-def _check_memory(recipe: Recipe, subset: Subset, shadow: Shadow, phases: Sequence[Phase], store: Choice) -> None:
+def _check_memory(
+    recipe: Recipe, subset: Subset, shadow: Shadow, phases: Sequence[Phase], store: Choice, processes: int
+) -> None:
     device = torch.device(recipe.device)
-    batch = min(recipe.optimisation.batch, len(subset.train))
+    batch = -(-min(recipe.optimisation.batch, len(subset.train)) // processes)
     in_memory = store.bytes if store.kind == "memory" else 0
     if in_memory > (free := free_memory()):
         raise NoRoom(

@@ -31,6 +31,7 @@ class Loop:
         self.loss = math.nan
         part = job.recipe.optimisation
         self._ranks = job.ranks
+        self._ignored = job.card.ignore_index
         rate = part.lr or default_lr(job.recipe)
         self._optimiser = torch.optim.Adam(module.trained_parameters(), lr=rate, weight_decay=part.weight_decay)
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -47,15 +48,18 @@ class Loop:
     def step(self, store: FeatureStore, numbers: Tensor) -> float:
         """One step of the optimiser; the student's loss, over all processes. Raises UserError when that is no number.
 
-        Processes with more images in the step weigh as much more.
+        Processes with more images in the step, or more labelled pixels, weigh as much more.
         """
-        ranks, images = self._ranks, len(numbers)
-        found = self.wrapped(store.batch(numbers))
-        loss = found["loss"] + found["duel"]
-        self.loss, share = float(found["loss"].detach()), 1.0
+        ranks, images, share = self._ranks, len(numbers), 1.0
+        batch = store.batch(numbers)
         if ranks.count > 1:
-            summed, all_images = ranks.total(self.loss * images, images)
-            self.loss, share = summed / all_images, images * ranks.count / all_images
+            labelled = int((batch.mask != self._ignored).sum()) if self.phase.labels else 0
+            all_images, all_labelled = ranks.total(images, labelled)
+            share = images * ranks.count / all_images
+            batch.counted = all_labelled * images / all_images
+        found = self.wrapped(batch)
+        loss = found["loss"] + found["duel"]
+        self.loss = ranks.total(float(found["loss"].detach()) * share)[0] / ranks.count
         if not math.isfinite(self.loss):
             message = f"the loss of {self.phase.name} became {self.loss}: use a smaller --lr, or --precision 32"
             raise ranks.refuse(UserError(message))

@@ -19,14 +19,14 @@ def tap_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(student.float(), teacher.float())
 
 
-def label_loss(logits: Tensor, mask: Tensor, ignore_index: int) -> Tensor:
+def label_loss(logits: Tensor, mask: Tensor, ignore_index: int, counted: float | None = None) -> Tensor:
     """Mean cross-entropy over pixels that count; 0 when none does.
 
-    `logits` (N, C, h, w), `mask` integer (N, h, w).
+    `logits` (N, C, h, w), `mask` integer (N, h, w). With `counted` its sum is divided by that, whatever the mask says.
     """
     target = mask.long()
     total = F.cross_entropy(logits.float(), target, ignore_index=ignore_index, reduction="sum")
-    return total / (target != ignore_index).sum().clamp(min=1)
+    return total / ((target != ignore_index).sum().clamp(min=1) if counted is None else counted or 1.0)
 
 
 def _exactly(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:

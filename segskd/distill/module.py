@@ -45,6 +45,10 @@ class PhaseModule(nn.Module):
         self.stages = nn.ModuleList(student.stages[name] for name in running)
         self.adapters = nn.ModuleList(adapters.of(_adapted(phase)))
         self.critics = critics or nn.ModuleDict()
+        # The state of them all is kept, but those of other stages get no gradients, which DDP would wait for.
+        used = {id(parameter) for parameter in self.adapters.parameters()}
+        idle = [name for name, one in self.named_parameters() if name.startswith("_adapters.") and id(one) not in used]
+        self._ddp_params_and_buffers_to_ignore = idle
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """ "loss", "duel", and the parts of the first by comparison or "labels": scalars in fp32.
@@ -64,7 +68,7 @@ class PhaseModule(nn.Module):
                 deceived, told = self._critic(comparison).losses(ours[0].float(), theirs[0].float())
                 duels += [comparison.critic * deceived, told]
         if self.phase.labels:
-            parts[LABELS] = label_loss(taps[HEAD], batch.mask, self._card.ignore_index)
+            parts[LABELS] = label_loss(taps[HEAD], batch.mask, self._card.ignore_index, batch.counted)
             sums.append(self.phase.labels * parts[LABELS])
         loss = torch.stack(sums).sum()
         return {"loss": loss, "duel": torch.stack(duels).sum() if duels else torch.zeros_like(loss), **parts}

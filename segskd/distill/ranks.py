@@ -5,21 +5,27 @@ They are started by the recipe's `devices` and `nodes`, by torchrun or by SLURM;
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from segskd.config import Recipe
 from segskd.errors import Echoed, UserError
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it would tell of its precision each time
 FABRIC_PRECISION: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+PATIENCE = timedelta(hours=6)
+"""How long processes wait for one another: the first may ask the teacher about many images."""
 Thing = TypeVar("Thing")
 
 
@@ -62,7 +68,8 @@ class Ranks:
         """Gives running statistics their mean over the processes, each of which saw its own images."""
         if self.count == 1:
             return
-        buffers = [buffer for module in modules for buffer in module.buffers() if buffer.is_floating_point()]
+        moved = [module for module in modules if module.training]
+        buffers = [buffer for module in moved for buffer in module.buffers() if buffer.is_floating_point()]
         if buffers:
             means = self.add(torch.cat([buffer.flatten() for buffer in buffers])) / self.count
             for buffer, mean in zip(buffers, torch.split(means, [buffer.numel() for buffer in buffers]), strict=True):
@@ -76,14 +83,14 @@ class Ranks:
         torch.distributed.all_gather_object(gathered, thing)
         return gathered
 
-    def in_turn(self, first: Callable[[], Thing], others: Callable[[], Thing]) -> Thing:
-        """What `first` gives the first process, and then what `others` gives the others; its error ends them all."""
+    def attempt(self, work: Callable[[], Thing]) -> Thing:
+        """What `work` gives the first process, who alone does it; its error ends all of them."""
         if not self.first:
             if self.same(False):
                 raise Echoed
-            return others()
+            return cast(Thing, None)
         try:
-            made = first()
+            made = work()
         except BaseException:
             self.same(True)
             raise
@@ -101,35 +108,60 @@ def alone(recipe: Recipe) -> Ranks:
 
 
 def gather_ranks(recipe: Recipe) -> Ranks:
-    """Starts the other processes where nobody else has; device and precision must be settled.
+    """Starts the other processes where nobody else has; device, precision and their number must be settled.
 
     Only once in a process, which starts its own command again for each of the others. Raises UserError when there
-    are fewer devices.
+    are fewer devices, or the other machines can't be found.
     """
-    devices, nodes = started_by_others() or (recipe.devices, recipe.nodes)
-    if devices * nodes == 1:
+    if recipe.devices * recipe.nodes == 1:
         return alone(recipe)
-    if recipe.device == "mps":
-        raise UserError(f"--devices {devices}: this machine has one GPU; leave --devices out")
-    if recipe.device == "cuda" and (there := torch.cuda.device_count()) < devices:
-        raise UserError(f"--devices {devices}: this machine has {there}; take fewer")
-    # BatchNorm's statistics are each process's own; Ranks.average brings them together.
-    strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
-    fabric = Fabric(
-        accelerator=recipe.device,
-        devices=devices,
-        num_nodes=nodes,
-        strategy=strategy,
-        precision=FABRIC_PRECISION[recipe.precision],
-    )
-    fabric.launch()
+    _check_devices(recipe)
+    own = None if started_by_others() else LightningEnvironment()
+    try:
+        fabric = Fabric(
+            accelerator=recipe.device,
+            devices=recipe.devices,
+            num_nodes=recipe.nodes,
+            strategy=_data_parallel(),
+            precision=FABRIC_PRECISION[recipe.precision],
+            plugins=own,
+        )
+        fabric.launch()
+    except (ValueError, RuntimeError) as error:
+        why = str(error).strip().partition("\n")[0]
+        raise UserError(f"{recipe.devices * recipe.nodes} processes can't be brought together: {why}") from error
     return Ranks(fabric)
+
+
+def _data_parallel() -> DDPStrategy:
+    # BatchNorm's statistics are each process's own; Ranks.average brings them together.
+    new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    apart: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+    return DDPStrategy(timeout=PATIENCE, gradient_as_bucket_view=True, **apart)
+
+
+def _check_devices(recipe: Recipe) -> None:
+    """Raises UserError for devices that this machine has not got, and for machines that nobody has named."""
+    devices = recipe.devices
+    if recipe.device == "mps":
+        raise UserError(f"--devices {devices}: this machine has one GPU; take --devices 1")
+    if recipe.device == "cuda" and (there := torch.cuda.device_count()) < devices:
+        raise UserError(f"--devices {devices}: this process sees {there} of them; take fewer")
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
+    if recipe.nodes > 1 and missing and not started_by_others():
+        raise UserError(
+            f"--nodes {recipe.nodes}: {', '.join(missing)} must say where the others are; start with torchrun or srun "
+            "on every machine, or take --nodes 1"
+        )
 
 
 def is_first() -> bool:
     """Whether this process is the one that tells what happens: alone, or the first of several."""
-    there = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return not there or torch.distributed.get_rank() == 0
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank() == 0
+    if _by_slurm():
+        return os.environ["SLURM_PROCID"] == "0"
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
 def another_ended(error: BaseException) -> UserError | None:
@@ -144,8 +176,13 @@ def started_by_others() -> tuple[int, int] | None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         here = int(os.environ["LOCAL_WORLD_SIZE"])
         return here, int(os.environ["WORLD_SIZE"]) // here
-    tasks = int(os.environ.get("SLURM_NTASKS", 1))
-    if "SLURM_PROCID" in os.environ and tasks > 1:
-        nodes = int(os.environ.get("SLURM_NNODES", 1))
-        return tasks // nodes, nodes
+    if _by_slurm():
+        nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
+        return int(os.environ["SLURM_STEP_NUM_TASKS"]) // nodes, nodes
     return None
+
+
+def _by_slurm() -> bool:
+    """Whether srun started several of this process; a batch script and an interactive shell are no such thing."""
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    return "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and not interactive

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from segskd.chosen import chosen_names, chosen_text
-from segskd.config import Recipe
+from segskd.chosen import Chosen, chosen_names, chosen_text
+from segskd.config import Recipe, make_recipe, merged
 from segskd.data.fetch import Report
 from segskd.data.transforms import RESIZE_FILTER
 from segskd.devices import out_of_memory
@@ -22,7 +22,7 @@ from segskd.distill.flops import image_passes, training_flops
 from segskd.distill.job import Job, prepare, settled
 from segskd.distill.ranks import Ranks, another_ended, gather_ranks
 from segskd.distill.trainer import Trainer
-from segskd.errors import Stopped, UserError
+from segskd.errors import Echoed, Stopped, UserError
 from segskd.evaluate.cost import cost, latencies
 from segskd.evaluate.metrics import Score
 from segskd.evaluate.predict import Predictor, evaluate
@@ -52,18 +52,31 @@ def start(recipe: Recipe, folder: Path, listeners: Sequence[Listener] = (), unti
         _write_chosen(job, run)
         return job, run
 
-    return _work(*ranks.in_turn(begin, lambda: _join(folder, ranks)), until)
+    return _work(*_together(ranks, begin), until)
 
 
-def resume(run: Run, listeners: Sequence[Listener] = (), until: str | None = None) -> dict[str, Any]:
-    """Goes on with a run where it stopped; a finished run's result comes back at once. See `start`."""
+def resume(
+    run: Run,
+    listeners: Sequence[Listener] = (),
+    until: str | None = None,
+    devices: int | None = None,
+    nodes: int | None = None,
+) -> dict[str, Any]:
+    """Goes on with a run where it stopped; a finished run's result comes back at once. See `start`.
+
+    On so many `devices` of so many `nodes`, by default as before; with another number of processes batches hold other
+    images, and its weights differ from those that it would have come to.
+    """
     result = run.read_json("result.json")
     if result is not None:
         return dict(result)
     run.listeners += listeners
-    recipe = run.recipe
+    before = run.recipe
+    asked = {"devices": devices or before.devices, "nodes": nodes or before.nodes}
+    threads = before.threads if asked["devices"] == before.devices else None
     with nullcontext() if run.is_alive() else _errors_told(run):
-        ranks = gather_ranks(settled(recipe))
+        recipe = settled(before.model_copy(update={**asked, "threads": threads}))
+        ranks = gather_ranks(recipe)
 
     def go_on() -> tuple[Job, Run]:
         if not run.is_alive():
@@ -74,13 +87,23 @@ def resume(run: Run, listeners: Sequence[Listener] = (), until: str | None = Non
         _write_chosen(job, run)
         return job, run
 
-    return _work(*ranks.in_turn(go_on, lambda: _join(run.path, ranks)), until)
+    return _work(*_together(ranks, go_on), until)
 
 
-def _join(folder: Path, ranks: Ranks) -> tuple[Job, Run]:
-    """The job and the run of another process than the first, which has begun it or goes on with it."""
-    run = Onlooker(folder)
-    return prepare(run.recipe, folder, chosen_names(run), ranks=ranks), run
+def _together(ranks: Ranks, begin: Callable[[], tuple[Job, Run]]) -> tuple[Job, Run]:
+    """The job and the run of every process: what the first one has found and decided counts for all of them."""
+    if ranks.first:
+        job, run = ranks.attempt(begin)
+        names = [[one.name for one in images] for images in (job.subset.train, job.subset.holdout)]
+        ranks.same((run.path, job.recipe, job.store.kind, Chosen(names[0], names[1], sorted(job.subset.unlabelled))))
+        return job, run
+    ranks.attempt(begin)
+    decided: Any = ranks.same(None)
+    path, recipe, kind, chosen = decided
+    stored = merged(recipe.model_dump(mode="json"), {"store": {"kind": kind}})
+    run = Onlooker(path)
+    with _errors_told(run):
+        return prepare(make_recipe(stored), path, chosen, ranks=ranks), run
 
 
 def _write_chosen(job: Job, run: Run) -> None:
@@ -233,12 +256,14 @@ def _errors_told(run: Run) -> Iterator[None]:
     """Writes what ended the run into its events; memory or processes that are gone become a UserError."""
     try:
         yield
-    except Stopped:
+    except (Stopped, Echoed):
         raise
     except Exception as error:
-        mended = out_of_memory(error) or another_ended(error) or error
+        gone = another_ended(error)
+        mended = out_of_memory(error) or gone or error
         with suppress(UserError, OSError):
-            run.event("error", message=str(mended), error=type(mended).__name__)
+            if not gone or (run.events() or [{}])[-1].get("kind") != "error":  # the other has said why itself
+                run.event("error", message=str(mended), error=type(mended).__name__)
         if mended is error:
             raise
         raise mended from error

@@ -31,6 +31,8 @@ class Batch:
 
     def __init__(self, tensors: Values) -> None:
         self.tensors = dict(tensors)
+        self.counted: float | None = None
+        """What a sum over pixels with labels is divided by, where it is not their own number."""
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))

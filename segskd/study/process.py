@@ -65,7 +65,7 @@ class CellProcess:
     def give_up(self) -> None:
         """Kills it: what it saved last stays."""
         with suppress(OSError):
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)  # with the others of its run, where it has some
 
     def failure(self) -> str | None:
         """When it is over: its last word if it failed, None if it finished or was stopped."""

@@ -65,7 +65,9 @@ class _Runner:
         self._progress.images, self._progress.working = images, []
         self._waiting = [cell for cell in self._cells if not self._has_result(cell)]
         self._working: dict[Cell, CellProcess | AdoptedCell] = {}
-        self._gpus = visible_gpus() if jobs > 1 and study.recipe.get("device", "auto") in ("auto", "cuda") else []
+        shared = study.recipe_of(self._cells[0], 1)
+        pinned = jobs > 1 and shared.device in ("auto", "cuda") and shared.devices == 1
+        self._gpus = visible_gpus() if pinned else []
         self._on_gpu: dict[Cell, str] = {}
         self._durations = Durations()
 

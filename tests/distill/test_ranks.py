@@ -21,6 +21,7 @@ from segskd.config import Recipe, dump_recipe
 from segskd.distill.job import Job, prepare
 from segskd.distill.module import PhaseModule, epoch_batches
 from segskd.distill.ranks import Ranks
+from segskd.distill.store import Batch
 from segskd.errors import UserError
 from segskd.evaluate.predict import Predictor, evaluate
 from segskd.models.build import load
@@ -74,8 +75,13 @@ class Halves:
             for halves in zip(*(self._batches(place, epoch, half) for half in (0, 1)), strict=True):
                 images = sum(len(numbers) for numbers in halves)
                 optimiser.zero_grad()
-                for half, numbers in enumerate(halves):
-                    loss = self._loss(half, numbers) * len(numbers) / images
+                batches = [self.store.batch(numbers) for numbers in halves]
+                weights = [len(numbers) / images for numbers in halves]
+                if phase.labels:
+                    counted = [int((batch.mask != job.card.ignore_index).sum()) for batch in batches]
+                    weights = [pixels / sum(counted) for pixels in counted]
+                for half, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
+                    loss = self._loss(half, batch) * weight
                     loss.backward()  # type: ignore[no-untyped-call]
                     total += float(loss.detach())
                 optimiser.step()
@@ -95,10 +101,10 @@ class Halves:
         whole = len(job.subset.train)
         return [torch.tensor([n // len(own) * whole + own[n % len(own)] for n in part.tolist()]) for part in made]
 
-    def _loss(self, half: int, numbers: Tensor) -> Tensor:
+    def _loss(self, half: int, batch: Batch) -> Tensor:
         for name, buffer in self.module.named_buffers():
             buffer.copy_(self.statistics[half][name])
-        loss: Tensor = self.module(self.store.batch(numbers))["loss"]
+        loss: Tensor = self.module(batch)["loss"]
         self.statistics[half] = self._buffers()
         return loss
 
