@@ -20,7 +20,7 @@ from torch import Tensor
 from segskd.config import Recipe, dump_recipe
 from segskd.distill.job import Job, prepare
 from segskd.distill.module import PhaseModule, epoch_batches
-from segskd.distill.ranks import Ranks
+from segskd.distill.ranks import Ranks, gather_ranks, is_first, started_by_others
 from segskd.distill.store import Batch
 from segskd.errors import UserError
 from segskd.evaluate.predict import Predictor, evaluate
@@ -200,6 +200,59 @@ def test_a_part_is_every_so_manyth_image(asked: Callable[..., Recipe], tmp_path:
     own = [[parts[number][place] for place in job.own_images_of(head)] for number, job in enumerate(jobs)]
     assert sorted(own[0] + own[1]) == sorted(whole[:6])
     assert [len(names) for names in own] == [3, 3]
+
+
+def test_unused_adapters_and_fewer_processes_later(
+    asked: Callable[..., Recipe], wide_teacher: Path, tmp_path: Path
+) -> None:
+    """Each phase trains one of many adapters; DDP must not wait for the others."""
+    small = {"epochs": 1, "batch": 6}
+    made = asked(teacher=str(wide_teacher), subset={"count": 8}, optimisation=small)
+    assert len(prepare(made, tmp_path / "other").adapters) > 1
+    run = Run(tmp_path / "run")
+    words = ("--recipe", began(made, tmp_path), "--run", run.path, "--devices", 2, "--until", "encoder.3")
+    status, out, err = ended(command("segskd", "distill", *words))
+    assert status == 0, err
+    assert "stopped after encoder.3" in out
+    status, out, err = ended(command("segskd", "resume", run.path, "--devices", 1, "--json"))
+    assert status == 0, err
+    assert json.loads(out)["student"]["images"] == 4
+
+
+SRUN = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2", "SLURM_JOB_NAME": "train"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "6", "RANK": "3", "LOCAL_RANK": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "processes", "first"),
+    [
+        ({}, None, True),
+        (TORCHRUN, (2, 3), False),
+        ({**TORCHRUN, "RANK": "0", "LOCAL_RANK": "0"}, (2, 3), True),
+        (SRUN, (2, 2), False),
+        ({**SRUN, "SLURM_PROCID": "0"}, (2, 2), True),
+        ({**SRUN, "SLURM_JOB_NAME": "interactive"}, None, True),  # one shell in a job of several tasks
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "train"}, None, True),  # sbatch without srun
+        ({"LOCAL_RANK": "1", "NODE_RANK": "0"}, None, False),  # started by the first process
+    ],
+)
+def test_who_started_the_processes(
+    environment: dict[str, str], processes: tuple[int, int] | None, first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "TORCHELASTIC_")) or name in ("RANK", "LOCAL_RANK", "NODE_RANK"):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert (started_by_others(), is_first()) == (processes, first)
+
+
+def test_machines_that_nobody_has_named(asked: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
+    for name in ("MASTER_PORT", "NODE_RANK", "TORCHELASTIC_RUN_ID", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="--nodes 2: MASTER_PORT, NODE_RANK must say where the others are"):
+        gather_ranks(asked(nodes=2))
 
 
 def _part(number: int) -> Ranks:
