@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 
 from segskd.config import make_recipe
 from segskd.data.cards import load_card
@@ -26,6 +27,7 @@ from segskd.distill.images import Subset
 from segskd.distill.loop import Loop
 from segskd.distill.methods import stagewise
 from segskd.distill.phase import Setting
+from segskd.distill.ranks import Ranks
 from segskd.distill.shadow import Shadow
 from segskd.distill.trainer import Trainer
 from segskd.errors import UserError
@@ -82,6 +84,7 @@ def changed_teacher(_folder: Path) -> None:
 
 def loss_astray(_folder: Path) -> None:
     loop = Loop.__new__(Loop)
+    loop._ranks = Ranks(Fabric(accelerator="cpu", devices=1))
     loop.phase = SimpleNamespace(name="head")
     loop.wrapped = lambda _batch: {"loss": torch.tensor(math.nan), "duel": torch.tensor(0.0)}
     loop.step(SimpleNamespace(batch=lambda _numbers: None), torch.tensor([0]))
@@ -153,7 +156,7 @@ def test_a_step_that_does_not_fit_offers_half_the_batch(monkeypatch: pytest.Monk
 def test_a_store_that_does_not_fit_is_not_helped_by_half_the_batch() -> None:
     recipe = SimpleNamespace(device="cpu", optimisation=SimpleNamespace(batch=2))
     subset, store = Subset([], [], []), Choice("memory", 1, 2**62)
-    error = said_by(lambda: job._check_memory(recipe, subset, None, [], store))
+    error = said_by(lambda: job._check_memory(recipe, subset, None, [], store, 1))
     failure = diagnose(failed(error))
     assert failure is not None
     assert (failure.kind, failure.halve) == ("memory", False)

@@ -71,6 +71,7 @@ FULL = Form(
     device="cpu",
     precision="32",
     threads="2",
+    devices="2",
 )
 
 
@@ -103,6 +104,8 @@ def test_every_field_reaches_its_place_in_the_recipe() -> None:
         "device": "cpu",
         "precision": "32",
         "threads": 2,
+        "devices": 2,
+        "nodes": 1,
     }
 
 

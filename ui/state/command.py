@@ -39,6 +39,8 @@ FLAGS: dict[tuple[str, ...], str] = {
     ("device",): "--device",
     ("precision",): "--precision",
     ("threads",): "--threads",
+    ("devices",): "--devices",
+    ("nodes",): "--nodes",
 }
 ALWAYS = {("teacher",), ("student",), ("method",), ("data", "size"), ("subset", "fraction"), ("data", "card")}
 OF_STUDENT = (("student",), ("method",), ("options",), ("init",))

@@ -17,7 +17,7 @@ from ui.state.places import PLACES, at, differences, field_at, given, put, read_
 # What a teacher that is trained first shares with its student, and its own fields.
 SHARED = (
     *("folder", "size", "views", "batch", "weight_decay", "select", "select_on"),
-    *("checkpoint_seconds", "device", "precision", "threads"),
+    *("checkpoint_seconds", "device", "precision", "threads", "devices"),
 )
 OF_TEACHER = {
     "student": "teach_encoder",
@@ -67,6 +67,7 @@ class Form:
     device: str | None = None
     precision: str | None = None
     threads: float | str | None = None
+    devices: float | str | None = None
 
     def recipe(self) -> Recipe:
         """The recipe that the form asks for. Raises FieldError with every field that can't be."""

@@ -35,6 +35,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "device": ("device",),
     "precision": ("precision",),
     "threads": ("threads",),
+    "devices": ("devices",),
 }
 # Places that the Data tab chooses, and the field beside which their problems stand.
 CHOSEN: dict[tuple[str, ...], str] = {
@@ -46,7 +47,8 @@ CHOSEN: dict[tuple[str, ...], str] = {
 }
 # Flags that the core's messages name and that are fields here; the longer ones first.
 FLAGGED = ("store-budget", "select-on", "size", "batch", "views", "fraction", "count", "images", "labels",
-           "unlabelled", "select", "store", "device", "precision", "threads", "teacher", "names")  # fmt: skip
+           "unlabelled", "select", "store", "devices", "device", "precision", "threads", "teacher",
+           "names")  # fmt: skip
 UNDESCRIBED = {
     "seed": "of subset, views, first weights and order",
     "device": "where to train; auto takes a GPU where there is one",

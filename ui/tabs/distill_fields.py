@@ -40,6 +40,7 @@ ADVANCED_NUMBERS = {
     "labels": "Share with labels",
     "budget": "Memory for the store (GiB)",
     "threads": "Threads",
+    "devices": "Processes",
     "checkpoint_seconds": "Seconds between saves",
 }
 ADVANCED_TEXTS = {
