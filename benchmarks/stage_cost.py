@@ -131,6 +131,7 @@ class _Held:
 
     def __init__(self, samples: Samples) -> None:
         self.images, self.views, self._total = samples.images, samples.views, len(samples)
+        self.image_by_image = samples.image_by_image
         self._pixels, self._masks = samples.load(range(self._total))
 
     def __len__(self) -> int:

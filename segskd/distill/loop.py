@@ -33,7 +33,9 @@ class Loop:
         self._ranks = job.ranks
         self._ignored = job.card.ignore_index
         rate = part.lr or default_lr(job.recipe)
-        self._optimiser = torch.optim.Adam(module.trained_parameters(), lr=rate, weight_decay=part.weight_decay)
+        self._optimiser = torch.optim.Adam(
+            module.trained_parameters(), lr=rate, weight_decay=part.weight_decay, fused=True
+        )
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
             self._optimiser, max_lr=rate, total_steps=phase.epochs * self.steps
         )

@@ -35,6 +35,24 @@ def test_tap_loss_is_reckoned_in_fp32() -> None:
     assert loss.item() == 4.0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tap_loss_and_its_gradient_are_those_of_pytorch(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    student = torch.randn(2, 3, 5, 7, dtype=torch.float64).to(dtype).requires_grad_()
+    teacher = torch.randn(2, 3, 5, 7).to(dtype)
+    loss = tap_loss(student, teacher) * 3
+    loss.backward()  # type: ignore[no-untyped-call]
+    exact = student.detach().double().requires_grad_()
+    expected = torch.nn.functional.mse_loss(exact, teacher.double()) * 3
+    expected.backward()  # type: ignore[no-untyped-call]
+    part = torch.finfo(dtype).eps
+    assert loss.item() == pytest.approx(expected.item(), rel=part)
+    assert student.grad is not None
+    assert exact.grad is not None
+    assert student.grad.dtype == dtype
+    torch.testing.assert_close(student.grad.double(), exact.grad, rtol=2 * part, atol=0.0)
+
+
 def test_label_loss_leaves_ignored_pixels_out() -> None:
     logits = torch.zeros(1, 2, 1, 3)
     logits[0, 1, 0, 1] = math.log(3)  # class 1 has probability 3/4 at the second pixel
