@@ -103,12 +103,13 @@ class FeatureStore:
             del self._kept[key]
             self._file(key).unlink(missing_ok=True)
 
-    def batch(self, numbers: Tensor) -> Batch:
-        """What is held of the samples with these numbers, int64 (N,), on the networks' device."""
+    def batch(self, numbers: Tensor, keys: Keys | None = None) -> Batch:
+        """What is held of the samples with these numbers, int64 (N,), on the networks' device; of it `keys` alone."""
+        wanted = self._wanted if keys is None else keys
         if self.kind == "recompute":
             known = self._load(numbers.tolist())
-            return Batch(self._networks.compute(known, self._wanted))
-        return Batch({key: self._handed_out(kept.index_select(0, numbers)) for key, kept in self._kept.items()})
+            return Batch(self._networks.compute(known, wanted))
+        return Batch({key: self._handed_out(self._kept[key].index_select(0, numbers)) for key in sorted(wanted)})
 
     def batches(self) -> Iterator[Batch]:
         """All samples in order."""
