@@ -42,7 +42,7 @@ from segskd.devices import synchronise
 from segskd.distill.job import Job, prepare
 from segskd.distill.loop import Loop
 from segskd.distill.module import PhaseModule, epoch_batches
-from segskd.distill.needs import DATA, IMAGE_KEY, MASK_KEY, Key, phase_needs, reach, tap_key
+from segskd.distill.needs import DATA, IMAGE_KEY, MASK_KEY, Key, Keys, phase_needs, reach, tap_key
 from segskd.distill.phase import TEACHER, Phase
 from segskd.distill.store import Batch, FeatureStore
 from segskd.errors import UserError
@@ -156,7 +156,7 @@ class _Whole:
         self._job, self._networks = job, job.networks()
         self._loaded = loader(samples, job)
 
-    def batch(self, numbers: Tensor) -> Batch:
+    def batch(self, numbers: Tensor, _keys: Keys | None = None) -> Batch:
         known = self._loaded(numbers)
         pixels = known[IMAGE_KEY]
         teacher = self._job.by_owner[TEACHER]
