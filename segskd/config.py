@@ -107,6 +107,11 @@ class OptimisationPart(_Part):
     batch: int = Field(default=8, ge=1, description="images a step")
     lr: float | None = Field(default=None, gt=0, description="peak of OneCycle; 0.01, and 0.001 for a teacher")
     weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty")
+    patience: int | None = Field(
+        default=None,
+        ge=0,
+        description="a stage ends after so many epochs without 1 % less loss, 0: never; where it has nothing to learn",
+    )
 
 
 class StorePart(_Part):

@@ -173,8 +173,9 @@ def describe_event(event: Event) -> str | None:
     if kind == "evaluation":
         return f"{event['model']}: mIoU {event['miou']:.4f} on {event['split']} ({event['images']} images)"
     if kind == "phase_end":
+        trained = "nothing to learn, " if event.get("epochs") == 0 else ""
         return (
-            f"{event['phase']}: loss {event['loss']:.4g}, graft mIoU {event['graft_miou']:.4f}, "
+            f"{event['phase']}: {trained}loss {event['loss']:.4g}, graft mIoU {event['graft_miou']:.4f}, "
             f"{event['seconds']:.1f} s"
         )
     if kind == "epoch" and "val_miou" in event:

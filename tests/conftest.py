@@ -99,7 +99,7 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def recipe(data: Path, card_path: Path, teacher_folder: Path) -> Callable[..., Any]:
-    """Makes a small recipe: two epochs a stage, fp32, four images a step; parts can be given by name."""
+    """Makes a small recipe: two whole epochs a stage, fp32, four images a step; parts can be given by name."""
     from segskd.config import make_recipe, merged
 
     def make(**changes: Any) -> Any:
@@ -107,7 +107,7 @@ def recipe(data: Path, card_path: Path, teacher_folder: Path) -> Callable[..., A
             "data": {"card": str(card_path), "folder": str(data), "size": "64x96", "views": 2},
             "teacher": str(teacher_folder),
             "student": "unet:resnet10",
-            "optimisation": {"epochs": 2, "batch": 4, "lr": 1e-3},
+            "optimisation": {"epochs": 2, "batch": 4, "lr": 1e-3, "patience": 0},
             "device": "cpu",
             "precision": "32",
             "threads": int(os.environ["OMP_NUM_THREADS"]),

@@ -55,7 +55,7 @@ def test_a_run_from_distill_to_compare(
     assert status == 0
     folder = tmp_path / "checkpoints" / "small"
     assert last_line(out) == {"run": str(folder), "after": "encoder.0"}
-    assert "encoder.0: loss" in err
+    assert "encoder.0: nothing to learn, loss" in err
     assert "encoder.0: loss" in (folder / "log.txt").read_text()
 
     status, out, _ = call("resume", "small", "--json")

@@ -54,6 +54,8 @@ class TrainFlags:
     """Peak learning rate (0.01; 0.001 to teach)."""
     weight_decay: float | None = None
     """L2 penalty (0)."""
+    patience: int | None = None
+    """End a stage after so many epochs without 1 % less tap loss; 0: never (only where it has nothing to learn)."""
     select: Literal["last", "best"] | None = None
     """Which epoch's weights a phase keeps (last)."""
     select_on: Literal["holdout", "val"] | None = None
@@ -97,6 +99,7 @@ def recipe_changes(data: DataFlags, train: TrainFlags) -> dict[str, Any]:
             "batch": train.batch,
             "lr": train.lr,
             "weight_decay": train.weight_decay,
+            "patience": train.patience,
         },
         "store": {"kind": train.store, "budget_gib": train.store_budget},
         "select": train.select,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,16 +21,18 @@ COUNTED = (10, 20)
 """Epochs a stage at which operations are counted, to tell those of any other number."""
 
 
-def training_flops(job: Job) -> int:
+def training_flops(job: Job, epochs: Sequence[int] | None = None) -> int:
     """Floating-point operations of all training steps and of filling the feature store; two a multiplication with sum.
 
     Validation and grafts are left out. Convolutions and products of matrices are counted, forwards and backwards.
+    `epochs` are those that each phase was trained for, if not all of its own.
     """
+    trained = [phase.epochs for phase in job.phases] if epochs is None else epochs
     counter = _Counter(job)
     total, held = 0, frozenset[Key]()
     samples = len(job.subset.train) * (job.recipe.data.views or 1)
-    for phase, wanted in zip(job.phases, job.holdings.train, strict=True):
-        passes = phase.epochs * len(job.images_of(phase))
+    for phase, wanted, count in zip(job.phases, job.holdings.train, trained, strict=True):
+        passes = count * len(job.images_of(phase))
         total += passes * counter.step(phase)
         if job.store.kind == "recompute":
             total += passes * counter.filling(frozenset({IMAGE_KEY, MASK_KEY}), wanted)
@@ -54,9 +57,12 @@ def _for(recipe: Recipe, epochs: int) -> Recipe:
     return make_recipe(merged(recipe.model_dump(mode="json"), {"optimisation": {"epochs": epochs}}))
 
 
-def image_passes(job: Job) -> int:
-    """How often an image takes part in a step: what every method gets the same number of."""
-    return sum(phase.epochs * len(job.images_of(phase)) for phase in job.phases)
+def image_passes(job: Job, epochs: Sequence[int]) -> int:
+    """How often an image takes part in a step, by the epochs that each phase was trained for.
+
+    Every method gets the same number of them, unless phases end early.
+    """
+    return sum(count * len(job.images_of(phase)) for phase, count in zip(job.phases, epochs, strict=True))
 
 
 class _Counter:

@@ -97,6 +97,13 @@ def reach(known: Keys, wanted: Keys, networks: Mapping[str, StagedNetwork]) -> K
     return frozenset(reached)
 
 
+def read_of(known: Keys, wanted: Keys, networks: Mapping[str, StagedNetwork]) -> Keys:
+    """What of `known` the computation of `wanted` looks at."""
+    run = reach(known, wanted, networks) - known
+    sources = ((key.owner, networks[key.owner].sources(networks[key.owner].index(key.name))) for key in run)
+    return known & {tap_key(owner, name) for owner, names in sources for name in names}
+
+
 class Planner:
     """Works out what a store holds in each phase, given what each phase needs.
 

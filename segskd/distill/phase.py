@@ -70,6 +70,11 @@ class Phase:
         return tuple(dict.fromkeys(stage for comparison in self.compared for stage in comparison.stages))
 
     @property
+    def on_taps_alone(self) -> bool:
+        """Whether nothing counts but the squared errors of taps: at zero there is nothing left to learn."""
+        return not self.labels and all(c.measure is mean_square and not c.critic for c in self.compared)
+
+    @property
     def on_labels_alone(self) -> bool:
         """Whether images without labels teach it nothing."""
         return bool(self.labels) and not self.taps

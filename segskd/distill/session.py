@@ -154,6 +154,7 @@ def _result(job: Job, run: Run, trainer: Trainer, student: Score, teacher: Score
     phases = trainer.progress.phases
     networks = [network for network in (job.student, job.teacher) if network]
     device = torch.device(job.recipe.device)
+    epochs = [phase.get("epochs", planned.epochs) for phase, planned in zip(phases, job.phases, strict=True)]
     seconds = round(sum(phase["seconds"] for phase in phases), 3)
     times = latencies([network.model for network in networks], job.size, device)
     costs = [cost(net.model, job.size, time) for net, time in zip(networks, times, strict=True)]
@@ -184,8 +185,8 @@ def _result(job: Job, run: Run, trainer: Trainer, student: Score, teacher: Score
         "seconds": seconds,
         "cpu_seconds": round(sum(phase.get("cpu_seconds", 0.0) for phase in phases), 3),
         "gpu_seconds": seconds * job.ranks.count if device.type == "cuda" else None,
-        "image_passes": image_passes(job),
-        "training_flops": training_flops(job),
+        "image_passes": image_passes(job, epochs),
+        "training_flops": training_flops(job, epochs),
         "phases": phases,
         "store": {"kind": job.store.kind, "bytes": job.store.bytes},
         "device": _device_name(job),

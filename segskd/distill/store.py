@@ -18,7 +18,7 @@ from torch import Tensor
 
 from segskd.config import Size
 from segskd.data.samples import Samples
-from segskd.distill.needs import DATA, IMAGE_KEY, MASK_KEY, Key, Keys, tap_key
+from segskd.distill.needs import DATA, IMAGE_KEY, MASK_KEY, Key, Keys, read_of, tap_key
 from segskd.files import writing
 from segskd.models.stages import StagedNetwork
 
@@ -130,8 +130,10 @@ class FeatureStore:
         """Computes `missing` chunk by chunk: always the same chunks, so that a resumed run gets the same bits."""
         fresh: dict[Key, Tensor] = {}
         done = 0
+        at_hand = frozenset(self._kept) | {IMAGE_KEY, MASK_KEY}
+        given = read_of(at_hand, missing, self._networks.by_owner) & self._kept.keys()
         for numbers, loaded in self._chunks(missing):
-            known = {key: self._handed_out(kept.index_select(0, numbers)) for key, kept in self._kept.items()}
+            known = {key: self._handed_out(self._kept[key].index_select(0, numbers)) for key in sorted(given)}
             for key, value in self._networks.compute(known | loaded, missing).items():
                 rows = _channels_behind(value)
                 if key not in fresh:

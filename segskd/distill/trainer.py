@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ from segskd.runs import Run
 
 STEP_EVENT_SECONDS = 0.5
 VALIDATIONS = 10
+EQUAL = 1e-5
+"""Squared error of taps, as a share of the teacher's squares, that rounding in bf16 can make."""
+FALL = 0.01
 FORMAT = 1
 
 
@@ -37,9 +41,18 @@ class Progress:
     cpu_seconds: float = 0.0
     loss_sum: float = 0.0
     loss: float = math.nan
+    losses: list[float] = field(default_factory=list)
     best: float | None = None
     best_epoch: int | None = None
     phases: list[dict[str, Any]] = field(default_factory=list)
+
+
+def has_stalled(losses: Sequence[float], patience: int, views: int) -> bool:
+    """Whether the mean loss over the views, an epoch each, fell by less than 1 % in the last `patience` epochs."""
+    if len(losses) < patience + views:
+        return False
+    now, before = (fmean(losses[end - views : end]) for end in (len(losses), len(losses) - patience))
+    return now > (1 - FALL) * before
 
 
 class _Clock:
@@ -102,8 +115,8 @@ class Trainer:
         module.start_training()
         loop = Loop(self.job, module)
         loop.restore(self._inside)
-        for epoch in range(self.progress.epoch, phase.epochs):
-            self._train_epoch(loop, epoch, clock)
+        while not self._is_over(loop):
+            self._train_epoch(loop, self.progress.epoch, clock)
         self._finish_phase(phase, loop, clock)
 
     def _train_epoch(self, loop: Loop, epoch: int, clock: _Clock) -> None:
@@ -123,8 +136,43 @@ class Trainer:
         figures = self._validate(loop, epoch)
         self.run.event("epoch", phase=phase.name, epoch=epoch + 1, epochs=phase.epochs, loss=loss, **figures)
         progress.epoch, progress.step, progress.loss_sum, progress.loss = epoch + 1, 0, 0.0, loss
+        progress.losses.append(loss)
         if self.ranks.same(self.run.stop_requested(epoch_over=True)):
             self._stop(loop)
+
+    def _is_over(self, loop: Loop) -> bool:
+        """Whether a phase has had its epochs, or needs no more of them."""
+        progress, phase = self.progress, loop.phase
+        if progress.epoch == phase.epochs:
+            return True
+        patience = self.job.recipe.optimisation.patience
+        if progress.step or phase.labels or patience == 0:
+            return False
+        if progress.epoch == 0:
+            return phase.on_taps_alone and self._nothing_to_learn(loop)
+        return patience is not None and has_stalled(progress.losses, patience, self.job.recipe.data.views or 1)
+
+    def _nothing_to_learn(self, loop: Loop) -> bool:
+        """Whether the phase's taps are the teacher's before it begins, but for rounding.
+
+        Training could but disturb them: in its steps batch normalisation goes by the batch.
+        """
+        loop.module.eval()
+        lost = power = 0.0
+        with torch.no_grad():
+            for batch in self._stores.train.batches():
+                lost += float(loop.wrapped(batch)["loss"]) * len(batch)
+                for comparison in loop.phase.compared:
+                    taps = [batch.taps(comparison.teacher)[name] for name in comparison.stages]
+                    power += comparison.weight * sum(float(tap.float().square().mean()) for tap in taps) * len(batch)
+                if lost > EQUAL * power:
+                    break
+        lost, power = self.ranks.total(lost, power)
+        loop.module.start_training()
+        if lost <= EQUAL * power:
+            self.progress.loss = lost / max(1, len(self._stores.train.samples) * self.ranks.count)
+            return True
+        return False
 
     def _batches(self, phase: Phase, epoch: int) -> Iterator[Tensor]:
         job, samples = self.job, self._stores.train.samples
@@ -172,7 +220,7 @@ class Trainer:
         seconds, cpu_seconds = clock.read()
         cpu_seconds, store_bytes = self.ranks.total(cpu_seconds, self._stores.bytes)
         times = {"seconds": round(seconds, 3), "cpu_seconds": round(cpu_seconds, 3)}
-        figures = {"phase": phase.name, "loss": self.progress.loss, **times}
+        figures = {"phase": phase.name, "epochs": self.progress.epoch, "loss": self.progress.loss, **times}
         self.run.event("graft", phase=phase.name, miou=score.miou, pixel_accuracy=score.pixel_accuracy)
         self.run.event("phase_end", **figures, graft_miou=score.miou, store_bytes=int(store_bytes))
         done = [*self.progress.phases, {**figures, "graft_miou": score.miou, "best_epoch": self.progress.best_epoch}]

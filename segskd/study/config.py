@@ -147,7 +147,8 @@ class Study(BaseModel):
         subset = {"fraction": cell.fraction, "rule": cell.rule}
         axes = {"method": cell.method, "student": cell.student, "seed": cell.seed}
         changes = {**axes, "subset": subset | ({} if cell.labels is None else {"labels": cell.labels})}
-        budget = {"optimisation": {"epochs": epochs}, "threads": self.recipe.get("threads") or threads}
+        whole = {"patience": 0, **self.recipe.get("optimisation", {}), "epochs": epochs}
+        budget = {"optimisation": whole, "threads": self.recipe.get("threads") or threads}
         return make_recipe(merged(self.recipe, changes | budget))
 
 

@@ -26,6 +26,7 @@ from ui.state import previews
 from ui.state.curves import Curve
 from ui.state.follow import EventReader, Followers
 from ui.state.logs import tail
+from ui.state.progress import Progress
 from ui.state.watching import Watching
 
 PHASES = [{"phase": name, "epochs": 2, "steps": 20} for name in ("encoder.0", "decoder.0", "head")]
@@ -157,6 +158,19 @@ def test_a_phase_whose_beginning_is_lost_counts_from_its_first_line(
     assert Followers(context).get("one").phases[0].seconds == 3
     write(run, step("decoder.0", 5, 1.7e9 + 10), step("decoder.0", 6, 1.7e9 + 12))
     assert [phase.seconds for phase in Followers(context).get("one").phases] == [3, 2, 0]
+
+
+def test_stages_that_ended_early_have_the_steps_that_they_took(context: Context, new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    early = [end("encoder.0", 5, 5) | {"epochs": 0}, begin("decoder.0", 5), step("decoder.0", 10, 15)]
+    write(run, start(), begin("encoder.0", 0), *early, end("decoder.0", 16, 10) | {"epochs": 1}, begin("head", 16))
+    view = Followers(context).get("one")
+    assert [(phase.state, phase.epoch, phase.steps) for phase in view.phases[:2]] == [("done", 0, 0), ("done", 1, 10)]
+    assert view.share == pytest.approx(10 / 30)
+    progress = Progress()
+    for event in run.events():
+        progress.apply(event)
+    assert progress.seconds_left() == pytest.approx(20 * (5 + 10) / 10)
 
 
 def test_figures_that_cannot_be_are_left_out(context: Context, new_run: Callable[..., Run]) -> None:

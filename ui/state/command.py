@@ -30,6 +30,7 @@ FLAGS: dict[tuple[str, ...], str] = {
     ("optimisation", "batch"): "--batch",
     ("optimisation", "lr"): "--lr",
     ("optimisation", "weight_decay"): "--weight-decay",
+    ("optimisation", "patience"): "--patience",
     ("select",): "--select",
     ("select_on",): "--select-on",
     ("store", "kind"): "--store",

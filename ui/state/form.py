@@ -59,6 +59,7 @@ class Form:
     batch: float | str | None = None
     lr: float | str | None = None
     weight_decay: float | str | None = None
+    patience: float | str | None = None
     select: str | None = None
     select_on: str | None = None
     store: str | None = None

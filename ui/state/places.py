@@ -27,6 +27,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "batch": ("optimisation", "batch"),
     "lr": ("optimisation", "lr"),
     "weight_decay": ("optimisation", "weight_decay"),
+    "patience": ("optimisation", "patience"),
     "select": ("select",),
     "select_on": ("select_on",),
     "store": ("store", "kind"),

@@ -200,7 +200,8 @@ class Progress:
     def _on_phase_end(self, event: Event) -> None:
         place = self._place(event)
         phase = self.phases[place]
-        phase.state, phase.epoch, phase.step = "done", phase.epochs, phase.steps
+        phase.state, phase.epoch = "done", int(event.get("epochs", phase.epochs))
+        phase.steps = phase.step = phase.epoch * (phase.steps // max(1, phase.epochs))
         phase.graft_miou, phase.seconds = float(event["graft_miou"]), float(event["seconds"])
         phase.loss = float(event["loss"]) if math.isfinite(float(event["loss"])) else None
         self._pace = None

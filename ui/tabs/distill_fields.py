@@ -36,6 +36,7 @@ ADVANCED_NUMBERS = {
     "views": "Views",
     "lr": "Learning rate",
     "weight_decay": "Weight decay",
+    "patience": "Patience",
     "count": "Number of images",
     "labels": "Share with labels",
     "budget": "Memory for the store (GiB)",

@@ -1,0 +1,71 @@
+"""Stages that end before their epochs are over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from segskd.config import Recipe
+from segskd.distill.flops import training_flops
+from segskd.distill.job import prepare
+from segskd.distill.session import start
+from segskd.distill.trainer import has_stalled
+from segskd.models.build import load
+from segskd.models.stages import cut
+from segskd.runs import Run
+
+
+def impatient(recipe: Callable[..., Recipe], patience: int | None, **changes: Any) -> Recipe:
+    made = recipe(**changes)
+    return made.model_copy(update={"optimisation": made.optimisation.model_copy(update={"patience": patience})})
+
+
+@pytest.mark.parametrize(
+    ("losses", "stalled"),
+    [
+        ([4.0, 2.0, 4.0], False),  # two views and a patience of two take four epochs
+        ([4.0, 2.0, 4.0, 2.0], True),  # a mean of 3 before and after
+        ([4.0, 2.0, 3.96, 1.98], False),  # by 1 %
+        ([4.0, 2.0, 3.98, 1.98], True),  # from 3 to 2.98
+        ([9.0, 9.0, 4.0, 2.0, 3.0, 3.0], True),  # what lies further back says nothing
+    ],
+)
+def test_a_loss_that_falls_by_less_than_a_hundredth_has_stalled(losses: list[float], stalled: bool) -> None:
+    assert has_stalled(losses, patience=2, views=2) == stalled
+
+
+def test_a_stage_that_equals_the_teachers_is_left_as_it_is(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    """The student's stem begins with the teacher's weights, and batch normalisation would but disturb it."""
+    made = impatient(recipe, None)
+    result = start(made, tmp_path / "run")
+    assert [phase["epochs"] for phase in result["phases"]] == [0, *[2] * 10]
+    assert result["phases"][0]["loss"] == pytest.approx(0, abs=1e-9)
+    job = prepare(made, tmp_path / "other")
+    assert job.teacher is not None
+    ours = cut(load(tmp_path / "run" / "student")).stages["encoder.0"].state_dict()
+    theirs = job.teacher.stages["encoder.0"].state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=0, atol=0)
+    images = len(job.subset.train)
+    assert result["image_passes"] == 10 * 2 * images
+    assert result["training_flops"] == training_flops(job, [0, *[2] * 10]) < training_flops(job)
+    events = [event["phase"] for event in Run.open(tmp_path / "run").events() if event["kind"] == "epoch"]
+    assert events[:2] == ["encoder.1", "encoder.1"]
+
+
+def test_other_stages_are_trained(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    start(impatient(recipe, None, init="random"), tmp_path / "run", until="encoder.0")
+    (end,) = [event for event in Run.open(tmp_path / "run").events() if event["kind"] == "phase_end"]
+    assert end["epochs"] == 2
+
+
+def test_patience_ends_stages_on_taps(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    """At a learning rate of next to nothing the loss stays; labels are learnt from for all epochs."""
+    still = {"data": {"views": 1}, "init": "random", "optimisation": {"epochs": 5, "lr": 1e-12}}
+    result = start(impatient(recipe, 2, **still), tmp_path / "run")
+    assert [phase["epochs"] for phase in result["phases"]] == [*[3] * 10, 5]
