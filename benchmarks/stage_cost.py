@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +43,7 @@ from segskd.distill.loop import Loop
 from segskd.distill.module import PhaseModule, epoch_batches
 from segskd.distill.needs import DATA, IMAGE_KEY, MASK_KEY, Key, Keys, phase_needs, reach, tap_key
 from segskd.distill.phase import TEACHER, Phase
+from segskd.distill.rehearsal import ENDLESS
 from segskd.distill.store import Batch, FeatureStore
 from segskd.errors import UserError
 from segskd.models.build import create, parse_spec, save
@@ -263,6 +264,7 @@ class Bench:
     def _loop(self, phase: Phase, way: Way) -> tuple[Loop, Any]:
         job = self.job
         made = _WholeModule if way == "whole" else PhaseModule
+        phase = replace(phase, epochs=ENDLESS)
         module = made(phase, job.student, job.adapters, job.card, job.size)
         module.start_training()
         return Loop(job, module), {"whole": self._whole, "stop": self._stop, "store": self.store}[way]

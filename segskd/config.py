@@ -110,7 +110,7 @@ class OptimisationPart(_Part):
     patience: int | None = Field(
         default=None,
         ge=0,
-        description="a stage ends after so many epochs without 1 % less loss, 0: never; where it has nothing to learn",
+        description="a stage is cut short after so many epochs without 1 % less loss, 0: never; only equal ones",
     )
 
 
@@ -172,6 +172,8 @@ class Recipe(_Part):
             raise ValueError("a teacher is trained without a teacher")
         if self.kind == "teach" and self.data.unlabelled:
             raise ValueError("a teacher learns from labels alone: leave 'unlabelled' out")
+        if self.kind == "teach" and self.optimisation.patience:
+            raise ValueError("a teacher learns from labels, for all of its epochs: leave 'patience' out")
         if self.kind == "distill" and self.snapshots:
             raise ValueError("snapshots are kept of a teacher while it is trained: leave 'snapshots' out")
         return self

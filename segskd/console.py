@@ -178,6 +178,8 @@ def describe_event(event: Event) -> str | None:
             f"{event['phase']}: {trained}loss {event['loss']:.4g}, graft mIoU {event['graft_miou']:.4f}, "
             f"{event['seconds']:.1f} s"
         )
+    if kind == "skipped":
+        return f"{event['phase']}: the loss stands still, from epoch {event['after']} on to {event['to']}"
     if kind == "epoch" and "val_miou" in event:
         return f"epoch {event['epoch']}/{event['epochs']}: loss {event['loss']:.4g}, mIoU {event['val_miou']:.4f}"
     if kind in ("resumed", "paused", "stopped"):

@@ -55,7 +55,8 @@ class TrainFlags:
     weight_decay: float | None = None
     """L2 penalty (0)."""
     patience: int | None = None
-    """End a stage after so many epochs without 1 % less tap loss; 0: never (only where it has nothing to learn)."""
+    """Shorten a stage that learns without labels once its loss fell by less than 1 % in so many epochs; 0: never,
+    and train stages that equal the teacher's, too (such stages alone are left out)."""
     select: Literal["last", "best"] | None = None
     """Which epoch's weights a phase keeps (last)."""
     select_on: Literal["holdout", "val"] | None = None

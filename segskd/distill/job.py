@@ -181,6 +181,7 @@ def prepare(
         beginning.hand_over(student, adapters, teacher)
     if pruning and teacher:
         adapters = pruning.prune(student, teacher, adapters, size)
+        student.model.to(memory_format=torch.channels_last)  # torch-pruning's weights lie the other way
     by_owner = {STUDENT: student, **teachers}
     holdings = plan_holdings(recipe, by_owner, phases, planned)
     available = room(recipe.store, folder)

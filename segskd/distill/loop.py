@@ -86,11 +86,23 @@ class Loop:
             "critics": self.module.critics.state_dict(),
         }
 
+    def skip_to(self, epoch: int) -> None:
+        """Goes on at the rate with which that epoch begins."""
+        self._schedule.last_epoch = epoch * self.steps - 1
+        self._schedule.step()
+
     def restore(self, state: dict[str, Any]) -> None:
         if state:
-            self._optimiser.load_state_dict(state["optimiser"])
+            self._restore_optimiser(state["optimiser"])
             self._schedule.load_state_dict(state["schedule"])
             self.module.critics.load_state_dict(state.get("critics", {}))
+
+    def _restore_optimiser(self, state: dict[str, Any]) -> None:
+        groups = [{**group, "fused": True, "foreach": None} for group in state["param_groups"]]
+        self._optimiser.load_state_dict({**state, "param_groups": groups})
+        for parameter, moments in self._optimiser.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):  # fused Adam walks through memory: each must lie as its weights do
+                moments[name] = torch.empty_like(parameter).copy_(moments[name])
 
 
 class Stores:

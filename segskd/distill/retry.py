@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from segskd.chosen import chosen_names
 from segskd.config import make_recipe, merged
+from segskd.distill.trainer import Progress
 from segskd.errors import UserError
 from segskd.runs import Run
 
@@ -28,16 +31,8 @@ def _halve(run: Run) -> int:
         raise UserError("a batch is one image already: take a smaller --size")
     state = run.load_state()
     if state is not None:
-        begun = {
-            "epoch": 0,
-            "step": 0,
-            "seconds": 0.0,
-            "cpu_seconds": 0.0,
-            "loss_sum": 0.0,
-            "best": None,
-            "best_epoch": None,
-        }
-        run.save_state(state | {"progress": state["progress"] | begun, "inside": {}, "best_weights": {}})
+        done = {name: state["progress"][name] for name in ("phase", "phases")}
+        run.save_state(state | {"progress": asdict(Progress(**done)), "inside": {}, "best_weights": {}})
     halved = batch // 2
     changed = merged(recipe.model_dump(mode="json"), {"optimisation": {"batch": halved}})
     run.write_recipe(make_recipe(changed))

@@ -111,10 +111,10 @@ class FeatureStore:
             return Batch(self._networks.compute(known, wanted))
         return Batch({key: self._handed_out(self._kept[key].index_select(0, numbers)) for key in sorted(wanted)})
 
-    def batches(self) -> Iterator[Batch]:
-        """All samples in order."""
+    def batches(self, keys: Keys | None = None) -> Iterator[Batch]:
+        """All samples in order; see `batch`."""
         for start in range(0, len(self.samples), self._chunk):
-            yield self.batch(torch.arange(start, min(start + self._chunk, len(self.samples))))
+            yield self.batch(torch.arange(start, min(start + self._chunk, len(self.samples))), keys)
 
     @property
     def bytes(self) -> int:

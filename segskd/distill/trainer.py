@@ -16,6 +16,7 @@ from segskd.distill.graft import Grafter
 from segskd.distill.job import Job
 from segskd.distill.loop import Loop, Stores
 from segskd.distill.module import epoch_batches
+from segskd.distill.needs import phase_needs
 from segskd.distill.phase import TEACHER, Phase
 from segskd.errors import Stopped, UserError
 from segskd.models.build import SNAPSHOTS, digest, save
@@ -27,6 +28,8 @@ VALIDATIONS = 10
 EQUAL = 1e-5
 """Squared error of taps, as a share of the teacher's squares, that rounding in bf16 can make."""
 FALL = 0.01
+RISE = 0.3
+"""Share of a phase in which OneCycle's rate goes up."""
 FORMAT = 1
 
 
@@ -42,6 +45,7 @@ class Progress:
     loss_sum: float = 0.0
     loss: float = math.nan
     losses: list[float] = field(default_factory=list)
+    skipped: int = 0
     best: float | None = None
     best_epoch: int | None = None
     phases: list[dict[str, Any]] = field(default_factory=list)
@@ -115,8 +119,10 @@ class Trainer:
         module.start_training()
         loop = Loop(self.job, module)
         loop.restore(self._inside)
-        while not self._is_over(loop):
-            self._train_epoch(loop, self.progress.epoch, clock)
+        if not self._nothing_to_learn(loop):
+            while self.progress.epoch < phase.epochs:
+                self._skip_if_stalled(loop)
+                self._train_epoch(loop, self.progress.epoch, clock)
         self._finish_phase(phase, loop, clock)
 
     def _train_epoch(self, loop: Loop, epoch: int, clock: _Clock) -> None:
@@ -140,39 +146,45 @@ class Trainer:
         if self.ranks.same(self.run.stop_requested(epoch_over=True)):
             self._stop(loop)
 
-    def _is_over(self, loop: Loop) -> bool:
-        """Whether a phase has had its epochs, or needs no more of them."""
-        progress, phase = self.progress, loop.phase
-        if progress.epoch == phase.epochs:
-            return True
-        patience = self.job.recipe.optimisation.patience
-        if progress.step or phase.labels or patience == 0:
-            return False
-        if progress.epoch == 0:
-            return phase.on_taps_alone and self._nothing_to_learn(loop)
-        return patience is not None and has_stalled(progress.losses, patience, self.job.recipe.data.views or 1)
+    def _skip_if_stalled(self, loop: Loop) -> None:
+        """Leaves epochs out where the loss stands still: on to the last quarter, in which the rate goes to zero."""
+        progress, phase, recipe = self.progress, loop.phase, self.job.recipe
+        patience, views = recipe.optimisation.patience, recipe.data.views or 1
+        last = phase.epochs - max(views, math.ceil(phase.epochs / 4))
+        if not patience or phase.labels or progress.step or not RISE * phase.epochs <= progress.epoch < last:
+            return
+        if has_stalled(progress.losses, patience, views):
+            self.run.event("skipped", phase=phase.name, epochs=phase.epochs, after=progress.epoch, to=last + 1)
+            progress.skipped, progress.epoch = last - progress.epoch, last
+            loop.skip_to(last)
 
     def _nothing_to_learn(self, loop: Loop) -> bool:
         """Whether the phase's taps are the teacher's before it begins, but for rounding.
 
         Training could but disturb them: in its steps batch normalisation goes by the batch.
         """
+        phase, store = loop.phase, self._stores.train
+        begun = self.progress.epoch or self.progress.step
+        if begun or not phase.on_taps_alone or self.job.recipe.optimisation.patience == 0:
+            return False
         loop.module.eval()
-        lost = power = 0.0
+        lost = power = done = 0.0
         with torch.no_grad():
-            for batch in self._stores.train.batches():
+            for batch in store.batches(phase_needs(phase, self.job.student)):
                 lost += float(loop.wrapped(batch)["loss"]) * len(batch)
-                for comparison in loop.phase.compared:
+                for comparison in phase.compared:
                     taps = [batch.taps(comparison.teacher)[name] for name in comparison.stages]
                     power += comparison.weight * sum(float(tap.float().square().mean()) for tap in taps) * len(batch)
+                done += len(batch)
                 if lost > EQUAL * power:
                     break
-        lost, power = self.ranks.total(lost, power)
+                self._tell_store(int(done), len(store.samples))
+        lost, power, done = self.ranks.total(lost, power, done)
         loop.module.start_training()
-        if lost <= EQUAL * power:
-            self.progress.loss = lost / max(1, len(self._stores.train.samples) * self.ranks.count)
-            return True
-        return False
+        if lost > EQUAL * power:
+            return False
+        self.progress.loss = lost / done
+        return True
 
     def _batches(self, phase: Phase, epoch: int) -> Iterator[Tensor]:
         job, samples = self.job, self._stores.train.samples
@@ -206,7 +218,10 @@ class Trainer:
             return -self.grafter.score(loop.phase, store, draw=False).miou
         freeze([self.job.student.model])
         with torch.no_grad():
-            losses = [float(loop.wrapped(batch)["loss"]) * len(batch) for batch in store.batches()]
+            losses = [
+                float(loop.wrapped(batch)["loss"]) * len(batch)
+                for batch in store.batches(phase_needs(loop.phase, self.job.student))
+            ]
         loss, images = self.ranks.total(sum(losses), len(store.samples))
         return loss / images
 
@@ -220,7 +235,12 @@ class Trainer:
         seconds, cpu_seconds = clock.read()
         cpu_seconds, store_bytes = self.ranks.total(cpu_seconds, self._stores.bytes)
         times = {"seconds": round(seconds, 3), "cpu_seconds": round(cpu_seconds, 3)}
-        figures = {"phase": phase.name, "epochs": self.progress.epoch, "loss": self.progress.loss, **times}
+        figures = {
+            "phase": phase.name,
+            "epochs": self.progress.epoch - self.progress.skipped,
+            "loss": self.progress.loss,
+            **times,
+        }
         self.run.event("graft", phase=phase.name, miou=score.miou, pixel_accuracy=score.pixel_accuracy)
         self.run.event("phase_end", **figures, graft_miou=score.miou, store_bytes=int(store_bytes))
         done = [*self.progress.phases, {**figures, "graft_miou": score.miou, "best_epoch": self.progress.best_epoch}]

@@ -124,6 +124,8 @@ class Study(BaseModel):
             raise ValueError(f"recipe.{named[0]}: a study's cells are distilled from the beginning: leave it out")
         if self.recipe.get("select", "last") != "last":
             raise ValueError("recipe.select: a study's cells all train for their whole budget: leave it out")
+        if isinstance(optimisation, dict) and optimisation.get("patience"):
+            raise ValueError("recipe.optimisation.patience: a study's cells train for their whole budget: leave it out")
         return self
 
     def cells(self) -> list[Cell]:
@@ -147,8 +149,7 @@ class Study(BaseModel):
         subset = {"fraction": cell.fraction, "rule": cell.rule}
         axes = {"method": cell.method, "student": cell.student, "seed": cell.seed}
         changes = {**axes, "subset": subset | ({} if cell.labels is None else {"labels": cell.labels})}
-        whole = {"patience": 0, **self.recipe.get("optimisation", {}), "epochs": epochs}
-        budget = {"optimisation": whole, "threads": self.recipe.get("threads") or threads}
+        budget = {"optimisation": {"epochs": epochs, "patience": 0}, "threads": self.recipe.get("threads") or threads}
         return make_recipe(merged(self.recipe, changes | budget))
 
 

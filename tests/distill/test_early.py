@@ -14,9 +14,10 @@ from segskd.distill.flops import training_flops
 from segskd.distill.job import prepare
 from segskd.distill.session import start
 from segskd.distill.trainer import has_stalled
+from segskd.errors import UserError
 from segskd.models.build import load
 from segskd.models.stages import cut
-from segskd.runs import Run
+from segskd.runs import Event, Run
 
 
 def impatient(recipe: Callable[..., Recipe], patience: int | None, **changes: Any) -> Recipe:
@@ -64,8 +65,25 @@ def test_other_stages_are_trained(recipe: Callable[..., Recipe], tmp_path: Path)
     assert end["epochs"] == 2
 
 
-def test_patience_ends_stages_on_taps(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    """At a learning rate of next to nothing the loss stays; labels are learnt from for all epochs."""
-    still = {"data": {"views": 1}, "init": "random", "optimisation": {"epochs": 5, "lr": 1e-12}}
+def test_a_stage_whose_loss_stands_still_goes_on_to_its_last_quarter(
+    recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """At a rate of next to nothing the loss stays: four epochs while the rate goes up, then 10, 11 and 12."""
+    still = {"data": {"views": 1}, "init": "random", "optimisation": {"epochs": 12, "lr": 1e-12}}
+    events: list[Event] = []
+    start(impatient(recipe, 2, **still), tmp_path / "run", [events.append], until="encoder.1")
+    told = {name: [e for e in events if e["kind"] == name and e["phase"] == "encoder.1"] for name in ("epoch", "step")}
+    assert [event["epoch"] for event in told["epoch"]] == [1, 2, 3, 4, 10, 11, 12]
+    assert told["step"][-1]["lr"] < 0.01 * max(event["lr"] for event in told["step"])
+    assert [event["epochs"] for event in events if event["kind"] == "phase_end"] == [7, 7]
+
+
+def test_labels_are_learnt_from_for_all_epochs(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    still = {"data": {"views": 1}, "method": "supervised", "optimisation": {"epochs": 1, "lr": 1e-12}}
     result = start(impatient(recipe, 2, **still), tmp_path / "run")
-    assert [phase["epochs"] for phase in result["phases"]] == [*[3] * 10, 5]
+    assert [phase["epochs"] for phase in result["phases"]] == [11]
+
+
+def test_a_teacher_has_no_patience(recipe: Callable[..., Recipe]) -> None:
+    with pytest.raises(UserError, match="leave 'patience' out"):
+        recipe(kind="teach", optimisation={"patience": 2}, teacher="")

@@ -53,7 +53,8 @@ def test_a_cells_recipe_holds_its_axes_and_what_all_share(study: Callable[..., S
     assert (recipe.method, recipe.student, recipe.seed, recipe.threads) == ("supervised", "unet:resnet14", 5, 3)
     assert (recipe.subset.fraction, recipe.subset.rule, recipe.optimisation.epochs) == (0.5, "balanced", 7)
     assert (recipe.data.size, recipe.init, recipe.optimisation.batch) == ((64, 96), "random", 8)
-    shared = study(recipe=made.recipe | {"threads": 1})
+    assert recipe.optimisation.patience == 0
+    shared = study(recipe=made.recipe | {"threads": 1, "optimisation": None})
     assert shared.recipe_of(cell, 7, threads=3).threads == 1
 
 
@@ -94,6 +95,8 @@ def test_what_no_study_can_say_is_named(
         ({"subset": {"fraction": 0.1}}, "recipe.subset is set by the study's fractions, rules and labels"),
         ({"optimisation": {"epochs": 3}}, "recipe.optimisation.epochs is set by the study's budget"),
         ({"select": "best"}, "recipe.select: a study's cells all train for their whole budget"),
+        ({"optimisation": {"patience": 5}}, "recipe.optimisation.patience: a study's cells train for their whole"),
+        ({"optimisation": [1]}, "optimisation: "),
         ({"kind": "teach"}, "recipe.kind: a study's cells are distilled"),
         ({"data": {"card": "scenes", "size": "big"}}, "recipe: data.size: 'big' is no size"),
         ({"teacher": None}, "method stagewise needs a teacher"),

@@ -160,13 +160,15 @@ def test_a_phase_whose_beginning_is_lost_counts_from_its_first_line(
     assert [phase.seconds for phase in Followers(context).get("one").phases] == [3, 2, 0]
 
 
-def test_stages_that_ended_early_have_the_steps_that_they_took(context: Context, new_run: Callable[..., Run]) -> None:
+def test_stages_that_ended_early_count_by_the_steps_that_they_took(
+    context: Context, new_run: Callable[..., Run]
+) -> None:
     run = new_run()
     early = [end("encoder.0", 5, 5) | {"epochs": 0}, begin("decoder.0", 5), step("decoder.0", 10, 15)]
     write(run, start(), begin("encoder.0", 0), *early, end("decoder.0", 16, 10) | {"epochs": 1}, begin("head", 16))
     view = Followers(context).get("one")
-    assert [(phase.state, phase.epoch, phase.steps) for phase in view.phases[:2]] == [("done", 0, 0), ("done", 1, 10)]
-    assert view.share == pytest.approx(10 / 30)
+    assert [(phase.state, phase.epoch, phase.share) for phase in view.phases[:2]] == [("done", 0, 1), ("done", 1, 1)]
+    assert view.share == pytest.approx(40 / 60)
     progress = Progress()
     for event in run.events():
         progress.apply(event)

@@ -200,7 +200,7 @@ function lossOfOne(curves, now) {
   return {
     series, xRange: [0, now.epochs], xName: "epoch", yName: "loss", log: true,
     showX: (x) => `epoch ${Number(x.toFixed(1))}`, showY: shortLoss,
-    label: `Loss of ${now.name} by epoch`, empty: `${now.name} has not been trained yet.`,
+    label: `Loss of ${now.name} by epoch`, empty: now.state === "done" ? `${now.name} equals the teacher’s already: it had nothing to learn.` : `${now.name} has not been trained yet.`,
   };
 }
 

@@ -44,7 +44,7 @@ FLAGS: dict[tuple[str, ...], str] = {
     ("nodes",): "--nodes",
 }
 ALWAYS = {("teacher",), ("student",), ("method",), ("data", "size"), ("subset", "fraction"), ("data", "card")}
-OF_STUDENT = (("student",), ("method",), ("options",), ("init",))
+OF_STUDENT = (("student",), ("method",), ("options",), ("init",), ("optimisation", "patience"))
 TEACH_FLAGS = {place: flag for place, flag in FLAGS.items() if place not in OF_STUDENT} | {
     ("snapshots",): "--snapshots"
 }

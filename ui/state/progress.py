@@ -108,7 +108,7 @@ class Progress:
     def seconds_left(self) -> float | None:
         """By the seconds a step of this run; None while no step was timed."""
         done = [phase for phase in self.phases if phase.state == "done" and phase.seconds > 0]
-        steps = sum(phase.steps for phase in done)
+        steps = sum(phase.steps // phase.epochs * phase.epoch for phase in done if phase.epochs)
         before = sum(phase.seconds for phase in done) / steps if steps else None
         now = self._seconds_a_step()
         usual, here = (before if before is not None else now), (now if now is not None else before)
@@ -201,7 +201,7 @@ class Progress:
         place = self._place(event)
         phase = self.phases[place]
         phase.state, phase.epoch = "done", int(event.get("epochs", phase.epochs))
-        phase.steps = phase.step = phase.epoch * (phase.steps // max(1, phase.epochs))
+        phase.step = phase.steps
         phase.graft_miou, phase.seconds = float(event["graft_miou"]), float(event["seconds"])
         phase.loss = float(event["loss"]) if math.isfinite(float(event["loss"])) else None
         self._pace = None
