@@ -32,7 +32,7 @@ class Loop:
         self.loss = math.nan
         part = job.recipe.optimisation
         self._ranks = job.ranks
-        self._needs = phase_needs(phase, job.student)
+        self.needs = phase_needs(phase, job.student)
         self._ignored = job.card.ignore_index
         rate = part.lr or default_lr(job.recipe)
         self._optimiser = torch.optim.Adam(
@@ -55,7 +55,7 @@ class Loop:
         Processes with more images in the step, or more labelled pixels, weigh as much more.
         """
         ranks, images, share = self._ranks, len(numbers), 1.0
-        batch = store.batch(numbers, self._needs)
+        batch = store.batch(numbers, self.needs)
         if ranks.count > 1:
             labelled = int((batch.mask != self._ignored).sum()) if self.phase.labels else 0
             all_images, all_labelled = ranks.total(images, labelled)

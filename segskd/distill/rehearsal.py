@@ -180,7 +180,7 @@ class _SmallRun:
         if recipe.select_on == "holdout":
             store, total = self._stores.holdout, len(subset.holdout)
         with torch.no_grad():
-            taken = self._timed(lambda: [loop.wrapped(batch) for batch in store.batches()])
+            taken = self._timed(lambda: [loop.wrapped(batch) for batch in store.batches(loop.needs)])
         return taken * total / store.samples.images
 
     def _timed(self, work: Callable[[], object]) -> float:

@@ -16,7 +16,6 @@ from segskd.distill.graft import Grafter
 from segskd.distill.job import Job
 from segskd.distill.loop import Loop, Stores
 from segskd.distill.module import epoch_batches
-from segskd.distill.needs import phase_needs
 from segskd.distill.phase import TEACHER, Phase
 from segskd.errors import Stopped, UserError
 from segskd.models.build import SNAPSHOTS, digest, save
@@ -170,7 +169,7 @@ class Trainer:
         loop.module.eval()
         lost = power = done = 0.0
         with torch.no_grad():
-            for batch in store.batches(phase_needs(phase, self.job.student)):
+            for batch in store.batches(loop.needs):
                 lost += float(loop.wrapped(batch)["loss"]) * len(batch)
                 for comparison in phase.compared:
                     taps = [batch.taps(comparison.teacher)[name] for name in comparison.stages]
@@ -218,10 +217,7 @@ class Trainer:
             return -self.grafter.score(loop.phase, store, draw=False).miou
         freeze([self.job.student.model])
         with torch.no_grad():
-            losses = [
-                float(loop.wrapped(batch)["loss"]) * len(batch)
-                for batch in store.batches(phase_needs(loop.phase, self.job.student))
-            ]
+            losses = [float(loop.wrapped(batch)["loss"]) * len(batch) for batch in store.batches(loop.needs)]
         loss, images = self.ranks.total(sum(losses), len(store.samples))
         return loss / images
 

@@ -84,7 +84,7 @@ def changed_teacher(_folder: Path) -> None:
 
 def loss_astray(_folder: Path) -> None:
     loop = Loop.__new__(Loop)
-    loop._needs = frozenset()
+    loop.needs = frozenset()
     loop._ranks = Ranks(Fabric(accelerator="cpu", devices=1))
     loop.phase = SimpleNamespace(name="head")
     loop.wrapped = lambda _batch: {"loss": torch.tensor(math.nan), "duel": torch.tensor(0.0)}
