@@ -110,7 +110,7 @@ class OptimisationPart(_Part):
     patience: int | None = Field(
         default=None,
         ge=0,
-        description="a stage is cut short after so many epochs without 1 % less loss, 0: never; only equal ones",
+        description="epochs without 1 % less loss that cut a stage short, 0: never; off (equal stages are skipped)",
     )
 
 
