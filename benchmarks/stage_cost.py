@@ -38,6 +38,7 @@ from torch import Tensor
 from segskd.config import make_recipe
 from segskd.data.samples import Samples
 from segskd.devices import synchronise
+from segskd.distill.budget import Sizes
 from segskd.distill.job import Job, prepare
 from segskd.distill.loop import Loop
 from segskd.distill.module import PhaseModule, epoch_batches
@@ -101,6 +102,7 @@ def main(options: Options) -> None:
             return
         phases = bench.phases()
     found = _figures(options, bench, phases)
+    found["stated_mib"] = bench.stated() / MIB
     if options.memory:
         found["peak_mib"] = {way: _peak_of(options, way) for way in WAYS}
     print(json.dumps(found) if options.json else _table(options, found))
@@ -204,6 +206,13 @@ class Bench:
     def phases(self) -> list[PhaseTimes]:
         """Times of all phases, the ways in turns."""
         return [self._phase(place, phase) for place, phase in enumerate(self.job.phases)]
+
+    def stated(self) -> int:
+        """The most bytes that the store says it will hold at once."""
+        job = self.job
+        sizes = Sizes(job.by_owner, job.size, job.networks().dtype)
+        train, *_ = job.holdings.to_be(job.subset)
+        return sizes.most(train, job.recipe.data.views or 1)
 
     def peak(self, way: Way) -> float:
         """The process's peak memory in MiB after two steps of every phase in one way."""
@@ -309,7 +318,7 @@ class Bench:
 
 def _walk(loop: Loop, source: Any, batches: Sequence[Tensor]) -> None:
     for numbers in batches:
-        loop.step(source, numbers)
+        loop.step(source.batch(numbers, loop.needs))
 
 
 def _figures(options: Options, bench: Bench, phases: Sequence[PhaseTimes]) -> dict[str, Any]:
@@ -388,7 +397,8 @@ def _table(options: Options, found: dict[str, Any]) -> str:
     )
     lines += ["", f"store / floor: {found['to_floor']:.2f}; {found['bytes_a_view'] / 1e6:.2f} MB a view"]
     if peaks := found.get("peak_mib"):
-        lines.append("peak memory, MiB: " + ", ".join(f"{way} {peak:.0f}" for way, peak in peaks.items()))
+        most = ", ".join(f"{way} {peak:.0f}" for way, peak in peaks.items())
+        lines.append(f"peak memory, MiB: {most}; the store says that it takes up to {found['stated_mib']:.0f}")
     return "\n".join(lines)
 
 

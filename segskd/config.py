@@ -163,6 +163,7 @@ class Recipe(_Part):
     threads: int | None = Field(default=None, ge=1, description="CPU threads; all cores")
     devices: int = Field(default=1, ge=1, description="processes on each machine, one a device")
     nodes: int = Field(default=1, ge=1, description="machines")
+    sync_batchnorm: bool = Field(default=False, description="whether batch normalisation sees all GPUs' images")
 
     @model_validator(mode="after")
     def _teacher_where_needed(self) -> Recipe:

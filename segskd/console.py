@@ -178,6 +178,12 @@ def describe_event(event: Event) -> str | None:
             f"{event['phase']}: {trained}loss {event['loss']:.4g}, graft mIoU {event['graft_miou']:.4f}, "
             f"{event['seconds']:.1f} s"
         )
+    if kind == "placed":
+        cost = event["step_seconds"]
+        parts = [
+            f"{', '.join(stages)} ({1e3 * sum(cost[name] for name in stages):.0f} ms)" for stages in event["stages"]
+        ]
+        return f"{event['phase']}: stages by process, with what a step takes: {'; '.join(parts)}"
     if kind == "skipped":
         return f"{event['phase']}: the loss stands still, from epoch {event['after']} on to {event['to']}"
     if kind == "epoch" and "val_miou" in event:

@@ -73,6 +73,8 @@ class TrainFlags:
     """Processes on each machine, one a GPU or a share of the cores (1, or as torchrun or SLURM started them)."""
     nodes: int | None = None
     """Machines (1, or as torchrun or SLURM started them)."""
+    sync_batchnorm: bool | None = None
+    """Let batch normalisation see the images of all GPUs in a step, not of each by itself (False)."""
     store: Literal["auto", "memory", "disk", "recompute"] | None = None
     """Where taps are kept (what has room)."""
     store_budget: float | None = None
@@ -112,6 +114,7 @@ def recipe_changes(data: DataFlags, train: TrainFlags) -> dict[str, Any]:
         "threads": train.threads,
         "devices": train.devices,
         "nodes": train.nodes,
+        "sync_batchnorm": train.sync_batchnorm,
     }
 
 

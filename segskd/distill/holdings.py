@@ -9,7 +9,7 @@ from segskd.config import Recipe
 from segskd.distill.budget import Holding
 from segskd.distill.images import Subset
 from segskd.distill.needs import STUDENT, Keys, Planner, graft_needs, phase_needs
-from segskd.distill.phase import Phase
+from segskd.distill.phase import Phase, part_of
 from segskd.models.stages import StagedNetwork
 
 
@@ -20,6 +20,8 @@ class Holdings:
     train: list[Keys]
     holdout: list[Keys]
     val: list[Keys]
+    placed: Sequence[Keys] = ()
+    """What each stage is fed that is placed on one of several processes, which holds it of all images."""
 
     def to_be(self, subset: Subset) -> list[Holding]:
         """The same with numbers of samples, for reckoning bytes."""
@@ -27,6 +29,7 @@ class Holdings:
             Holding(len(subset.train), self.train, viewed=True),
             Holding(len(subset.holdout), self.holdout, viewed=False),
             Holding(len(subset.val), self.val, viewed=False),
+            *(Holding(len(subset.train), [keys], viewed=True) for keys in self.placed),
         ]
 
 
@@ -36,19 +39,24 @@ def plan_holdings(
     phases: Sequence[Phase],
     planned: Sequence[Phase],
     ahead: bool = True,
+    processes: int = 1,
 ) -> Holdings:
     """For the `phases` of a run; `planned` are all those of its method, which a branch has a part of.
 
-    `networks` by the owner of their taps. A store that keeps nothing need not look `ahead` to later phases.
+    `networks` by the owner of their taps. A store that keeps nothing need not look `ahead` to later phases. Stages
+    that learn apart are placed on several `processes`, whose stores of all images then hold what each is fed.
     """
     student = networks[STUDENT]
     look = Planner(phases, networks).holdings if ahead else list
     needed = [phase_needs(phase, student) for phase in phases]
     grafts = [graft_needs(phase, student, compared_by(phase, planned)) for phase in phases]
     both = [needs | graft for needs, graft in zip(needed, grafts, strict=True)]
+    placed = [phase for phase in phases if phase.placed_on(processes)]
+    fed = [phase_needs(part_of(phase, (name,)), student) for phase in placed for name in phase.trained]
+    own = [frozenset() if phase in placed else needs for phase, needs in zip(phases, needed, strict=True)]
     on_val = recipe.select == "best" and recipe.select_on == "val"
-    train, chosen_on, shown = (look(needs) for needs in (needed, both, grafts))
-    return Holdings(train, chosen_on, chosen_on if on_val else shown)
+    train, chosen_on, shown = (look(needs) for needs in (own, both, grafts))
+    return Holdings(train, chosen_on, chosen_on if on_val else shown, fed)
 
 
 def compared_by(phase: Phase, planned: Sequence[Phase]) -> set[str]:

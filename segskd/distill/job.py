@@ -93,16 +93,22 @@ class Job:
         """Places of the training images that the phase learns from."""
         return self.subset.labelled if phase.on_labels_alone else list(range(len(self.subset.train)))
 
+    def placed(self, phase: Phase) -> bool:
+        """Whether this job's processes share the phase's stages, not its images."""
+        return phase.placed_on(self.ranks.count)
+
     def own_images_of(self, phase: Phase) -> list[int]:
-        """The same of this process: places in its part of the training images."""
+        """The same of this process: places among the training images that it holds."""
         ranks = self.ranks
+        if self.placed(phase):
+            return self.images_of(phase)
         return [place // ranks.count for place in self.images_of(phase) if place % ranks.count == ranks.number]
 
     def steps_an_epoch(self, phase: Phase) -> int:
         """Steps of the optimiser in an epoch of a phase; of several processes each has at least two images in each."""
         images, count = len(self.images_of(phase)), self.ranks.count
         steps = steps_an_epoch(images, self.batch)
-        return steps if count == 1 else min(steps, images // count // 2)
+        return steps if count == 1 or self.placed(phase) else min(steps, images // count // 2)
 
     def steps(self, phase: Phase) -> int:
         """Steps of the optimiser in a phase."""
@@ -172,6 +178,7 @@ def prepare(
     stages = teacher.names if teacher else None
     planned = plan(recipe, stages, student.names, len(subset.train), len(subset.labelled), list(teachers))
     phases = phases_from(planned, recipe.begin)
+    _check_sync(recipe, phases, ranks)
     size = padded_size(recipe.data.size)
     adapters = _adapters(recipe, student, teacher, planned)
     critics = make_critics(planned, teachers, size, recipe.seed).to(torch.device(recipe.device))
@@ -183,13 +190,13 @@ def prepare(
         adapters = pruning.prune(student, teacher, adapters, size)
         student.model.to(memory_format=torch.channels_last)  # torch-pruning's weights lie the other way
     by_owner = {STUDENT: student, **teachers}
-    holdings = plan_holdings(recipe, by_owner, phases, planned)
+    holdings = plan_holdings(recipe, by_owner, phases, planned, processes=ranks.count)
     available = room(recipe.store, folder)
     sizes = Sizes(by_owner, size, DTYPES[recipe.precision])
     views = recipe.data.views or _views(recipe, by_owner, sizes, subset, available)
     store = choose_store(sizes, holdings.to_be(subset), views, recipe.store, available)
     if store.kind == "recompute":
-        holdings = plan_holdings(recipe, by_owner, phases, planned, ahead=False)
+        holdings = plan_holdings(recipe, by_owner, phases, planned, ahead=False, processes=ranks.count)
     shadow = Shadow(by_owner, adapters, critics, card, size)
     _check_memory(recipe, subset, shadow, phases, store, ranks.count)
     part = recipe.optimisation
@@ -215,6 +222,19 @@ def _check_parts(recipe: Recipe, subset: Subset, ranks: Ranks) -> None:
         raise UserError(
             f"{ranks.count} processes need a --batch of {least} at least and as many images with labels; these are "
             f"{recipe.optimisation.batch} and {trained}: take fewer --devices"
+        )
+
+
+def _check_sync(recipe: Recipe, phases: Sequence[Phase], ranks: Ranks) -> None:
+    """Raises UserError where batch normalisation can't see the images of other devices."""
+    if not recipe.sync_batchnorm:
+        return
+    if recipe.device != "cuda":
+        raise UserError(f"--sync-batchnorm works on GPUs alone, and this run takes {recipe.device}: leave it out")
+    placed = next((phase.name for phase in phases if phase.placed_on(ranks.count)), None)
+    if placed:
+        raise UserError(
+            f"phase '{placed}' trains each stage on one GPU, with whole batches: leave --sync-batchnorm out"
         )
 
 
@@ -273,6 +293,8 @@ def _student(recipe: Recipe, card: Card, teacher: StagedNetwork | None, folder: 
     model = create(*parse_spec(recipe.student), classes=len(card.classes), weights=recipe.weights)
     if recipe.prune and (narrower := narrow_weights(recipe, folder)):
         narrow(model, narrower, recipe.prune.ratio)
+    if recipe.sync_batchnorm:
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     network = cut(_on_device(model, recipe))
     if teacher is not None and recipe.init == "teacher" and recipe.method != "supervised":
         copy_matching(network, teacher)

@@ -10,13 +10,15 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from segskd.distill.job import Job
 from segskd.distill.module import PhaseModule
-from segskd.distill.needs import phase_needs
+from segskd.distill.needs import Keys, phase_needs
+from segskd.distill.phase import Phase
 from segskd.distill.plan import default_lr
-from segskd.distill.store import FeatureStore
+from segskd.distill.store import Batch, FeatureStore
 from segskd.errors import UserError
 from segskd.runs import Run
 
@@ -24,7 +26,8 @@ from segskd.runs import Run
 class Loop:
     """One phase's module, optimiser and schedule."""
 
-    def __init__(self, job: Job, module: PhaseModule) -> None:
+    def __init__(self, job: Job, module: PhaseModule, fabric: Fabric | None = None) -> None:
+        """On `fabric`, by default that of the processes which share the work."""
         phase = module.phase
         self.phase = phase
         self.module = module
@@ -32,7 +35,7 @@ class Loop:
         self.loss = math.nan
         part = job.recipe.optimisation
         self._ranks = job.ranks
-        self.needs = phase_needs(phase, job.student)
+        self.needs = self.evaluated_on = phase_needs(phase, job.student)
         self._ignored = job.card.ignore_index
         rate = part.lr or default_lr(job.recipe)
         self._optimiser = torch.optim.Adam(
@@ -41,7 +44,8 @@ class Loop:
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
             self._optimiser, max_lr=rate, total_steps=phase.epochs * self.steps
         )
-        wrapped, optimiser = self._ranks.fabric.setup(module, self._optimiser)
+        self._fabric = fabric or self._ranks.fabric
+        wrapped, optimiser = self._fabric.setup(module, self._optimiser)
         self.wrapped: nn.Module = wrapped
         self._stepper: Any = optimiser
 
@@ -49,29 +53,46 @@ class Loop:
     def rate(self) -> float:
         return float(self._optimiser.param_groups[0]["lr"])
 
-    def step(self, store: FeatureStore, numbers: Tensor) -> float:
-        """One step of the optimiser; the student's loss, over all processes. Raises UserError when that is no number.
+    def step(self, batch: Batch) -> float:
+        """One step of the optimiser; the student's loss, over all processes.
 
-        Processes with more images in the step, or more labelled pixels, weigh as much more.
+        Raises UserError when that is no number.
         """
-        ranks, images, share = self._ranks, len(numbers), 1.0
-        batch = store.batch(numbers, self.needs)
-        if ranks.count > 1:
-            labelled = int((batch.mask != self._ignored).sum()) if self.phase.labels else 0
-            all_images, all_labelled = ranks.total(images, labelled)
-            share = images * ranks.count / all_images
-            batch.counted = all_labelled * images / all_images
+        share = self._share(batch)
         found = self.wrapped(batch)
         loss = found["loss"] + found["duel"]
-        self.loss = ranks.total(float(found["loss"].detach()) * share)[0] / ranks.count
+        self.loss = self._of_all(float(found["loss"].detach()) * share)
         if not math.isfinite(self.loss):
             message = f"the loss of {self.phase.name} became {self.loss}: use a smaller --lr, or --precision 32"
-            raise ranks.refuse(UserError(message))
-        ranks.fabric.backward(loss * share)
+            raise self._ranks.refuse(UserError(message))
+        self._fabric.backward(loss * share)
         self._stepper.step()
         self._stepper.zero_grad()
         self._schedule.step()
         return self.loss
+
+    def _share(self, batch: Batch) -> float:
+        """The weight of this process's loss: those with more images in the step, or labelled pixels, have more."""
+        ranks, images = self._ranks, len(batch)
+        if ranks.count == 1:
+            return 1.0
+        labelled = int((batch.mask != self._ignored).sum()) if self.phase.labels else 0
+        all_images, all_labelled = ranks.total(images, labelled)
+        batch.counted = all_labelled * images / all_images
+        return images * ranks.count / all_images
+
+    def _of_all(self, loss: float) -> float:
+        """The loss of all processes."""
+        return self._ranks.total(loss)[0] / self._ranks.count
+
+    def bring_together(self) -> None:
+        """Makes the student the same in every process: the running statistics were each one's own."""
+        self._ranks.average(self.module.stages)
+
+    def evaluated(self, batch: Batch) -> Tensor:
+        """The student's loss on a batch of this process's part of the held-out images."""
+        loss: Tensor = self.wrapped(batch)["loss"]
+        return loss
 
     def weights(self) -> dict[str, Tensor]:
         return copy.deepcopy(self.module.state_dict())
@@ -112,23 +133,36 @@ class Stores:
         folder = run.path / "store" / str(job.ranks.number)
         own = job.ranks.part
         views = job.recipe.data.views or 1
-        self._holdings = job.holdings
+        self._job = job
         self._folder = folder
         self.train = job.feature_store(own(job.subset.train), views, folder / "train")
         self.holdout = job.feature_store(own(job.subset.holdout), 1, folder / "holdout")
         self.val = job.feature_store(own(job.subset.val), 1, folder / "val")
+        self.everyones = job.feature_store(job.subset.train, views, folder / "everyones")
+        """Of all processes' training images: what the stages that learn here, apart from others, are fed."""
 
     @property
     def bytes(self) -> int:
-        return sum(store.bytes for store in (self.train, self.holdout, self.val))
+        return sum(store.bytes for store in self._all)
 
-    def advance(self, phase: int, progress: Callable[[int, int], None]) -> None:
-        self.train.advance(self._holdings.train[phase], progress)
-        self.holdout.advance(self._holdings.holdout[phase], progress)
-        self.val.advance(self._holdings.val[phase], progress)
+    @property
+    def _all(self) -> tuple[FeatureStore, ...]:
+        return self.train, self.holdout, self.val, self.everyones
+
+    def advance(self, place: int, progress: Callable[[int, int], None], needs: Keys | None = None) -> None:
+        """What the phase at `place` reads; `needs` is what this process's stages are fed in one that is placed."""
+        held = self._job.holdings
+        self.train.advance(held.train[place], progress)
+        self.holdout.advance(held.holdout[place], progress)
+        self.val.advance(held.val[place], progress)
+        self.everyones.advance(needs or frozenset(), progress)
+
+    def training(self, phase: Phase) -> FeatureStore:
+        """The store that the phase's batches come from."""
+        return self.everyones if self._job.placed(phase) else self.train
 
     def close(self) -> None:
-        for store in (self.train, self.holdout, self.val):
+        for store in self._all:
             store.close()
         shutil.rmtree(self._folder, ignore_errors=True)
         with suppress(OSError):  # others' parts may still lie in it

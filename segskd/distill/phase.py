@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -64,6 +64,13 @@ class Phase:
     fed_by: Literal["student", "teacher"] = "student"
     snapshots: tuple[int, ...] = ()
 
+    def placed_on(self, processes: int) -> bool:
+        """Whether each process trains some of the stages on all images, instead of all stages on its part of them.
+
+        Stages can that learn apart from each other, if no process would be left without one.
+        """
+        return self.fed_by != "student" and 1 < processes <= len(self.trained)
+
     @property
     def taps(self) -> tuple[str, ...]:
         """Stages whose taps are looked at, each once."""
@@ -83,6 +90,12 @@ class Phase:
     def whole(self) -> bool:
         """Whether it trains several stages with the head, so that its masks are worth a look on the way."""
         return HEAD in self.trained and len(self.trained) > 1
+
+
+def part_of(phase: Phase, stages: Sequence[str]) -> Phase:
+    """The phase for some of the stages that learn apart in it."""
+    compared = tuple(comparison for comparison in phase.compared if set(comparison.stages) <= set(stages))
+    return replace(phase, trained=tuple(stages), compared=compared, labels=phase.labels if HEAD in stages else 0.0)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,14 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, TypeVar, cast
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -74,6 +76,24 @@ class Ranks:
             means = self.add(torch.cat([buffer.flatten() for buffer in buffers])) / self.count
             for buffer, mean in zip(buffers, torch.split(means, [buffer.numel() for buffer in buffers]), strict=True):
                 buffer.copy_(mean.view_as(buffer))
+
+    def spread(self, tensors: Iterable[Tensor], source: int) -> None:
+        """Gives these tensors the values that they have in process `source`."""
+        if self.count > 1:
+            for tensor in tensors:
+                moved = tensor.contiguous()
+                torch.distributed.broadcast(moved, source)
+                tensor.copy_(moved)
+
+    @cached_property
+    def own(self) -> Fabric:
+        """This process's device without the others, for what they don't do together."""
+        if self.count == 1:
+            return self.fabric
+        shared = self.fabric.strategy
+        return Fabric(
+            strategy=SingleDeviceStrategy(self.fabric.device, shared.accelerator, precision=shared.precision), devices=1
+        )
 
     def gather(self, thing: Thing) -> list[Thing]:
         """What every process gives, in their order."""

@@ -158,7 +158,7 @@ class _SmallRun:
     def _step(self, loop: Loop, numbers: Tensor) -> float:
         samples = _timed(self._stores.train)
         loaded, started = samples.loaded, self._clock(samples)
-        loop.step(self._stores.train, numbers)
+        loop.step(self._stores.train.batch(numbers, loop.needs))
         return self._clock(samples) - started + self._load_train * (samples.loaded - loaded)
 
     def _validating(self, loop: Loop, phase: Phase) -> float:
@@ -180,7 +180,7 @@ class _SmallRun:
         if recipe.select_on == "holdout":
             store, total = self._stores.holdout, len(subset.holdout)
         with torch.no_grad():
-            taken = self._timed(lambda: [loop.wrapped(batch) for batch in store.batches(loop.needs)])
+            taken = self._timed(lambda: [loop.evaluated(batch) for batch in store.batches(loop.evaluated_on)])
         return taken * total / store.samples.images
 
     def _timed(self, work: Callable[[], object]) -> float:

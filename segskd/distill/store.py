@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from segskd.models.stages import StagedNetwork
 
 Kind = Literal["memory", "disk", "recompute"]
 Values = Mapping[Key, Tensor]
+Read = TypeVar("Read")
 
 
 class Batch:
@@ -106,10 +107,25 @@ class FeatureStore:
     def batch(self, numbers: Tensor, keys: Keys | None = None) -> Batch:
         """What is held of the samples with these numbers, int64 (N,), on the networks' device; of it `keys` alone."""
         wanted = self._wanted if keys is None else keys
+        return self._made(self._read(numbers, wanted), wanted)
+
+    def stream(self, numbers: Iterable[Tensor], keys: Keys | None = None) -> Iterator[Batch]:
+        """A batch for each of `numbers`; see `batch`. The next one is read while this one is worked on."""
+        wanted = self._wanted if keys is None else keys
+        at_hand = self.kind == "memory" and self._networks.device.type == "cpu"
+        for _, rows in self._read_ahead(numbers, lambda part: self._read(part, wanted), not at_hand):
+            yield self._made(rows, wanted)
+
+    def _read(self, numbers: Tensor, wanted: Keys) -> Values:
+        """From memory, disk or the images' files, what the samples' wanted tensors are made of."""
         if self.kind == "recompute":
-            known = self._load(numbers.tolist())
-            return Batch(self._networks.compute(known, wanted))
-        return Batch({key: self._handed_out(self._kept[key].index_select(0, numbers)) for key in sorted(wanted)})
+            return self._load(numbers.tolist())
+        return {key: self._rows(key, numbers) for key in sorted(wanted)}
+
+    def _made(self, read: Values, wanted: Keys) -> Batch:
+        if self.kind == "recompute":
+            return Batch(self._networks.compute(read, wanted))
+        return Batch({key: self._handed_out(rows) for key, rows in read.items()})
 
     def batches(self, keys: Keys | None = None) -> Iterator[Batch]:
         """All samples in order; see `batch`."""
@@ -133,7 +149,7 @@ class FeatureStore:
         at_hand = frozenset(self._kept) | {IMAGE_KEY, MASK_KEY}
         given = read_of(at_hand, missing, self._networks.by_owner) & self._kept.keys()
         for numbers, loaded in self._chunks(missing):
-            known = {key: self._handed_out(self._kept[key].index_select(0, numbers)) for key in sorted(given)}
+            known = {key: self._handed_out(self._rows(key, numbers)) for key in sorted(given)}
             for key, value in self._networks.compute(known | loaded, missing).items():
                 rows = _channels_behind(value)
                 if key not in fresh:
@@ -145,24 +161,27 @@ class FeatureStore:
         self._kept |= fresh
 
     def _chunks(self, missing: Keys) -> Iterator[tuple[Tensor, dict[Key, Tensor]]]:
-        """Numbers of samples with what has to be loaded of them, all views of an image together.
-
-        With `reads_ahead` the next samples are read while the networks are busy with these.
-        """
+        """Numbers of samples with what has to be loaded of them, all views of an image together."""
         chunks = self.samples.image_by_image(self._chunk)
         if not self._reads_files(missing):
-            yield from ((numbers, {}) for numbers in chunks)
-        elif not self.reads_ahead:
-            yield from ((numbers, self._load(numbers.tolist())) for numbers in chunks)
-        else:
-            with ThreadPoolExecutor(1) as reader:
-                coming: deque[tuple[Tensor, Future[dict[Key, Tensor]]]] = deque()
-                for numbers in chunks:
-                    coming.append((numbers, reader.submit(self._load, numbers.tolist())))
-                    if len(coming) > 1:
-                        now, loaded = coming.popleft()
-                        yield now, loaded.result()
-                yield from ((now, loaded.result()) for now, loaded in coming)
+            return ((numbers, {}) for numbers in chunks)
+        return self._read_ahead(chunks, lambda numbers: self._load(numbers.tolist()), True)
+
+    def _read_ahead(
+        self, parts: Iterable[Tensor], read: Callable[[Tensor], Read], worthwhile: bool
+    ) -> Iterator[tuple[Tensor, Read]]:
+        """Each part with what is read of it: where `reads_ahead` and `worthwhile`, while the one before is in use."""
+        if not self.reads_ahead or not worthwhile:
+            yield from ((numbers, read(numbers)) for numbers in parts)
+            return
+        with ThreadPoolExecutor(1) as reader:
+            coming: deque[tuple[Tensor, Future[Read]]] = deque()
+            for numbers in parts:
+                coming.append((numbers, reader.submit(read, numbers)))
+                if len(coming) > 1:
+                    now, found = coming.popleft()
+                    yield now, found.result()
+            yield from ((now, found.result()) for now, found in coming)
 
     def _reads_files(self, missing: Keys) -> bool:
         return not self._kept or any(key.owner == "data" for key in missing)
@@ -172,6 +191,14 @@ class FeatureStore:
         device = self._networks.device
         pixels = images.to(device, self._networks.dtype).to(memory_format=torch.channels_last)
         return {IMAGE_KEY: pixels, MASK_KEY: masks.to(device)}
+
+    def _rows(self, key: Key, numbers: Tensor) -> Tensor:
+        """What is kept of these samples; on the way to a GPU in memory from which it can be copied meanwhile."""
+        kept = self._kept[key]
+        if self._networks.device.type != "cuda":
+            return kept.index_select(0, numbers)
+        rows = torch.empty((len(numbers), *kept.shape[1:]), dtype=kept.dtype, pin_memory=True)
+        return torch.index_select(kept, 0, numbers, out=rows)
 
     def _handed_out(self, rows: Tensor) -> Tensor:
         """Rows as they are kept, on the device, (N, c, h, w) in channels-last memory without a copy."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segskd.distill.apart import LoopApart, Placement, place, step_seconds
 from segskd.distill.graft import Grafter
 from segskd.distill.job import Job
 from segskd.distill.loop import Loop, Stores
@@ -45,6 +46,7 @@ class Progress:
     loss: float = math.nan
     losses: list[float] = field(default_factory=list)
     skipped: int = 0
+    placement: Placement = field(default_factory=list)
     best: float | None = None
     best_epoch: int | None = None
     phases: list[dict[str, Any]] = field(default_factory=list)
@@ -113,10 +115,10 @@ class Trainer:
         clock = _Clock(self.progress)
         self._tell_phase_start(phase)
         freeze([self.job.student.model])
-        self._stores.advance(self.progress.phase, self._tell_store)
-        module = self.job.module(phase)
-        module.start_training()
-        loop = Loop(self.job, module)
+        loop = self._loop(phase)
+        needs = loop.needs if self.job.placed(phase) else None
+        self._stores.advance(self.progress.phase, self._tell_store, needs)
+        loop.module.start_training()
         loop.restore(self._inside)
         if not self._nothing_to_learn(loop):
             while self.progress.epoch < phase.epochs:
@@ -124,18 +126,29 @@ class Trainer:
                 self._train_epoch(loop, self.progress.epoch, clock)
         self._finish_phase(phase, loop, clock)
 
+    def _loop(self, phase: Phase) -> Loop:
+        """The phase's loop; stages that learn apart are placed on the processes by what a step of each takes."""
+        if not self.job.placed(phase):
+            module = self.job.module(phase)
+            module.start_training()
+            return Loop(self.job, module)
+        if len(self.progress.placement) != self.ranks.count:
+            seconds = self.ranks.same(self.ranks.attempt(lambda: step_seconds(self.job, phase)))
+            self.progress.placement = place(seconds, self.ranks.count)
+            self.run.event("placed", phase=phase.name, stages=self.progress.placement, step_seconds=seconds)
+        return LoopApart(self.job, phase, self.progress.placement)
+
     def _train_epoch(self, loop: Loop, epoch: int, clock: _Clock) -> None:
-        progress, phase = self.progress, loop.phase
-        for step, numbers in enumerate(self._batches(phase, epoch)):
-            if step < progress.step:
-                continue
-            progress.loss_sum += loop.step(self._stores.train, numbers)
-            progress.step = step + 1
+        progress, phase, store = self.progress, loop.phase, self._stores.training(loop.phase)
+        left = list(self._batches(phase, epoch))[progress.step :]
+        for batch in store.stream(left, loop.needs):
+            progress.loss_sum += loop.step(batch)
+            progress.step += 1
             progress.seconds, progress.cpu_seconds = clock.read()
             self._tell_step(loop, epoch)
             self._save_if_due(loop)
         loss = progress.loss_sum / loop.steps
-        self.ranks.average(loop.module.stages)
+        loop.bring_together()
         if epoch + 1 in phase.snapshots:
             self._keep_snapshot(phase.snapshots.index(epoch + 1) + 1)
         figures = self._validate(loop, epoch)
@@ -164,7 +177,7 @@ class Trainer:
         """
         phase, store = loop.phase, self._stores.train
         begun = self.progress.epoch or self.progress.step
-        if begun or not phase.on_taps_alone or self.job.recipe.optimisation.patience == 0:
+        if begun or self.job.placed(phase) or not phase.on_taps_alone or self.job.recipe.optimisation.patience == 0:
             return False
         loop.module.eval()
         lost = power = done = 0.0
@@ -186,7 +199,7 @@ class Trainer:
         return True
 
     def _batches(self, phase: Phase, epoch: int) -> Iterator[Tensor]:
-        job, samples = self.job, self._stores.train.samples
+        job, samples = self.job, self._stores.training(phase).samples
         images, steps = job.own_images_of(phase), job.steps_an_epoch(phase)
         return epoch_batches(job.recipe.seed, phase.name, epoch, images, samples.images, samples.views, steps)
 
@@ -217,7 +230,7 @@ class Trainer:
             return -self.grafter.score(loop.phase, store, draw=False).miou
         freeze([self.job.student.model])
         with torch.no_grad():
-            losses = [float(loop.wrapped(batch)["loss"]) * len(batch) for batch in store.batches(loop.needs)]
+            losses = [float(loop.evaluated(batch)) * len(batch) for batch in store.batches(loop.evaluated_on)]
         loss, images = self.ranks.total(sum(losses), len(store.samples))
         return loss / images
 
@@ -248,8 +261,10 @@ class Trainer:
 
     def save(self, loop: Loop | None = None) -> None:
         """Everything to go on from, in one file, whole or not at all."""
+        inside: dict[str, Any] = {}
         if loop:
-            self.ranks.average(loop.module.stages)
+            loop.bring_together()
+            inside = loop.state()
         if not self.ranks.first:
             return
         self.run.save_state(
@@ -258,7 +273,7 @@ class Trainer:
                 "progress": asdict(self.progress),
                 "student": self.job.student.model.state_dict(),
                 "adapters": self.job.adapters.state_dict(),
-                "inside": loop.state() if loop else {},
+                "inside": inside,
                 "best_weights": self._best_weights,
                 "rng": torch.get_rng_state(),
                 "teacher_digest": self._teacher_digest,

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import psutil
 import pytest
 import torch
+from processes import PATIENCE, began, command, ended, workers
 from torch import Tensor
 
-from segskd.config import Recipe, dump_recipe
+from segskd.config import Recipe
 from segskd.distill.job import Job, prepare
 from segskd.distill.module import PhaseModule, epoch_batches
 from segskd.distill.ranks import Ranks, gather_ranks, is_first, started_by_others
@@ -27,28 +25,6 @@ from segskd.evaluate.predict import Predictor, evaluate
 from segskd.models.build import load
 from segskd.models.stages import freeze
 from segskd.runs import Run
-
-ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 120.0
-
-
-def command(*words: object) -> subprocess.Popen[str]:
-    """A module of Python with threads that leave each other room."""
-    return subprocess.Popen(
-        [sys.executable, "-m", *map(str, words)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error."""
-    out, err = process.communicate(timeout=PATIENCE)
-    return process.returncode, out, err
 
 
 class Halves:
@@ -120,18 +96,6 @@ def asked(recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
         return recipe(**{"subset": {"count": 11}, "optimisation": part, "threads": 1, **changes})
 
     return make
-
-
-def began(made: Recipe, folder: Path) -> Path:
-    path = folder / "asked.yaml"
-    path.write_text(dump_recipe(made))
-    return path
-
-
-def workers(process: subprocess.Popen[str], run: Run) -> list[psutil.Process]:
-    """The processes below `process` that work on the run, the first among them."""
-    below = psutil.Process(process.pid).children(recursive=True)
-    return [one for one in below if str(run.path) in one.cmdline() and "torch.distributed.run" not in one.cmdline()]
 
 
 def test_two_processes_of_which_one_is_killed_train_what_one_would_on_halves(

@@ -29,6 +29,7 @@ from segskd.distill.methods import stagewise
 from segskd.distill.phase import Setting
 from segskd.distill.ranks import Ranks
 from segskd.distill.shadow import Shadow
+from segskd.distill.store import Batch
 from segskd.distill.trainer import Trainer
 from segskd.errors import UserError
 from segskd.files import writing
@@ -84,11 +85,10 @@ def changed_teacher(_folder: Path) -> None:
 
 def loss_astray(_folder: Path) -> None:
     loop = Loop.__new__(Loop)
-    loop.needs = frozenset()
     loop._ranks = Ranks(Fabric(accelerator="cpu", devices=1))
     loop.phase = SimpleNamespace(name="head")
     loop.wrapped = lambda _batch: {"loss": torch.tensor(math.nan), "duel": torch.tensor(0.0)}
-    loop.step(SimpleNamespace(batch=lambda _numbers, _keys: None), torch.tensor([0]))
+    loop.step(Batch({}))
 
 
 def said_by(act: Callable[[], Any]) -> UserError:

@@ -42,6 +42,7 @@ FLAGS: dict[tuple[str, ...], str] = {
     ("threads",): "--threads",
     ("devices",): "--devices",
     ("nodes",): "--nodes",
+    ("sync_batchnorm",): "--sync-batchnorm",
 }
 ALWAYS = {("teacher",), ("student",), ("method",), ("data", "size"), ("subset", "fraction"), ("data", "card")}
 OF_STUDENT = (("student",), ("method",), ("options",), ("init",), ("optimisation", "patience"))
@@ -72,7 +73,7 @@ def command(recipe: Recipe, run: str) -> str:
         if isinstance(value, dict):
             words += [word for name, part in value.items() for word in (flag, name, repr(part))]
         elif value is not None and (place in ALWAYS or value != at(standard, place)):
-            words += [flag, str(value)]
+            words += [flag] if value is True else [flag, str(value)]
     return shlex.join([*words, "--out" if teach else "--run", run])
 
 

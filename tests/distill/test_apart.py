@@ -1,0 +1,113 @@
+"""Stages that learn apart from each other, on one process and placed on two."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import PATIENCE, began, command, ended, workers
+
+from segskd.config import Recipe
+from segskd.distill.apart import place, step_seconds
+from segskd.distill.budget import Sizes
+from segskd.distill.holdings import plan_holdings
+from segskd.distill.job import prepare
+from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key, phase_needs
+from segskd.distill.phase import part_of
+from segskd.distill.session import start
+from segskd.models.build import load
+from segskd.runs import Run
+
+
+@pytest.fixture
+def blocks(recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
+    def make(**changes: Any) -> Recipe:
+        return recipe(method="blockwise", subset={"count": 11}, threads=1, checkpoint_seconds=0.0, **changes)
+
+    return make
+
+
+def test_the_costliest_first_to_whom_has_least_to_do() -> None:
+    costs = {"a": 3.0, "b": 5.0, "c": 1.0, "d": 4.0, "e": 3.0}
+    assert place(costs, 2) == [["b", "e"], ["a", "c", "d"]]  # 5 + 3 (e) against 4 + 3 (a), to which c is added
+    assert place(costs, 3) == [["b"], ["c", "d"], ["a", "e"]]
+    assert place(costs, 5) == [["b"], ["d"], ["a"], ["e"], ["c"]]
+
+
+def test_a_part_of_a_phase(blocks: Callable[..., Recipe], tmp_path: Path) -> None:
+    job = prepare(blocks(), tmp_path)
+    whole = job.phases[0]
+    assert [whole.placed_on(count) for count in (1, 2, 11, 12)] == [False, True, True, False]
+    assert not job.phases[1].placed_on(2)
+    part, rest = part_of(whole, ("decoder.0", "head")), part_of(whole, ("encoder.2",))
+    assert ([c.name for c in part.compared], part.labels, rest.labels) == (["decoder.0"], 1.0, 0.0)
+    teachers = {"encoder.4", "encoder.3", "decoder.0", "decoder.4"}  # what both take in, and what one is compared with
+    assert phase_needs(part, job.student) == {MASK_KEY, *(Key("teacher", name) for name in teachers)}
+
+
+def test_room_for_what_each_stage_is_fed(blocks: Callable[..., Recipe], tmp_path: Path) -> None:
+    """The stages' own tensors, wherever they are placed; the shared store keeps what the joint phase is made of."""
+    job = prepare(blocks(), tmp_path)
+    networks, phases = job.by_owner, job.phases
+    held = plan_holdings(job.recipe, networks, phases, phases, processes=2)
+    assert held.train == [{IMAGE_KEY, MASK_KEY}, phase_needs(phases[1], job.student)]
+    assert len(held.placed) == 11
+    assert held.placed[0] == {IMAGE_KEY, Key("teacher", "encoder.0")}
+    sizes = Sizes(networks, job.size, torch.float32)
+    first = next(holding for holding in held.to_be(job.subset) if holding.phases == [held.placed[0]])
+    pixels = 64 * 96
+    assert sizes.most(first, 2) == 2 * 11 * 4 * (3 * pixels + 64 * pixels // 4)
+
+
+def test_what_a_step_of_each_stage_takes_without_training_it(blocks: Callable[..., Recipe], tmp_path: Path) -> None:
+    job = prepare(blocks(), tmp_path)
+    before = {name: value.clone() for name, value in job.student.model.state_dict().items()}
+    state = torch.get_rng_state()
+    seconds = step_seconds(job, job.phases[0])
+    assert list(seconds) == job.student.names
+    assert min(seconds.values()) > 0
+    assert seconds["decoder.4"] > seconds["decoder.0"] / 10
+    assert all(torch.equal(value, before[name]) for name, value in job.student.model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_two_processes_with_stages_of_their_own_train_what_one_does(
+    blocks: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """One of them is killed on the way, and another time both give way to one: the weights are the same."""
+    made, run, alone = blocks(), Run(tmp_path / "run"), Run(tmp_path / "alone")
+    _killed_after(
+        2, command("segskd", "distill", "--recipe", began(made, tmp_path), "--run", run.path, "--devices", 2), run
+    )
+    placed = next(event for event in run.events() if event["kind"] == "placed")
+    assert sorted(name for stages in placed["stages"] for name in stages) == sorted(placed["step_seconds"])
+    assert all(placed["stages"])
+    _killed_after(6, command("segskd", "resume", run.path), run)
+    status, out, err = ended(command("segskd", "resume", run.path, "--devices", 1, "--until", "blocks"))
+    assert status == 0, err
+    start(made, alone.path, until="blocks")
+    told, alones = (
+        {event["epoch"]: event["loss"] for event in one.events() if event["kind"] == "epoch"} for one in (run, alone)
+    )
+    assert list(told.values()) == pytest.approx(list(alones.values()), rel=1e-5)
+    ours, theirs = load(run.model_folder).state_dict(), load(alone.model_folder).state_dict()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-6, msg=name)
+    status, out, err = ended(command("segskd", "resume", run.path, "--devices", 2, "--json"))
+    assert status == 0, err
+    assert [phase["phase"] for phase in json.loads(out)["phases"]] == ["blocks", "joint"]
+
+
+def _killed_after(epochs: int, process: Any, run: Run) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not any(event["kind"] == "epoch" and event["epoch"] == epochs for event in run.events()):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    workers(process, run)[-1].kill()
+    assert ended(process)[0] != 0
