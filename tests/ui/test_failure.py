@@ -26,6 +26,7 @@ from segskd.distill.budget import Choice, check_step_fits
 from segskd.distill.images import Subset
 from segskd.distill.loop import Loop
 from segskd.distill.methods import stagewise
+from segskd.distill.needs import IMAGE_KEY
 from segskd.distill.phase import Setting
 from segskd.distill.ranks import Ranks
 from segskd.distill.shadow import Shadow
@@ -88,7 +89,7 @@ def loss_astray(_folder: Path) -> None:
     loop._ranks = Ranks(Fabric(accelerator="cpu", devices=1))
     loop.phase = SimpleNamespace(name="head")
     loop.wrapped = lambda _batch: {"loss": torch.tensor(math.nan), "duel": torch.tensor(0.0)}
-    loop.step(Batch({}))
+    loop.step(Batch({IMAGE_KEY: torch.zeros(2, 3, 32, 32)}))
 
 
 def said_by(act: Callable[[], Any]) -> UserError:

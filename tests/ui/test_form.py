@@ -107,6 +107,7 @@ def test_every_field_reaches_its_place_in_the_recipe() -> None:
         "threads": 2,
         "devices": 2,
         "nodes": 1,
+        "sync_batchnorm": False,
     }
 
 

@@ -20,7 +20,6 @@ from segskd.distill.job import prepare
 from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key, phase_needs
 from segskd.distill.phase import part_of
 from segskd.distill.session import start
-from segskd.models.build import load
 from segskd.runs import Run
 
 
@@ -79,28 +78,25 @@ def test_what_a_step_of_each_stage_takes_without_training_it(blocks: Callable[..
 def test_two_processes_with_stages_of_their_own_train_what_one_does(
     blocks: Callable[..., Recipe], tmp_path: Path
 ) -> None:
-    """One of them is killed on the way, and another time both give way to one: the weights are the same."""
+    """Killed on the way, gone on with by one process, and by two again: every epoch's loss is that of one alone."""
     made, run, alone = blocks(), Run(tmp_path / "run"), Run(tmp_path / "alone")
-    _killed_after(
-        2, command("segskd", "distill", "--recipe", began(made, tmp_path), "--run", run.path, "--devices", 2), run
-    )
-    placed = next(event for event in run.events() if event["kind"] == "placed")
-    assert sorted(name for stages in placed["stages"] for name in stages) == sorted(placed["step_seconds"])
-    assert all(placed["stages"])
-    _killed_after(6, command("segskd", "resume", run.path), run)
-    status, out, err = ended(command("segskd", "resume", run.path, "--devices", 1, "--until", "blocks"))
-    assert status == 0, err
-    start(made, alone.path, until="blocks")
-    told, alones = (
-        {event["epoch"]: event["loss"] for event in one.events() if event["kind"] == "epoch"} for one in (run, alone)
-    )
-    assert list(told.values()) == pytest.approx(list(alones.values()), rel=1e-5)
-    ours, theirs = load(run.model_folder).state_dict(), load(alone.model_folder).state_dict()
-    for name, value in ours.items():
-        torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-6, msg=name)
+    words = ("--recipe", began(made, tmp_path), "--run", run.path, "--devices", 2)
+    _killed_after(2, command("segskd", "distill", *words), run)
+    _killed_after(6, command("segskd", "resume", run.path, "--devices", 1), run)
     status, out, err = ended(command("segskd", "resume", run.path, "--devices", 2, "--json"))
     assert status == 0, err
     assert [phase["phase"] for phase in json.loads(out)["phases"]] == ["blocks", "joint"]
+    for placed in (event for event in run.events() if event["kind"] == "placed"):
+        assert sorted(name for stages in placed["stages"] for name in stages) == sorted(placed["step_seconds"])
+        assert all(placed["stages"])
+    start(made, alone.path, until="blocks")
+    told, alones = (
+        {e["epoch"]: e["loss"] for e in one.events() if e["kind"] == "epoch" and e["phase"] == "blocks"}
+        for one in (run, alone)
+    )
+    assert list(told.values()) == pytest.approx(list(alones.values()), rel=1e-5)
+    grafts = [next(e["miou"] for e in one.events() if e["kind"] == "graft") for one in (run, alone)]
+    assert grafts[0] == pytest.approx(grafts[1], abs=1e-4)
 
 
 def _killed_after(epochs: int, process: Any, run: Run) -> None:
@@ -109,5 +105,6 @@ def _killed_after(epochs: int, process: Any, run: Run) -> None:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    workers(process, run)[-1].kill()
+    others = workers(process, run)
+    (others[-1] if others else process).kill()
     assert ended(process)[0] != 0
