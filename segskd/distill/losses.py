@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.amp import is_autocast_available
 
 EPSILON = 1e-12
+CACHED = 2**17
+"""Values of which a copy in fp32 stays in a core's cache."""
 
 
 class _SquaredError(torch.autograd.Function):
-    """Mean of squares without a copy of the taps in fp32, whose traffic costs more than a small stage itself.
+    """Mean of squares without a copy of whole taps in fp32, whose traffic costs more than a small stage itself.
 
     Their difference keeps their precision: of taps that are near each other it is exact (Sterbenz), and the gradient
     that a tap gets back has that precision in any case.
@@ -27,14 +29,19 @@ class _SquaredError(torch.autograd.Function):
         difference = student - teacher
         ctx.save_for_backward(difference)
         ctx.precision = student.dtype
-        # Position by position first: one long sum of so many squares is off by 1e-4.
-        lengths: Tensor = torch.linalg.vector_norm(difference, dim=1, dtype=torch.float32)
-        return lengths.square().sum() / difference.numel()
+        values = difference.permute(0, 2, 3, 1).reshape(-1)  # as they lie
+        squares = [torch.dot(part, part) for part in map(Tensor.float, torch.split(values, _at_once(values)))]
+        return torch.stack(squares).sum() / values.numel()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (difference,) = ctx.saved_tensors
         return (difference * (gradients[0] * (2 / difference.numel()))).to(ctx.precision), None
+
+
+def _at_once(values: Tensor) -> int:
+    """How many of so many values to copy at once: on a CPU as many as stay in a core's cache."""
+    return CACHED if values.device.type == "cpu" else values.numel()
 
 
 def tap_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -46,14 +53,40 @@ def tap_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return loss
 
 
+class _CrossEntropy(torch.autograd.Function):
+    """Sum of F.cross_entropy in fp32, which copies and writes twice as much on its way there and back."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+        # Classes in planes: softmax along the classes of each pixel is ten times slower, this copy included.
+        planes = logits.to(torch.float32, memory_format=torch.contiguous_format)
+        likelihood = F.log_softmax(planes, dim=1)
+        loss = F.nll_loss(likelihood, target, ignore_index=ignore_index, reduction="sum")
+        if ctx.needs_input_grad[0]:
+            counts = (target != ignore_index).unsqueeze(1)
+            truth = target.unsqueeze(1).masked_fill(~counts, 0)
+            slope = likelihood.exp_().scatter_add_(1, truth, likelihood.new_full((1,), -1.0).expand(truth.shape))
+            ctx.save_for_backward(slope.mul_(counts).to(logits.dtype).contiguous(memory_format=_layout(logits)))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return slope * gradients[0], None, None
+
+
+def _layout(tap: Tensor) -> torch.memory_format:
+    lies = tap.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if lies else torch.contiguous_format
+
+
 def label_loss(logits: Tensor, mask: Tensor, ignore_index: int, counted: float | None = None) -> Tensor:
-    """Mean cross-entropy over pixels that count; 0 when none does.
+    """Mean cross-entropy over pixels that count, in fp32; 0 when none does.
 
     `logits` (N, C, h, w), `mask` integer (N, h, w). With `counted` its sum is divided by that, whatever the mask says.
     """
     target = mask.long()
-    planes = logits.contiguous().float()  # classes in planes: faster by a third, also with this copy
-    total = F.cross_entropy(planes, target, ignore_index=ignore_index, reduction="sum")
+    total: Tensor = _CrossEntropy.apply(logits, target, ignore_index)
     return total / ((target != ignore_index).sum().clamp(min=1) if counted is None else counted or 1.0)
 
 

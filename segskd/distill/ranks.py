@@ -25,6 +25,9 @@ from segskd.config import Recipe
 from segskd.errors import Echoed, UserError
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it would tell of its precision each time
+# Lightning sets it for processes that fork, which nothing here does; each step of an optimiser would ask for GPUs so,
+# and where there is none that takes 2 ms.
+os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 FABRIC_PRECISION: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 PATIENCE = timedelta(hours=6)
 """How long processes wait for one another: the first may ask the teacher about many images."""

@@ -17,7 +17,7 @@ from segskd.chosen import Chosen, chosen_names, chosen_text
 from segskd.config import Recipe, make_recipe, merged
 from segskd.data.fetch import Report
 from segskd.data.transforms import RESIZE_FILTER
-from segskd.devices import out_of_memory
+from segskd.devices import keep_freed_memory, out_of_memory
 from segskd.distill.flops import image_passes, training_flops
 from segskd.distill.job import Job, prepare, settled
 from segskd.distill.ranks import Ranks, another_ended, gather_ranks
@@ -131,6 +131,7 @@ def _preparing(listeners: Sequence[Listener]) -> Report:
 
 
 def _work(job: Job, run: Run, until: str | None) -> dict[str, Any]:
+    keep_freed_memory()
     with run.working(), run.listening_to_signals(), _errors_told(run):
         _tell_start(job, run)
         teacher = _teacher_score(job, run)

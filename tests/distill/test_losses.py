@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from segskd.distill.losses import (
+    CACHED,
     attention_loss,
     channelwise_loss,
     flow_loss,
@@ -33,6 +34,15 @@ def test_tap_loss_is_reckoned_in_fp32() -> None:
     loss = tap_loss(student, teacher)
     assert loss.dtype == torch.float32
     assert loss.item() == 4.0
+
+
+def test_tap_loss_of_more_values_than_are_copied_at_once() -> None:
+    torch.manual_seed(0)
+    student = torch.randn(3, 5, 97, 101).to(torch.bfloat16).to(memory_format=torch.channels_last)
+    assert student.numel() > CACHED
+    teacher = torch.randn(student.shape).to(torch.bfloat16)
+    expected = (student - teacher).double().square().mean().item()
+    assert tap_loss(student, teacher).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -59,6 +69,39 @@ def test_label_loss_leaves_ignored_pixels_out() -> None:
     mask = torch.tensor([[[0, 1, 255]]], dtype=torch.uint8)
     expected = (math.log(2) + math.log(4 / 3)) / 2
     assert label_loss(logits, mask, 255).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("ignore_index", [1, 255])
+@pytest.mark.parametrize(
+    ("dtype", "layout"), [(torch.float32, torch.contiguous_format), (torch.bfloat16, torch.channels_last)]
+)
+def test_label_loss_and_its_gradient_are_those_of_pytorch(
+    ignore_index: int, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 4, 5, 7).to(dtype, memory_format=layout).requires_grad_()
+    mask = torch.randint(4, (2, 5, 7)).to(torch.uint8)
+    mask[:, 0] = ignore_index
+    loss = 3 * label_loss(logits, mask, ignore_index)
+    loss.backward()  # type: ignore[no-untyped-call]
+    exact = logits.detach().double().requires_grad_()
+    expected = 3 * torch.nn.functional.cross_entropy(exact, mask.long(), ignore_index=ignore_index)
+    expected.backward()  # type: ignore[no-untyped-call]
+    part = torch.finfo(dtype).eps
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert logits.grad is not None
+    assert exact.grad is not None
+    assert logits.grad.dtype == dtype
+    assert logits.grad.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=2 * part, atol=1e-8)
+
+
+def test_label_loss_without_a_gradient_is_the_same() -> None:
+    logits, mask = torch.randn(1, 3, 2, 2), torch.tensor([[[0, 1], [2, 1]]])
+    with torch.no_grad():
+        loss = label_loss(logits, mask, 255)
+    assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(logits, mask).item())
 
 
 def test_label_loss_of_nothing_but_ignored_pixels_is_zero() -> None:

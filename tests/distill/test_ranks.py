@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +88,11 @@ class Halves:
 
     def _buffers(self) -> dict[str, Tensor]:
         return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+
+
+def test_steps_do_not_ask_for_gpus_by_the_slow_way_that_lightning_sets() -> None:
+    program = "import os, segskd.distill.ranks; print(os.environ.get('PYTORCH_NVML_BASED_CUDA_CHECK'))"
+    assert subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True).stdout == b"None\n"
 
 
 @pytest.fixture
