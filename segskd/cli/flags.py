@@ -79,6 +79,8 @@ class TrainFlags:
     """Where taps are kept (what has room)."""
     store_budget: float | None = None
     """GiB of memory for taps (half of what is free)."""
+    store_bits: Literal[8] | None = None
+    """8: taps are kept in 8 bits a value, in half the room; by default as they are computed."""
     checkpoint_seconds: float | None = None
     """Least time between saves inside a phase (30)."""
 
@@ -104,7 +106,7 @@ def recipe_changes(data: DataFlags, train: TrainFlags) -> dict[str, Any]:
             "weight_decay": train.weight_decay,
             "patience": train.patience,
         },
-        "store": {"kind": train.store, "budget_gib": train.store_budget},
+        "store": {"kind": train.store, "budget_gib": train.store_budget, "bits": train.store_bits},
         "select": train.select,
         "select_on": train.select_on,
         "checkpoint_seconds": train.checkpoint_seconds,

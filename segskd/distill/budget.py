@@ -22,6 +22,8 @@ from segskd.models.stages import IMAGE, StagedNetwork, tap_shapes
 GIB = 2**30
 DEFAULT_VIEWS = 4
 ADAM_COPIES = 4
+RANGE = 8
+"""Bytes of the range of a channel that is kept in 8 bits."""
 Shapes = Mapping[str, tuple[int, int, int]]
 
 
@@ -54,17 +56,23 @@ class Choice:
 class Sizes:
     """Bytes of one sample's tensors."""
 
-    def __init__(self, networks: Mapping[str, StagedNetwork], size: Size, dtype: torch.dtype) -> None:
-        """`networks` by the owner of their taps."""
+    def __init__(
+        self, networks: Mapping[str, StagedNetwork], size: Size, dtype: torch.dtype, bits: int | None = None
+    ) -> None:
+        """`networks` by the owner of their taps, which are kept in 8 `bits` a value or else as `dtype`."""
         self._shapes: dict[str, Shapes] = {owner: tap_shapes(network, size) for owner, network in networks.items()}
         self._shapes[DATA] = {IMAGE: self._shapes[STUDENT][IMAGE]}
         self._mask = prod(size)
         self._itemsize = dtype.itemsize
+        self._bits = bits
 
     def of(self, key: Key) -> int:
         if key == MASK_KEY:
             return self._mask
-        return prod(self._shapes[key.owner][key.name]) * self._itemsize
+        channels, height, width = self._shapes[key.owner][key.name]
+        if self._bits and key.owner != DATA:
+            return channels * (height * width + RANGE)
+        return channels * height * width * self._itemsize
 
     def most(self, holding: Holding, views: int) -> int:
         """The most bytes held at once: when a store advances, old and new tensors lie side by side."""

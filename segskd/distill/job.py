@@ -143,9 +143,8 @@ class Job:
     def feature_store(self, pairs: Sequence[Pair | Example], views: int, folder: Path) -> FeatureStore:
         """A store of `views` views of the pairs."""
         make_view = ViewMaker(self.card, self.recipe.data.size, self.recipe.seed)
-        return FeatureStore(
-            Samples(pairs, views, make_view, self.card), self.networks(), self.store.kind, folder, self.chunk
-        )
+        samples, bits = Samples(pairs, views, make_view, self.card), self.recipe.store.bits
+        return FeatureStore(samples, self.networks(), self.store.kind, folder, self.chunk, bits)
 
 
 def prepare(
@@ -192,7 +191,7 @@ def prepare(
     by_owner = {STUDENT: student, **teachers}
     holdings = plan_holdings(recipe, by_owner, phases, planned, processes=ranks.count)
     available = room(recipe.store, folder)
-    sizes = Sizes(by_owner, size, DTYPES[recipe.precision])
+    sizes = Sizes(by_owner, size, DTYPES[recipe.precision], recipe.store.bits)
     views = recipe.data.views or _views(recipe, by_owner, sizes, subset, available)
     store = choose_store(sizes, holdings.to_be(subset), views, recipe.store, available)
     if store.kind == "recompute":

@@ -201,7 +201,7 @@ def _libraries(device: str) -> int:
 
 def _chunk_bytes(job: Job) -> int:
     """Bytes an image when a store is filled: what it holds, and what is computed on the way to what it will hold."""
-    sizes = Sizes(job.by_owner, job.size, DTYPES[job.recipe.precision])
+    sizes = Sizes(job.by_owner, job.size, DTYPES[job.recipe.precision])  # as they come, whatever is kept
     most, files = 0, frozenset({IMAGE_KEY, MASK_KEY})
     for held in (job.holdings.train, job.holdings.holdout, job.holdings.val):
         known = files

@@ -189,7 +189,7 @@ def _result(job: Job, run: Run, trainer: Trainer, student: Score, teacher: Score
         "image_passes": image_passes(job, epochs),
         "training_flops": training_flops(job, epochs),
         "phases": phases,
-        "store": {"kind": job.store.kind, "bytes": job.store.bytes},
+        "store": {"kind": job.store.kind, "bytes": job.store.bytes, "bits": job.recipe.store.bits},
         "device": _device_name(job),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
@@ -241,7 +241,8 @@ def _tell_start(job: Job, run: Run) -> None:
 def _tell_store(job: Job, run: Run) -> None:
     kind = job.store.kind
     before = next((e["kind_of_store"] for e in reversed(run.events()) if e["kind"] == "store"), kind)
-    size = f"{job.store.bytes / 2**30:.2f} GiB, {job.recipe.data.views} views"
+    bits = f", in {job.recipe.store.bits} bits a value" if job.recipe.store.bits else ""
+    size = f"{job.store.bytes / 2**30:.2f} GiB, {job.recipe.data.views} views{bits}"
     places = {"memory": f"in memory, {size}", "disk": f"on disk, memory-mapped, {size}"}
     place = places.get(kind, f"none, {size} would be needed")
     run.event("store", kind_of_store=kind, message=f"feature store: {place}")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 import shutil
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from math import prod
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -21,7 +18,7 @@ from torch import Tensor
 from segskd.config import Size
 from segskd.data.samples import Samples
 from segskd.distill.needs import DATA, IMAGE_KEY, MASK_KEY, Key, Keys, read_of, tap_key
-from segskd.files import writing
+from segskd.distill.rows import AsTheyCome, InEightBits, Kept, Parts, in_memory, on_disk
 from segskd.models.stages import StagedNetwork
 
 Kind = Literal["memory", "disk", "recompute"]
@@ -81,15 +78,25 @@ class Networks:
 class FeatureStore:
     """What one set of samples holds from phase to phase."""
 
-    def __init__(self, samples: Samples, networks: Networks, kind: Kind, folder: Path, chunk: int) -> None:
+    def __init__(
+        self,
+        samples: Samples,
+        networks: Networks,
+        kind: Kind,
+        folder: Path,
+        chunk: int,
+        bits: int | None = None,
+    ) -> None:
+        """Fills itself in parts of `chunk` samples; keeps taps in 8 `bits` a value, by default as they come."""
         self.samples = samples
         self.kind = kind
         self.reads_ahead = True
         self._networks = networks
         self._folder = folder
         self._chunk = chunk
+        self._bits = bits
         self._wanted: Keys = frozenset()
-        self._kept: dict[Key, Tensor] = {}
+        self._kept: dict[Key, Kept] = {}
 
     def advance(self, wanted: Keys, progress: Callable[[int, int], None] | None = None) -> None:
         """Holds `wanted` from now on: what is missing is computed once for every sample, the rest is let go.
@@ -118,16 +125,16 @@ class FeatureStore:
         for _, rows in self._read_ahead(numbers, lambda part: self._read(part, wanted), not at_hand):
             yield self._made(rows, wanted)
 
-    def _read(self, numbers: Tensor, wanted: Keys) -> Values:
+    def _read(self, numbers: Tensor, wanted: Keys) -> Mapping[Key, Parts]:
         """From memory, disk or the images' files, what the samples' wanted tensors are made of."""
         if self.kind == "recompute":
-            return self._load(numbers.tolist())
-        return {key: self._rows(key, numbers) for key in sorted(wanted)}
+            return {key: (value,) for key, value in self._load(numbers.tolist()).items()}
+        return {key: self._parts(key, numbers) for key in sorted(wanted)}
 
-    def _made(self, read: Values, wanted: Keys) -> Batch:
+    def _made(self, read: Mapping[Key, Parts], wanted: Keys) -> Batch:
         if self.kind == "recompute":
-            return Batch(self._networks.compute(read, wanted))
-        return Batch({key: self._handed_out(rows) for key, rows in read.items()})
+            return Batch(self._networks.compute({key: value for key, (value,) in read.items()}, wanted))
+        return Batch({key: self._handed_out(key, parts) for key, parts in read.items()})
 
     def batches(self, keys: Keys | None = None) -> Iterator[Batch]:
         """All samples in order; see `batch`."""
@@ -137,7 +144,7 @@ class FeatureStore:
     @property
     def bytes(self) -> int:
         """What the held tensors occupy."""
-        return sum(kept.numel() * kept.element_size() for kept in self._kept.values())
+        return sum(kept.bytes for kept in self._kept.values())
 
     def close(self) -> None:
         """Lets everything go."""
@@ -146,17 +153,17 @@ class FeatureStore:
 
     def _fill(self, missing: Keys, progress: Callable[[int, int], None] | None) -> None:
         """Computes `missing` chunk by chunk: always the same chunks, so that a resumed run gets the same bits."""
-        fresh: dict[Key, Tensor] = {}
+        fresh: dict[Key, Kept] = {}
         done = 0
         at_hand = frozenset(self._kept) | {IMAGE_KEY, MASK_KEY}
         given = read_of(at_hand, missing, self._networks.by_owner) & self._kept.keys()
         for numbers, loaded in self._chunks(missing):
-            known = {key: self._handed_out(self._rows(key, numbers)) for key in sorted(given)}
+            known = {key: self._handed_out(key, self._parts(key, numbers)) for key in sorted(given)}
             for key, value in self._networks.compute(known | loaded, missing).items():
                 rows = _channels_behind(value)
                 if key not in fresh:
-                    fresh[key] = self._allocate(key, (len(self.samples), *rows.shape[1:]), rows.dtype)
-                fresh[key].index_copy_(0, numbers, rows.cpu())
+                    fresh[key] = self._room(key, (len(self.samples), *rows.shape[1:]), rows.dtype)
+                fresh[key].write(numbers, rows)
             done += len(numbers)
             if progress:
                 progress(done, len(self.samples))
@@ -194,51 +201,31 @@ class FeatureStore:
         pixels = images.to(device, self._networks.dtype).to(memory_format=torch.channels_last)
         return {IMAGE_KEY: pixels, MASK_KEY: masks.to(device)}
 
-    def _rows(self, key: Key, numbers: Tensor) -> Tensor:
+    def _parts(self, key: Key, numbers: Tensor) -> Parts:
         """What is kept of these samples; on the way to a GPU in memory from which it can be copied meanwhile."""
-        kept = self._kept[key]
-        if self._networks.device.type != "cuda":
-            return kept.index_select(0, numbers)
-        rows = torch.empty((len(numbers), *kept.shape[1:]), dtype=kept.dtype, pin_memory=True)
-        return torch.index_select(kept, 0, numbers, out=rows)
 
-    def _handed_out(self, rows: Tensor) -> Tensor:
-        """Rows as they are kept, on the device, (N, c, h, w) in channels-last memory without a copy."""
-        moved = rows.to(self._networks.device, non_blocking=True)
-        return moved.permute(0, 3, 1, 2) if moved.dim() == 4 else moved
+        def take(kept: Tensor) -> Tensor:
+            if self._networks.device.type != "cuda":
+                return kept.index_select(0, numbers)
+            rows = torch.empty((len(numbers), *kept.shape[1:]), dtype=kept.dtype, pin_memory=True)
+            return torch.index_select(kept, 0, numbers, out=rows)
 
-    def _allocate(self, key: Key, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        if self.kind == "memory":
-            return _memory(shape, dtype)
-        file = self._file(key)
-        with writing(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            _reserve(file, prod(shape) * dtype.itemsize)
-        return torch.from_file(str(file), shared=True, size=prod(shape), dtype=dtype).view(shape)
+        return self._kept[key].read(take)
+
+    def _handed_out(self, key: Key, parts: Parts) -> Tensor:
+        """Rows on the device, (N, c, h, w) in channels-last memory without a copy."""
+        moved = tuple(part.to(self._networks.device, non_blocking=True) for part in parts)
+        rows = self._kept[key].opened(moved)
+        return rows.permute(0, 3, 1, 2) if rows.dim() == 4 else rows
+
+    def _room(self, key: Key, shape: tuple[int, ...], dtype: torch.dtype) -> Kept:
+        room = in_memory if self.kind == "memory" else partial(on_disk, self._file(key))
+        return (InEightBits if self._bits and key.owner != DATA else AsTheyCome)(room, shape, dtype)
 
     def _file(self, key: Key) -> Path:
         return self._folder / f"{key.owner}-{key.name}.bin"
 
 
-def _memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor in memory, in huge pages where Linux has them to give: rows are drawn from all over it."""
-    if sys.platform != "linux":
-        return torch.empty(shape, dtype=dtype)
-    block = mmap.mmap(-1, prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without them
-        block.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(block, dtype=dtype).view(shape)
-
-
 def _channels_behind(value: Tensor) -> Tensor:
     """(N, c, h, w) as (N, h, w, c), the order in which channels-last memory lies."""
     return value.permute(0, 2, 3, 1) if value.dim() == 4 else value
-
-
-def _reserve(file: Path, size: int) -> None:
-    """A file of `size` bytes with its blocks taken: a full disk shows now, not as a bus error in the middle."""
-    with open(file, "wb") as handle:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(handle.fileno(), 0, size)
-        else:
-            handle.truncate(size)

@@ -25,8 +25,8 @@ from segskd.runs import Run
 
 STEP_EVENT_SECONDS = 0.5
 VALIDATIONS = 10
-EQUAL = 1e-5
-"""Squared error of taps, as a share of the teacher's squares, that rounding in bf16 can make."""
+EQUAL = {None: 1e-5, 8: 1e-3}
+"""Squared error of taps, as a share of the teacher's squares, that rounding can make: in bf16, or in 8 bits."""
 FALL = 0.01
 RISE = 0.3
 """Share of a phase in which OneCycle's rate goes up."""
@@ -84,6 +84,7 @@ class Trainer:
         self.ranks = job.ranks
         self.grafter = Grafter(job, run)
         self._stores = Stores(job, run)
+        self._stored = 0
         self._teacher_digest = digest(job.teacher.model) if job.teacher else ""
         self._snapshot_digests = {name: digest(net.model) for name, net in job.teachers.items() if name != TEACHER}
         self._inside: dict[str, Any] = {}
@@ -116,8 +117,7 @@ class Trainer:
         self._tell_phase_start(phase)
         freeze([self.job.student.model])
         loop = self._loop(phase)
-        needs = loop.needs if self.job.placed(phase) else None
-        self._stores.advance(self.progress.phase, self._tell_store, needs)
+        self._advance_stores(loop)
         loop.module.start_training()
         loop.restore(self._inside)
         if not self._nothing_to_learn(loop):
@@ -125,6 +125,17 @@ class Trainer:
                 self._skip_if_stalled(loop)
                 self._train_epoch(loop, self.progress.epoch, clock)
         self._finish_phase(phase, loop, clock)
+
+    def _advance_stores(self, loop: Loop) -> None:
+        """Fills the stores for the loop's phase.
+
+        Taps in 8 bits hang on those from which they were computed: a resumed run's stores go through all phases before.
+        """
+        now = self.progress.phase
+        for earlier in range(self._stored, now) if self.job.recipe.store.bits else ():
+            self._stores.advance(earlier, self._tell_store)
+        self._stores.advance(now, self._tell_store, loop.needs if self.job.placed(loop.phase) else None)
+        self._stored = now + 1
 
     def _loop(self, phase: Phase) -> Loop:
         """The phase's loop; stages that learn apart are placed on the processes by what a step of each takes."""
@@ -180,6 +191,7 @@ class Trainer:
         if begun or self.job.placed(phase) or not phase.on_taps_alone or self.job.recipe.optimisation.patience == 0:
             return False
         loop.module.eval()
+        equal = EQUAL[self.job.recipe.store.bits]
         lost = power = done = 0.0
         with torch.no_grad():
             for batch in store.batches(loop.needs):
@@ -188,12 +200,12 @@ class Trainer:
                     taps = [batch.taps(comparison.teacher)[name] for name in comparison.stages]
                     power += comparison.weight * sum(float(tap.float().square().mean()) for tap in taps) * len(batch)
                 done += len(batch)
-                if lost > EQUAL * power:
+                if lost > equal * power:
                     break
                 self._tell_store(int(done), len(store.samples))
         lost, power, done = self.ranks.total(lost, power, done)
         loop.module.start_training()
-        if lost > EQUAL * power:
+        if lost > equal * power:
             return False
         self.progress.loss = lost / done
         return True

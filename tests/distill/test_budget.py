@@ -34,6 +34,12 @@ def test_bytes_of_a_sample(sizes: Sizes) -> None:
     assert sizes.of(Key("teacher", "encoder.0")) == 64 * 32 * 48 * 2
 
 
+def test_bytes_of_a_sample_in_8_bits(network: StagedNetwork) -> None:
+    sizes = Sizes({"student": network, "teacher": network}, (64, 96), torch.bfloat16, bits=8)
+    assert sizes.of(Key("teacher", "encoder.0")) == 64 * (32 * 48 + 2 * 4)  # a range a channel
+    assert (sizes.of(IMAGE_KEY), sizes.of(MASK_KEY)) == (3 * 64 * 96 * 2, 64 * 96)
+
+
 def test_old_and_new_tensors_lie_side_by_side(sizes: Sizes) -> None:
     stem, layer1 = Key("student", "encoder.0"), Key("student", "encoder.1")
     holding = Holding(10, [frozenset({stem}), frozenset({layer1})], viewed=True)
@@ -61,10 +67,10 @@ def test_a_step_keeps_its_activations(recipe: Callable[..., Any], tmp_path: Path
     first, *_, head = job.phases
     stem = step_bytes(job.shadow, first, batch=2)
     # The head is a 3x3 convolution from 16 to 3 channels. It is given decoder.4's tap and the mask and keeps the
-    # first, its weights, and for the cross-entropy the logarithms of 3 shares and a class (int64) a pixel; then
-    # there are four copies of weights and biases. What is left are a few scalars.
+    # first, its weights, and of the cross-entropy the slope of 3 logits a pixel; then there are four copies of
+    # weights and biases. What is left are a few scalars.
     pixels, values = 64 * 96, 3 * 16 * 9
-    image = pixels * (16 * 4 + 1 + 3 * 4 + 8)
+    image = pixels * (16 * 4 + 1 + 3 * 4)
     assert step_bytes(job.shadow, head, batch=2) == pytest.approx(2 * image + 4 * values + 16 * (values + 3), abs=64)
     assert step_bytes(job.shadow, head, batch=3) - step_bytes(job.shadow, head, batch=2) == image
     assert step_bytes(job.shadow, head, batch=1) == pytest.approx(image + 4 * values + 16 * (values + 3), abs=64)

@@ -59,6 +59,12 @@ def test_a_stage_that_equals_the_teachers_is_left_as_it_is(recipe: Callable[...,
     assert events[:2] == ["encoder.1", "encoder.1"]
 
 
+def test_taps_in_8_bits_are_equal_but_for_their_rounding(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    start(impatient(recipe, None, store={"bits": 8}), tmp_path / "run", until="encoder.1")
+    events = [event["phase"] for event in Run.open(tmp_path / "run").events() if event["kind"] == "epoch"]
+    assert events == ["encoder.1", "encoder.1"]
+
+
 def test_other_stages_are_trained(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     start(impatient(recipe, None, init="random"), tmp_path / "run", until="encoder.0")
     (end,) = [event for event in Run.open(tmp_path / "run").events() if event["kind"] == "phase_end"]

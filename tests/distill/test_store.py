@@ -11,6 +11,7 @@ import torch
 
 from segskd.distill.job import Job, prepare
 from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key
+from segskd.distill.rows import InEightBits, in_memory
 from segskd.distill.store import FeatureStore, Kind
 from segskd.errors import UserError
 from segskd.models.stages import freeze
@@ -106,6 +107,36 @@ def test_a_full_disk_is_told_before_anything_is_mapped(
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match="No space left on device; free some space"):
         store_of(job, "disk", tmp_path / "store").advance(job.holdings.train[0])
+
+
+@pytest.fixture
+def coded(recipe: Callable[..., Any], tmp_path: Path) -> Job:
+    made = prepare(recipe(store={"bits": 8}), tmp_path)
+    freeze([made.student.model])
+    return made
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_taps_in_8_bits_are_half_a_step_off_at_most(coded: Job, kind: Kind, tmp_path: Path) -> None:
+    store = store_of(coded, kind, tmp_path / "store")
+    store.advance(coded.holdings.train[0])
+    batch, expected = store.batch(EVERY_SECOND), whole(coded, EVERY_SECOND)
+    torch.testing.assert_close(batch.tensors[IMAGE_KEY], expected[IMAGE_KEY], rtol=0.0, atol=0.0)
+    key = Key("teacher", "encoder.0")
+    tap = expected[key]
+    step = (tap.amax((2, 3), keepdim=True) - tap.amin((2, 3), keepdim=True)) / 255
+    error = (batch.tensors[key] - tap).abs()
+    assert (error <= 0.5 * step + 1e-5).all()
+    assert error.max() > 0.1 * step.max()  # it was kept in few bits indeed
+    assert (batch.tensors[key][tap == 0] == 0).all()
+    assert batch.tensors[key].is_contiguous(memory_format=torch.channels_last)
+    assert store.bytes == 24 * (64 * (32 * 48 + 2 * 4) + 3 * 64 * 96 * 4 + 64 * 96)
+
+
+def test_a_channel_of_one_value_keeps_it(coded: Job, tmp_path: Path) -> None:
+    kept = InEightBits(in_memory, (4, 2, 3, 1), torch.float32)
+    kept.write(torch.tensor([2]), torch.full((1, 2, 3, 1), -0.3))
+    assert (kept.opened(kept.read(lambda rows: rows[[2]])) == torch.tensor(-0.3)).all()
 
 
 def test_bf16_taps_are_stored_as_they_come(recipe: Callable[..., Any], tmp_path: Path) -> None:

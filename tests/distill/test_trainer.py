@@ -189,6 +189,15 @@ def test_a_store_on_disk_trains_the_same_bits(
     )
 
 
+def test_a_run_with_taps_in_8_bits_goes_on_to_the_same_bits(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    made = recipe(store={"bits": 8})
+    start(made, tmp_path / "through", until="encoder.3")
+    start(made, tmp_path / "paused", until="encoder.1")
+    resume(Run(tmp_path / "paused"), until="encoder.3")
+    paused, through = (saved(tmp_path / name / "student").state_dict() for name in ("paused", "through"))
+    assert_equal(paused, through)
+
+
 def test_fewer_images_than_a_batch_shrink_it_and_say_so(recipe: Callable[..., Any], tmp_path: Path) -> None:
     events: list[Event] = []
     start(recipe(subset={"count": 3}), tmp_path / "few", [events.append], until="encoder.0")

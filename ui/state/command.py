@@ -35,6 +35,7 @@ FLAGS: dict[tuple[str, ...], str] = {
     ("select_on",): "--select-on",
     ("store", "kind"): "--store",
     ("store", "budget_gib"): "--store-budget",
+    ("store", "bits"): "--store-bits",
     ("checkpoint_seconds",): "--checkpoint-seconds",
     ("seed",): "--seed",
     ("device",): "--device",

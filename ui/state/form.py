@@ -64,6 +64,7 @@ class Form:
     select_on: str | None = None
     store: str | None = None
     budget: float | str | None = None
+    store_bits: float | str | None = None
     checkpoint_seconds: float | str | None = None
     device: str | None = None
     precision: str | None = None

@@ -32,6 +32,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "select_on": ("select_on",),
     "store": ("store", "kind"),
     "budget": ("store", "budget_gib"),
+    "store_bits": ("store", "bits"),
     "checkpoint_seconds": ("checkpoint_seconds",),
     "device": ("device",),
     "precision": ("precision",),
@@ -47,7 +48,7 @@ CHOSEN: dict[tuple[str, ...], str] = {
     ("seed",): "seed",
 }
 # Flags that the core's messages name and that are fields here; the longer ones first.
-FLAGGED = ("store-budget", "select-on", "size", "batch", "views", "fraction", "count", "images", "labels",
+FLAGGED = ("store-budget", "store-bits", "select-on", "size", "batch", "views", "fraction", "count", "images", "labels",
            "unlabelled", "select", "store", "devices", "device", "precision", "threads", "teacher",
            "names")  # fmt: skip
 UNDESCRIBED = {

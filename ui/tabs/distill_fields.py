@@ -40,6 +40,7 @@ ADVANCED_NUMBERS = {
     "count": "Number of images",
     "labels": "Share with labels",
     "budget": "Memory for the store (GiB)",
+    "store_bits": "Bits of a stored value",
     "threads": "Threads",
     "devices": "Processes",
     "checkpoint_seconds": "Seconds between saves",
