@@ -37,7 +37,7 @@ from torch import Tensor
 
 from segskd.config import make_recipe
 from segskd.data.samples import Samples
-from segskd.devices import keep_freed_memory, synchronise
+from segskd.devices import synchronise, use_cpu
 from segskd.distill.budget import Sizes
 from segskd.distill.job import Job, prepare
 from segskd.distill.loop import Loop
@@ -95,7 +95,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Prints the phases' times, the ratios and the store's bytes."""
-    keep_freed_memory()
+    use_cpu()
     with tempfile.TemporaryDirectory() as place:
         bench = Bench(_job(options, Path(place)), Path(place), options)
         if options.only:

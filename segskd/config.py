@@ -180,6 +180,8 @@ class Recipe(_Part):
             raise ValueError("a teacher is trained without a teacher")
         if self.kind == "teach" and self.data.unlabelled:
             raise ValueError("a teacher learns from labels alone: leave 'unlabelled' out")
+        if self.store.bits and (self.kind == "teach" or self.method == "supervised"):
+            raise ValueError("labels alone need no taps, so none are kept: leave the store's 'bits' out")
         if self.kind == "teach" and self.optimisation.patience:
             raise ValueError("a teacher learns from labels, for all of its epochs: leave 'patience' out")
         if self.kind == "distill" and self.snapshots:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 from pathlib import Path
@@ -16,7 +17,8 @@ from segskd.errors import UserError
 CGROUP = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt, as malloc.h numbers them."""
-KEPT_TENSOR = 2**28
+KEPT_TENSORS = (2**28, 2**25)
+"""Bytes of tensors whose memory is kept: as many as this, or the most that older versions of glibc take."""
 KEPT_IN_ALL = 2**30
 
 
@@ -63,16 +65,17 @@ def visible_gpus() -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())] if named is None else named.split(",")
 
 
-def keep_freed_memory() -> None:
-    """Lets glibc keep up to a GiB that tensors below 256 MiB leave.
+def use_cpu(threads: int | None = None) -> None:
+    """Readies this process for training: so many threads, and memory that is not fetched anew in each step.
 
-    Otherwise it hands each large one back and fetches it anew, page by page, several times a step. Other C libraries
-    are left as they are.
+    glibc hands what large tensors leave back to the system, and fetches it again, page by page; now it keeps up to a
+    GiB of it. Other C libraries are left as they are.
     """
+    torch.set_num_threads(threads or torch.get_num_threads())
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, KEPT_TENSOR)
-        libc.mallopt(M_TRIM_THRESHOLD, KEPT_IN_ALL)
+        if any(libc.mallopt(M_MMAP_THRESHOLD, size) for size in KEPT_TENSORS):
+            libc.mallopt(M_TRIM_THRESHOLD, KEPT_IN_ALL)
 
 
 def synchronise(device: torch.device) -> None:
@@ -83,7 +86,8 @@ def synchronise(device: torch.device) -> None:
 
 def out_of_memory(error: BaseException) -> UserError | None:
     """What to tell a user when `error` means that memory ran out, else None."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+    refused = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if refused or isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
         return UserError("memory ran out: take a smaller --size, --batch or --store-budget")
     return None
 

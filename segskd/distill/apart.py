@@ -20,7 +20,6 @@ from segskd.devices import synchronise
 from segskd.distill.job import Job
 from segskd.distill.loop import Loop
 from segskd.distill.module import PhaseModule
-from segskd.distill.needs import phase_needs
 from segskd.distill.phase import Phase, part_of
 from segskd.distill.store import Batch
 from segskd.models.stages import cut
@@ -92,9 +91,7 @@ class LoopApart(Loop):
         self._parts = [part_of(phase, stages) for stages in placement]
         module = job.module(self._parts[job.ranks.number])
         module.start_training()
-        super().__init__(job, module, job.ranks.own)
-        self.phase = phase
-        self.evaluated_on = phase_needs(phase, job.student)
+        super().__init__(job, module, job.ranks.own, phase)
         self._places = [order[id(parameter)] for parameter in module.trained_parameters()]
         """Where this process's parameters stand among those that the whole phase trains."""
         self._job = job

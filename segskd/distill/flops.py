@@ -31,13 +31,18 @@ def training_flops(job: Job, epochs: Sequence[int] | None = None) -> int:
     counter = _Counter(job)
     total, held = 0, frozenset[Key]()
     samples = len(job.subset.train) * (job.recipe.data.views or 1)
+    files = frozenset({IMAGE_KEY, MASK_KEY})
     for phase, wanted, count in zip(job.phases, job.holdings.train, trained, strict=True):
         passes = count * len(job.images_of(phase))
         total += passes * counter.step(phase)
-        if job.store.kind == "recompute":
-            total += passes * counter.filling(frozenset({IMAGE_KEY, MASK_KEY}), wanted)
+        recomputed = job.store.kind == "recompute"
+        if job.placed(phase):  # what several processes all compute on the way to their own stages' taps counts once
+            fed = frozenset[Key]().union(*job.holdings.placed)
+            total += (passes if recomputed else samples) * counter.filling(files, fed)
+        if recomputed:
+            total += passes * counter.filling(files, wanted)
         else:
-            total += samples * counter.filling(held | {IMAGE_KEY, MASK_KEY}, wanted)
+            total += samples * counter.filling(held | files, wanted)
             held = wanted
     return total
 

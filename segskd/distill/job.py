@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from segskd.chosen import Chosen
@@ -28,12 +29,12 @@ from segskd.distill.images import Subset, choose_images
 from segskd.distill.methods import FROM_SNAPSHOTS, stagewise
 from segskd.distill.module import PhaseModule, adapted_stages, steps_an_epoch
 from segskd.distill.needs import STUDENT
-from segskd.distill.phase import TEACHER, Phase, Setting
+from segskd.distill.phase import TEACHER, Phase, Setting, part_of
 from segskd.distill.plan import default_epochs, default_lr, plan
 from segskd.distill.pruning import Pruning, narrow_weights
 from segskd.distill.ranks import Ranks, alone, started_by_others
 from segskd.distill.shadow import Shadow
-from segskd.distill.store import FeatureStore, Networks
+from segskd.distill.store import FeatureStore, Kind, Networks
 from segskd.errors import NoRoom, UserError
 from segskd.evaluate.metrics import check_outputs
 from segskd.models.adapters import Adapters, probe_adapters
@@ -84,6 +85,11 @@ class Job:
     def chunk(self) -> int:
         """Images that this process holds at once: its part of a batch."""
         return -(-self.batch // self.ranks.count)
+
+    @property
+    def store_bits(self) -> int | None:
+        """Bits in which the values of taps are kept; None where they are kept as they come, or not at all."""
+        return None if self.store.kind == "recompute" else self.recipe.store.bits
 
     def compared(self, phase: Phase) -> set[str]:
         """Stages that the method has compared with the teacher's by the end of the phase, an earlier run's included."""
@@ -143,8 +149,8 @@ class Job:
     def feature_store(self, pairs: Sequence[Pair | Example], views: int, folder: Path) -> FeatureStore:
         """A store of `views` views of the pairs."""
         make_view = ViewMaker(self.card, self.recipe.data.size, self.recipe.seed)
-        samples, bits = Samples(pairs, views, make_view, self.card), self.recipe.store.bits
-        return FeatureStore(samples, self.networks(), self.store.kind, folder, self.chunk, bits)
+        samples = Samples(pairs, views, make_view, self.card)
+        return FeatureStore(samples, self.networks(), self.store.kind, folder, self.chunk, self.store_bits)
 
 
 def prepare(
@@ -153,11 +159,13 @@ def prepare(
     chosen: Chosen | None = None,
     report: Report | None = None,
     ranks: Ranks | None = None,
+    kind: Kind | None = None,
 ) -> Job:
     """Finds, loads and checks everything. `folder` is where the run will lie.
 
     `chosen` are the images that the run has chosen already; `report` hears how far the built-in dataset is drawn
-    when it is not there yet; `ranks` are the processes that share the work, by default this one alone.
+    when it is not there yet; `ranks` are the processes that share the work, by default this one alone;
+    `kind` is where taps are kept, if that is settled already.
     Raises UserError for anything that the user can mend.
     """
     recipe = settled(recipe)
@@ -194,6 +202,7 @@ def prepare(
     sizes = Sizes(by_owner, size, DTYPES[recipe.precision], recipe.store.bits)
     views = recipe.data.views or _views(recipe, by_owner, sizes, subset, available)
     store = choose_store(sizes, holdings.to_be(subset), views, recipe.store, available)
+    store = replace(store, kind=kind or store.kind)
     if store.kind == "recompute":
         holdings = plan_holdings(recipe, by_owner, phases, planned, ahead=False, processes=ranks.count)
     shadow = Shadow(by_owner, adapters, critics, card, size)
@@ -228,13 +237,23 @@ def _check_sync(recipe: Recipe, phases: Sequence[Phase], ranks: Ranks) -> None:
     """Raises UserError where batch normalisation can't see the images of other devices."""
     if not recipe.sync_batchnorm:
         return
-    if recipe.device != "cuda":
-        raise UserError(f"--sync-batchnorm works on GPUs alone, and this run takes {recipe.device}: leave it out")
+    if not can_sync(recipe):
+        raise UserError(f"--sync-batchnorm is for several GPUs, and this run has {_devices(recipe)}: leave it out")
     placed = next((phase.name for phase in phases if phase.placed_on(ranks.count)), None)
     if placed:
         raise UserError(
             f"phase '{placed}' trains each stage on one GPU, with whole batches: leave --sync-batchnorm out"
         )
+
+
+def can_sync(recipe: Recipe) -> bool:
+    """Whether there are other devices whose images batch normalisation could see; the recipe must be settled."""
+    return recipe.device == "cuda" and recipe.devices * recipe.nodes > 1
+
+
+def _devices(recipe: Recipe) -> str:
+    count = recipe.devices * recipe.nodes
+    return f"{count} {recipe.device} device{'s' * (count > 1)}"
 
 
 def _places(recipe: Recipe, data: Path) -> dict[str, str | None]:
@@ -293,7 +312,7 @@ def _student(recipe: Recipe, card: Card, teacher: StagedNetwork | None, folder: 
     if recipe.prune and (narrower := narrow_weights(recipe, folder)):
         narrow(model, narrower, recipe.prune.ratio)
     if recipe.sync_batchnorm:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        model = convert_sync_batchnorm(model)
     network = cut(_on_device(model, recipe))
     if teacher is not None and recipe.init == "teacher" and recipe.method != "supervised":
         copy_matching(network, teacher)
@@ -342,7 +361,7 @@ def _check_memory(
     recipe: Recipe, subset: Subset, shadow: Shadow, phases: Sequence[Phase], store: Choice, processes: int
 ) -> None:
     device = torch.device(recipe.device)
-    batch = -(-min(recipe.optimisation.batch, len(subset.train)) // processes)
+    batch = min(recipe.optimisation.batch, len(subset.train))
     in_memory = store.bytes if store.kind == "memory" else 0
     if in_memory > (free := free_memory()):
         raise NoRoom(
@@ -351,4 +370,8 @@ def _check_memory(
             free,
         )
     in_memory *= device.type != "cuda"
-    check_step_fits(shadow, phases, batch, in_memory, device)
+    shared = [phase for phase in phases if not phase.placed_on(processes)]
+    apart = [part_of(phase, (name,)) for phase in phases if phase.placed_on(processes) for name in phase.trained]
+    for some, images in ((shared, -(-batch // processes)), (apart, batch)):
+        if some:
+            check_step_fits(shadow, some, images, in_memory, device)

@@ -26,16 +26,16 @@ from segskd.runs import Run
 class Loop:
     """One phase's module, optimiser and schedule."""
 
-    def __init__(self, job: Job, module: PhaseModule, fabric: Fabric | None = None) -> None:
-        """On `fabric`, by default that of the processes which share the work."""
-        phase = module.phase
-        self.phase = phase
+    def __init__(self, job: Job, module: PhaseModule, fabric: Fabric | None = None, phase: Phase | None = None) -> None:
+        """On `fabric`, by default that of the processes which share the work; `phase` where the module is a part."""
+        self.phase = phase = phase or module.phase
         self.module = module
         self.steps = job.steps_an_epoch(phase)
         self.loss = math.nan
         part = job.recipe.optimisation
         self._ranks = job.ranks
-        self.needs = self.evaluated_on = phase_needs(phase, job.student)
+        self.needs = phase_needs(module.phase, job.student)
+        self.evaluated_on = phase_needs(phase, job.student)
         self._ignored = job.card.ignore_index
         rate = part.lr or default_lr(job.recipe)
         self._optimiser = torch.optim.Adam(

@@ -15,6 +15,8 @@ from torch.amp import is_autocast_available
 EPSILON = 1e-12
 CACHED = 2**17
 """Values of which a copy in fp32 stays in a core's cache."""
+ON_GPU = 2**26
+"""The same where launching an operation costs more than such a copy; `dot` takes less than 2^31 of them."""
 
 
 class _SquaredError(torch.autograd.Function):
@@ -40,8 +42,8 @@ class _SquaredError(torch.autograd.Function):
 
 
 def _at_once(values: Tensor) -> int:
-    """How many of so many values to copy at once: on a CPU as many as stay in a core's cache."""
-    return CACHED if values.device.type == "cpu" else values.numel()
+    """How many of these values to copy at once."""
+    return CACHED if values.device.type == "cpu" else ON_GPU
 
 
 def tap_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -138,10 +138,10 @@ def _gib(count: int) -> str:
 
 def _too_large(recipe: Recipe, folder: Path, error: NoRoom) -> Preflight:
     """What can be told of a job that `prepare` refuses: what it would be with one image a step, taps recomputed."""
-    least = {"optimisation": {"batch": 1}, "store": {"kind": "recompute"}}
+    least = {"optimisation": {"batch": 1}}
     job: Job | None
     try:
-        job = prepare(make_recipe(merged(recipe.model_dump(mode="json"), least)), folder)
+        job = prepare(make_recipe(merged(recipe.model_dump(mode="json"), least)), folder, kind="recompute")
     except NoRoom:
         job = None
     device = choose_device(recipe.device)

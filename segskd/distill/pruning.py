@@ -37,7 +37,7 @@ def prune_recipe(run: Run, ratio: float, epochs: int | None = None) -> Recipe:
     if recipe.prune:
         name = Path(recipe.prune.run).name
         raise UserError(f"run {run.name} is pruned already: prune {name}, which it came from, at another ratio")
-    content = recipe.model_dump(mode="json") | {"begin": None, "weights": None}
+    content = recipe.model_dump(mode="json") | {"begin": None, "weights": None, "sync_batchnorm": False}
     content |= {"method": "stagewise", "options": {}}
     repaired = {
         "epochs": epochs or max(1, epochs_before(run) // RECOVERY),

@@ -5,6 +5,7 @@ They are started by the recipe's `devices` and `nodes`, by torchrun or by SLURM;
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import os
@@ -94,8 +95,9 @@ class Ranks:
         if self.count == 1:
             return self.fabric
         shared = self.fabric.strategy
+        precision = copy.deepcopy(shared.precision)  # in fp16 it scales losses, each process by what overflows there
         return Fabric(
-            strategy=SingleDeviceStrategy(self.fabric.device, shared.accelerator, precision=shared.precision), devices=1
+            strategy=SingleDeviceStrategy(self.fabric.device, shared.accelerator, precision=precision), devices=1
         )
 
     def gather(self, thing: Thing) -> list[Thing]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from segskd.data.samples import Samples
-from segskd.devices import synchronise
+from segskd.devices import synchronise, use_cpu
 from segskd.distill.budget import Choice
 from segskd.distill.images import Subset
 from segskd.distill.job import Job
@@ -73,7 +73,7 @@ def rehearse(job: Job, folder: Path, report: Report | None = None) -> Rehearsal:
     `folder` takes what a run would write. `report` hears how many phases are done, and of how many.
     Raises UserError for what would end the run: a file that can't be read, a loss that is no number.
     """
-    torch.set_num_threads(job.recipe.threads or torch.get_num_threads())
+    use_cpu(job.recipe.threads)
     scores = {network: _score_seconds(job, network) for network in (job.teacher, job.student) if network}
     small = _in_small(job, _affordable(sum(scores.values())))
     run = _SmallRun(job, small, Run(folder))

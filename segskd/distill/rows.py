@@ -67,7 +67,7 @@ class InEightBits:
     """Rows (h, w, c) in 256 steps from the least to the greatest value of each channel of each sample.
 
     That is uniform affine quantisation (Jacob et al., arXiv 1712.05877, eq. 1): what a ReLU has set to zero stays
-    zero, and no value is off by more than half a step.
+    zero, and no value is off by more than half a step, but for the rounding of its own precision.
     """
 
     def __init__(self, room: Room, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -91,8 +91,8 @@ class InEightBits:
 
     def opened(self, parts: Parts) -> Tensor:
         """See Kept.opened."""
-        codes, least, step = (part.to(self._dtype) for part in parts)
-        return torch.addcmul(least, codes, step)
+        codes, least, step = parts
+        return torch.addcmul(least, codes.float(), step).to(self._dtype)
 
     @property
     def bytes(self) -> int:

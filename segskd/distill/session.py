@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from segskd.chosen import Chosen, chosen_names, chosen_text
-from segskd.config import Recipe, make_recipe, merged
+from segskd.config import Recipe
 from segskd.data.fetch import Report
 from segskd.data.transforms import RESIZE_FILTER
-from segskd.devices import keep_freed_memory, out_of_memory
+from segskd.devices import out_of_memory
 from segskd.distill.flops import image_passes, training_flops
-from segskd.distill.job import Job, prepare, settled
+from segskd.distill.job import Job, can_sync, prepare, settled
 from segskd.distill.ranks import Ranks, another_ended, gather_ranks
 from segskd.distill.trainer import Trainer
 from segskd.errors import Echoed, Stopped, UserError
@@ -76,6 +76,8 @@ def resume(
     threads = before.threads if asked["devices"] == before.devices else None
     with nullcontext() if run.is_alive() else _errors_told(run):
         recipe = settled(before.model_copy(update={**asked, "threads": threads}))
+        apart = recipe.sync_batchnorm and not can_sync(recipe)
+        recipe = recipe.model_copy(update={"sync_batchnorm": recipe.sync_batchnorm and not apart})
         ranks = gather_ranks(recipe)
 
     def go_on() -> tuple[Job, Run]:
@@ -84,6 +86,8 @@ def resume(
         with nullcontext() if run.is_alive() else _errors_told(run):
             job = prepare(recipe, run.path, chosen_names(run), _preparing(listeners), ranks)
         _check_until(job, until)
+        if apart and ranks.count > 1:
+            run.event("warning", message="here batch normalisation sees each process's own images alone")
         _write_chosen(job, run)
         return job, run
 
@@ -100,10 +104,9 @@ def _together(ranks: Ranks, begin: Callable[[], tuple[Job, Run]]) -> tuple[Job, 
     ranks.attempt(begin)
     decided: Any = ranks.same(None)
     path, recipe, kind, chosen = decided
-    stored = merged(recipe.model_dump(mode="json"), {"store": {"kind": kind}})
     run = Onlooker(path)
     with _errors_told(run):
-        return prepare(make_recipe(stored), path, chosen, ranks=ranks), run
+        return prepare(recipe, path, chosen, ranks=ranks, kind=kind), run
 
 
 def _write_chosen(job: Job, run: Run) -> None:
@@ -131,7 +134,6 @@ def _preparing(listeners: Sequence[Listener]) -> Report:
 
 
 def _work(job: Job, run: Run, until: str | None) -> dict[str, Any]:
-    keep_freed_memory()
     with run.working(), run.listening_to_signals(), _errors_told(run):
         _tell_start(job, run)
         teacher = _teacher_score(job, run)
@@ -189,7 +191,7 @@ def _result(job: Job, run: Run, trainer: Trainer, student: Score, teacher: Score
         "image_passes": image_passes(job, epochs),
         "training_flops": training_flops(job, epochs),
         "phases": phases,
-        "store": {"kind": job.store.kind, "bytes": job.store.bytes, "bits": job.recipe.store.bits},
+        "store": {"kind": job.store.kind, "bytes": job.store.bytes, "bits": job.store_bits},
         "device": _device_name(job),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
@@ -241,7 +243,7 @@ def _tell_start(job: Job, run: Run) -> None:
 def _tell_store(job: Job, run: Run) -> None:
     kind = job.store.kind
     before = next((e["kind_of_store"] for e in reversed(run.events()) if e["kind"] == "store"), kind)
-    bits = f", in {job.recipe.store.bits} bits a value" if job.recipe.store.bits else ""
+    bits = f", in {job.store_bits} bits a value" if job.store_bits else ""
     size = f"{job.store.bytes / 2**30:.2f} GiB, {job.recipe.data.views} views{bits}"
     places = {"memory": f"in memory, {size}", "disk": f"on disk, memory-mapped, {size}"}
     place = places.get(kind, f"none, {size} would be needed")

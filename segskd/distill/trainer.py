@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segskd.devices import use_cpu
 from segskd.distill.apart import LoopApart, Placement, place, step_seconds
 from segskd.distill.graft import Grafter
 from segskd.distill.job import Job
@@ -80,7 +81,7 @@ class Trainer:
         self.run = run
         self.progress = Progress()
         recipe = job.recipe
-        torch.set_num_threads(recipe.threads or torch.get_num_threads())
+        use_cpu(recipe.threads)
         self.ranks = job.ranks
         self.grafter = Grafter(job, run)
         self._stores = Stores(job, run)
@@ -115,7 +116,6 @@ class Trainer:
     def _train_phase(self, phase: Phase) -> None:
         clock = _Clock(self.progress)
         self._tell_phase_start(phase)
-        freeze([self.job.student.model])
         loop = self._loop(phase)
         self._advance_stores(loop)
         loop.module.start_training()
@@ -131,8 +131,9 @@ class Trainer:
 
         Taps in 8 bits hang on those from which they were computed: a resumed run's stores go through all phases before.
         """
+        freeze([self.job.student.model])
         now = self.progress.phase
-        for earlier in range(self._stored, now) if self.job.recipe.store.bits else ():
+        for earlier in range(self._stored, now) if self.job.store_bits else ():
             self._stores.advance(earlier, self._tell_store)
         self._stores.advance(now, self._tell_store, loop.needs if self.job.placed(loop.phase) else None)
         self._stored = now + 1
@@ -191,7 +192,7 @@ class Trainer:
         if begun or self.job.placed(phase) or not phase.on_taps_alone or self.job.recipe.optimisation.patience == 0:
             return False
         loop.module.eval()
-        equal = EQUAL[self.job.recipe.store.bits]
+        equal = EQUAL[self.job.store_bits]
         lost = power = done = 0.0
         with torch.no_grad():
             for batch in store.batches(loop.needs):

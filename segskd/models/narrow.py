@@ -59,7 +59,7 @@ def _count(layer: nn.Module, weight: Tensor) -> None:
         layer.out_channels, layer.in_channels = weight.shape[0], weight.shape[1] * layer.groups
     elif isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = weight.shape
-    elif isinstance(layer, nn.BatchNorm2d):
+    elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
         layer.num_features = weight.shape[0]
     else:
         raise RuntimeError(f"a {type(layer).__name__} can't be given other channels")

@@ -10,6 +10,7 @@ import segmentation_models_pytorch as smp
 import torch
 from segmentation_models_pytorch.encoders import TimmUniversalEncoder
 from segmentation_models_pytorch.encoders.resnet import ResNetEncoder
+from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from timm.models._features import FeatureListNet
 from torch import Tensor, nn
 
@@ -18,6 +19,8 @@ from segskd.errors import UserError
 
 IMAGE = "image"
 HEAD = "head"
+ALONE: dict[type, type] = {nn.SyncBatchNorm: nn.BatchNorm2d, SyncBatchNormAct: BatchNormAct2d}
+"""What batch normalisation over several processes is over one."""
 Taps = Mapping[str, Tensor]
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -142,8 +145,11 @@ def copy_matching(student: StagedNetwork, teacher: StagedNetwork) -> float:
 
 
 def ghost(model: Module) -> Module:
-    """A copy without storage, for asking after shapes and sizes."""
-    return copy.deepcopy(model).to("meta")
+    """A copy without storage, for asking after shapes and sizes; its batch normalisation asks no other process."""
+    made = copy.deepcopy(model).to("meta")
+    for layer in made.modules():
+        layer.__class__ = ALONE.get(type(layer), type(layer))
+    return made
 
 
 def tap_shapes(network: StagedNetwork, size: Size) -> dict[str, tuple[int, int, int]]:

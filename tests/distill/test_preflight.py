@@ -125,7 +125,7 @@ def test_what_a_run_would_refuse_is_an_answer(
     recipe: Callable[..., Any], tmp_path: Path, machine: Callable[..., None]
 ) -> None:
     machine(memory=8 * GIB)
-    found = fly(recipe(data={"size": "16000x16000"}), tmp_path)
+    found = fly(recipe(data={"size": "16000x16000"}, store={"bits": 8}), tmp_path)
     assert (found.fits, found.largest_batch, found.images, found.store) == (False, 0, None, None)
     assert "make --size, --batch or --store-budget smaller" in str(found.problem)
     assert found.memory_bytes > found.free_memory == 8 * GIB + LIBRARIES

@@ -21,6 +21,7 @@ from segskd.config import Recipe
 from segskd.distill.job import Job, prepare
 from segskd.distill.module import PhaseModule, epoch_batches
 from segskd.distill.ranks import Ranks, gather_ranks, is_first, started_by_others
+from segskd.distill.session import resume, start
 from segskd.distill.store import Batch
 from segskd.errors import UserError
 from segskd.evaluate.predict import Predictor, evaluate
@@ -227,6 +228,19 @@ def test_machines_that_nobody_has_named(asked: Callable[..., Recipe], monkeypatc
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="--nodes 2: MASTER_PORT, NODE_RANK must say where the others are"):
         gather_ranks(asked(nodes=2))
+
+
+def test_normalisation_over_one_device_is_refused_but_a_run_that_had_more_goes_on(
+    asked: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="--sync-batchnorm is for several GPUs, and this run has 1 cpu device: leave"):
+        prepare(asked(sync_batchnorm=True), tmp_path / "refused")
+    start(asked(), tmp_path / "run", until="encoder.0")
+    run = Run(tmp_path / "run")
+    recipe = run.path / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("sync_batchnorm: false", "sync_batchnorm: true"))
+    assert Run(run.path).recipe.sync_batchnorm
+    assert resume(Run(run.path), until="encoder.1")["after"] == "encoder.1"
 
 
 def _part(number: int) -> Ranks:

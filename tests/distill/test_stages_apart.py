@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from processes import PATIENCE, began, command, ended, workers
 
 from segskd.config import Recipe
-from segskd.distill.apart import place, step_seconds
+from segskd.distill.apart import LoopApart, place, step_seconds
 from segskd.distill.budget import Sizes
+from segskd.distill.flops import training_flops
 from segskd.distill.holdings import plan_holdings
 from segskd.distill.job import prepare
 from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key, phase_needs
@@ -26,7 +29,8 @@ from segskd.runs import Run
 @pytest.fixture
 def blocks(recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
     def make(**changes: Any) -> Recipe:
-        return recipe(method="blockwise", subset={"count": 11}, threads=1, checkpoint_seconds=0.0, **changes)
+        subset = {"count": 11, "labels": changes.pop("labels", None)}
+        return recipe(method="blockwise", subset=subset, threads=1, checkpoint_seconds=0.0, **changes)
 
     return make
 
@@ -61,6 +65,26 @@ def test_room_for_what_each_stage_is_fed(blocks: Callable[..., Recipe], tmp_path
     first = next(holding for holding in held.to_be(job.subset) if holding.phases == [held.placed[0]])
     pixels = 64 * 96
     assert sizes.most(first, 2) == 2 * 11 * 4 * (3 * pixels + 64 * pixels // 4)
+
+
+def test_a_part_takes_the_steps_of_its_phase(blocks: Callable[..., Recipe], tmp_path: Path) -> None:
+    """Also one of fewer stages than there are processes, and the head alone, which looks at labelled images."""
+    job = prepare(blocks(labels=0.5), tmp_path)
+    four = cast(Any, SimpleNamespace(count=4, number=0, own=job.ranks.own, fabric=job.ranks.fabric))
+    job = replace(job, ranks=four)
+    whole = job.phases[0]
+    placement = [["head"], ["encoder.0"], *([name] for name in job.student.names[1:3]), job.student.names[3:-1]]
+    loop = LoopApart(job, whole, placement)
+    assert job.steps_an_epoch(whole) == 3  # eleven images in batches of four
+    assert loop.steps == 3
+    assert loop._schedule.total_steps == 3 * whole.epochs
+
+
+def test_operations_of_stages_that_are_placed(blocks: Callable[..., Recipe], tmp_path: Path) -> None:
+    job = prepare(blocks(), tmp_path)
+    held = plan_holdings(job.recipe, job.by_owner, job.phases, job.phases, processes=2)
+    ranks = cast(Any, SimpleNamespace(count=2, number=0, fabric=job.ranks.fabric))
+    assert training_flops(replace(job, holdings=held, ranks=ranks)) == training_flops(job)
 
 
 def test_what_a_step_of_each_stage_takes_without_training_it(blocks: Callable[..., Recipe], tmp_path: Path) -> None:

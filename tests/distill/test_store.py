@@ -133,6 +133,19 @@ def test_taps_in_8_bits_are_half_a_step_off_at_most(coded: Job, kind: Kind, tmp_
     assert store.bytes == 24 * (64 * (32 * 48 + 2 * 4) + 3 * 64 * 96 * 4 + 64 * 96)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_8_bits_add_nothing_to_the_rounding_of_the_taps_own_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    rows = (torch.rand(2, 8, 8, 3) / 1000).to(dtype)
+    kept = InEightBits(in_memory, (2, 8, 8, 3), dtype)
+    kept.write(torch.tensor([0, 1]), rows)
+    back = kept.opened(kept.read(lambda part: part))
+    step = (rows.float().amax((1, 2), keepdim=True) - rows.float().amin((1, 2), keepdim=True)) / 255
+    assert back.dtype == dtype
+    rounding = torch.finfo(dtype).eps * rows.float().abs() + 1e-7
+    assert ((back.float() - rows.float()).abs() <= 0.51 * step + rounding).all()
+
+
 def test_a_channel_of_one_value_keeps_it(coded: Job, tmp_path: Path) -> None:
     kept = InEightBits(in_memory, (4, 2, 3, 1), torch.float32)
     kept.write(torch.tensor([2]), torch.full((1, 2, 3, 1), -0.3))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 
 from segskd.errors import UserError
@@ -99,6 +100,13 @@ def test_tap_shapes_by_hand(small: nn.Module) -> None:
     assert shapes["decoder.0"] == (256, 4, 6)
     assert shapes["decoder.4"] == (16, 64, 96)
     assert shapes["head"] == (4, 64, 96)
+
+
+def test_a_ghost_asks_no_other_process() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), BatchNormAct2d(4))
+    shadow = ghost(convert_sync_batchnorm(network))
+    assert [type(layer) for layer in shadow] == [nn.Conv2d, nn.BatchNorm2d, BatchNormAct2d]
+    assert shadow(torch.empty(2, 3, 5, 7, device="meta")).shape == (2, 4, 5, 7)
 
 
 def test_a_ghost_has_no_storage_and_leaves_its_model_alone(small: nn.Module) -> None:

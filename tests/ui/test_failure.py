@@ -136,6 +136,8 @@ def test_data_that_are_gone_or_wrong(card_path: Path, data: Path, tmp_path: Path
 
 
 def test_memory_that_ran_out_offers_half_the_batch() -> None:
+    assert out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
+    assert not out_of_memory(OSError(errno.ENOSPC, "No space left on device"))
     error = out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert error is not None
     failure = diagnose(failed(error))

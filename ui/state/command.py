@@ -46,7 +46,10 @@ FLAGS: dict[tuple[str, ...], str] = {
     ("sync_batchnorm",): "--sync-batchnorm",
 }
 ALWAYS = {("teacher",), ("student",), ("method",), ("data", "size"), ("subset", "fraction"), ("data", "card")}
-OF_STUDENT = (("student",), ("method",), ("options",), ("init",), ("optimisation", "patience"))
+OF_STUDENT = (
+    *(("student",), ("method",), ("options",), ("init",)),
+    *(("optimisation", "patience"), ("store", "bits")),
+)
 TEACH_FLAGS = {place: flag for place, flag in FLAGS.items() if place not in OF_STUDENT} | {
     ("snapshots",): "--snapshots"
 }
