@@ -80,7 +80,7 @@ class TrainFlags:
     store_budget: float | None = None
     """GiB of memory for taps (half of what is free)."""
     store_bits: Literal[8] | None = None
-    """8: taps are kept in 8 bits a value, in half the room; by default as they are computed."""
+    """8: taps are kept in a byte a value (as they are computed)."""
     checkpoint_seconds: float | None = None
     """Least time between saves inside a phase (30)."""
 

@@ -1,7 +1,7 @@
 """Stages that learn apart from each other, placed on several processes: each trains its own, on all images.
 
-So Blakeney et al. (arXiv 2012.03096) train a network's blocks in parallel: a step exchanges nothing, and batch
-normalisation sees the whole batch, as in one process.
+So Blakeney et al. (arXiv 2012.03096) train a network's blocks in parallel: no gradients are exchanged, and
+batch normalisation sees the whole batch, as in one process.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from segskd.distill.job import prepare
 from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key, phase_needs
 from segskd.distill.phase import part_of
 from segskd.distill.session import start
+from segskd.models.build import load
 from segskd.runs import Run
 
 
@@ -121,6 +122,24 @@ def test_two_processes_with_stages_of_their_own_train_what_one_does(
     assert list(told.values()) == pytest.approx(list(alones.values()), rel=1e-5)
     grafts = [next(e["miou"] for e in one.events() if e["kind"] == "graft") for one in (run, alone)]
     assert grafts[0] == pytest.approx(grafts[1], abs=1e-4)
+
+
+def test_placed_stages_are_chosen_by_what_they_do_together(blocks: Callable[..., Recipe], tmp_path: Path) -> None:
+    made = blocks(select="best", select_on="val", labels=0.0)  # by the loss of all stages
+    run, alone = Run(tmp_path / "run"), Run(tmp_path / "alone")
+    words = ("--recipe", began(made, tmp_path), "--run", run.path, "--devices", 2, "--until", "blocks")
+    status, _, err = ended(command("segskd", "distill", *words))
+    assert status == 0, err
+    start(made, alone.path, until="blocks")
+    choices = [[e["choice"] for e in one.events() if e["kind"] == "epoch"] for one in (run, alone)]
+    assert len(choices[0]) == 2
+    assert choices[0] == pytest.approx(choices[1], rel=1e-3, abs=1e-4)
+    best = [min(range(2), key=of.__getitem__) + 1 for of in choices]
+    kept = [cast(Any, one.load_state())["progress"]["phases"][0]["best_epoch"] for one in (run, alone)]
+    assert kept == best
+    ours, theirs = (load(one.model_folder).state_dict() for one in (run, alone))
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-2, atol=1e-3, msg=name)
 
 
 def _killed_after(epochs: int, process: Any, run: Run) -> None:
