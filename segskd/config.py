@@ -119,7 +119,7 @@ class StorePart(_Part):
 
     kind: StoreKind = Field(default="auto", description="memory, disk, or recompute in every step")
     budget_gib: float | None = Field(default=None, ge=0, le=1e6, description="memory for taps; half of what is free")
-    bits: Literal[8] | None = Field(default=None, description="8 takes a byte a value; as taps are computed")
+    bits: int | None = Field(default=None, ge=8, le=8, description="8 takes a byte a value; as taps are computed")
 
     @model_validator(mode="after")
     def _keeps_something(self) -> StorePart:
