@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -119,7 +120,12 @@ class StorePart(_Part):
 
     kind: StoreKind = Field(default="auto", description="memory, disk, or recompute in every step")
     budget_gib: float | None = Field(default=None, ge=0, le=1e6, description="memory for taps; half of what is free")
-    bits: int | None = Field(default=None, ge=8, le=8, description="8 takes a byte a value; as taps are computed")
+    bits: Literal[8] | None = Field(default=None, description="8 takes a byte a value; as taps are computed")
+
+    @field_validator("bits", mode="before")
+    @classmethod
+    def _as_typed(cls, value: object) -> object:
+        return 8 if value == "8" else value
 
     @model_validator(mode="after")
     def _keeps_something(self) -> StorePart:
