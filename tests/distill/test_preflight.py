@@ -131,6 +131,16 @@ def test_what_a_run_would_refuse_is_an_answer(
     assert found.memory_bytes > found.free_memory == 8 * GIB + LIBRARIES
 
 
+def test_a_store_that_is_too_large_is_an_answer_with_the_batch_that_would_fit(
+    recipe: Callable[..., Any], tmp_path: Path, machine: Callable[..., None]
+) -> None:
+    machine(memory=GIB)
+    found = fly(recipe(data={"views": 1000}, store={"kind": "memory", "bits": 8}), tmp_path)
+    assert (found.fits, found.images, found.store) == (False, 12, None)
+    assert found.largest_batch > 0
+    assert "the feature store needs" in str(found.problem)
+
+
 @pytest.mark.usefixtures("rehearsed")
 def test_a_full_disk(recipe: Callable[..., Any], tmp_path: Path, machine: Callable[..., None]) -> None:
     machine(disk=10**6)

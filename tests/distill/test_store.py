@@ -146,7 +146,7 @@ def test_8_bits_add_nothing_to_the_rounding_of_the_taps_own_precision(dtype: tor
     assert ((back.float() - rows.float()).abs() <= 0.51 * step + rounding).all()
 
 
-def test_a_channel_of_one_value_keeps_it(coded: Job, tmp_path: Path) -> None:
+def test_a_channel_of_one_value_keeps_it() -> None:
     kept = InEightBits(in_memory, (4, 2, 3, 1), torch.float32)
     kept.write(torch.tensor([2]), torch.full((1, 2, 3, 1), -0.3))
     assert (kept.opened(kept.read(lambda rows: rows[[2]])) == torch.tensor(-0.3)).all()
