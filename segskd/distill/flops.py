@@ -13,6 +13,7 @@ from segskd.config import Recipe, make_recipe, merged
 from segskd.distill.job import Job, prepare
 from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key, Keys, reach
 from segskd.distill.phase import Phase
+from segskd.models.build import input_channels
 from segskd.models.stages import IMAGE, StagedNetwork, cut, ghost
 
 PAIR = 2
@@ -95,7 +96,9 @@ class _Counter:
 
     def _forward(self, network: StagedNetwork) -> dict[str, int]:
         """Of every stage by itself."""
-        taps: dict[str, Tensor] = {IMAGE: torch.empty(PAIR, 3, *self._shadow.size, device="meta")}
+        taps: dict[str, Tensor] = {
+            IMAGE: torch.empty(PAIR, input_channels(network.model), *self._shadow.size, device="meta")
+        }
         counts: dict[str, int] = {}
         for place, name in enumerate(network.names):
             with FlopCounterMode(display=False) as counted, torch.no_grad():

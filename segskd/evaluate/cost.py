@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segskd.config import Size
 from segskd.devices import synchronise
+from segskd.models.build import input_channels
 
 WARM_UP = 2
 
@@ -24,11 +25,11 @@ def parameters(model: nn.Module) -> int:
 
 
 def gmacs(model: nn.Module, size: Size) -> float:
-    """10^9 multiply-accumulates of one forward pass (1, 3, H, W): half of PyTorch's own FLOP count."""
+    """10^9 multiply-accumulates of one forward pass (1, C, H, W): half of PyTorch's own FLOP count."""
     ghost = copy.deepcopy(model).to("meta").eval()
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        ghost(torch.empty(1, 3, *size, device="meta"))
+        ghost(torch.empty(1, input_channels(model), *size, device="meta"))
     return counter.get_total_flops() / 2e9
 
 
@@ -38,15 +39,18 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 def latencies(models: Sequence[nn.Module], size: Size, device: torch.device, repeats: int = 10) -> list[float]:
-    """Median milliseconds of a forward pass (1, 3, H, W) of each network in eager fp32.
+    """Median milliseconds of a forward pass (1, C, H, W) of each network in eager fp32.
 
     The networks take turns, so that a busy machine slows all of them alike.
     """
-    image = torch.randn(1, 3, *size, device=device).to(memory_format=torch.channels_last)
+    images = [
+        torch.randn(1, input_channels(model), *size, device=device).to(memory_format=torch.channels_last)
+        for model in models
+    ]
     times: list[list[float]] = [[] for _ in models]
     with torch.inference_mode():
         for turn in range(WARM_UP + repeats):
-            for model, own in zip(models, times, strict=True):
+            for model, image, own in zip(models, images, times, strict=True):
                 elapsed = _timed(model, image)
                 if turn >= WARM_UP:
                     own.append(elapsed * 1e3)

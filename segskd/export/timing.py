@@ -13,6 +13,7 @@ from torch import nn
 
 from segskd.config import Size
 from segskd.export.fresh import Array, FreshProcess
+from segskd.models.build import input_channels
 
 REPEATS = 30
 WARM_UP = 3
@@ -50,7 +51,7 @@ class Latency:
 
 def measure(teacher: nn.Module | None, student: nn.Module, fresh: FreshProcess, given: Array, size: Size) -> Latency:
     """Times the three on one image; `given` (1, …) is the export's input of the padded `size`."""
-    image = torch.zeros(1, 3, *size).to(memory_format=torch.channels_last)
+    image = torch.zeros(1, input_channels(student), *size).to(memory_format=torch.channels_last)
     eager = [model for model in (student, teacher) if model is not None]
     takers: list[Callable[[], float]] = [lambda model=model: _eager(model, image) for model in eager]  # type: ignore[misc]
     takers.append(lambda: fresh.logits(given)[1])

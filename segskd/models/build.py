@@ -56,13 +56,14 @@ def parse_spec(spec: str) -> tuple[str, str]:
     return arch, encoder
 
 
-def create(arch: str, encoder: str, classes: int, weights: str | None = None) -> nn.Module:
-    """A new network with `classes` outputs, (N, 3, H, W) to (N, classes, H, W).
+def create(arch: str, encoder: str, classes: int, weights: str | None = None, channels: int = 3) -> nn.Module:
+    """A new network of images with `channels`, with `classes` outputs: (N, channels, H, W) to (N, classes, H, W).
 
     `weights` names pretrained weights for the encoder, such as "imagenet"; they come from a hub.
     Raises UserError when there is no such network, or no such weights within reach.
     """
-    arguments: dict[str, Any] = {"encoder_name": encoder, "classes": classes, "encoder_weights": weights}
+    arguments: dict[str, Any] = {"encoder_name": encoder, "encoder_weights": weights}
+    arguments |= {"in_channels": channels, "classes": classes}
     if encoder in STUDENT_LAYERS:
         if weights:
             raise UserError(f"there are no pretrained weights for {encoder}: leave --weights out")
@@ -135,6 +136,11 @@ def output_classes(model: nn.Module) -> int:
     """The number of outputs a pixel."""
     head = cast(Any, model).segmentation_head[0]
     return int(head.out_channels)
+
+
+def input_channels(model: nn.Module) -> int:
+    """The number of channels of the images that it takes: those of its first convolution, 3 where it has none."""
+    return next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 3)
 
 
 def describe(model: nn.Module) -> str:

@@ -14,6 +14,7 @@ from segskd.config import Size
 from segskd.devices import out_of_memory
 from segskd.errors import UserError
 from segskd.models.adapters import Adapters, at_every_tap, probe_adapters
+from segskd.models.build import input_channels
 from segskd.models.narrow import PRUNED, narrow
 from segskd.models.stages import HEAD, IMAGE, StagedNetwork
 
@@ -57,7 +58,7 @@ def _prune(student: StagedNetwork, adapters: Adapters, ratio: float) -> None:
     with torch.enable_grad():
         torch_pruning.pruner.BasePruner(
             tapped,
-            torch.zeros(1, 3, *TRACED, device=device),
+            torch.zeros(1, input_channels(student.model), *TRACED, device=device),
             importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
             pruning_ratio_dict={layer: 1 - _kept(layer, ratio) / _width(layer) for layer in _layers(student.model)},
             ignored_layers=[layer for layer in outputs if isinstance(layer, nn.Conv2d)],
@@ -77,7 +78,7 @@ def _check(model: nn.Module, whole: nn.Module, ratio: float) -> None:
     narrow(whole, weights, ratio)
     whole.load_state_dict(weights)
     cast(Any, model).config[PRUNED] = ratio
-    image = torch.ones(1, 3, *TRACED, device=next(model.parameters()).device)
+    image = torch.ones(1, input_channels(model), *TRACED, device=next(model.parameters()).device)
     training = model.training
     with torch.no_grad():
         if not torch.allclose(model.eval()(image), whole.eval()(image), rtol=1e-3, atol=1e-4):
@@ -100,7 +101,7 @@ def _kept(layer: nn.Conv2d | nn.Linear, ratio: float) -> int:
 
 
 class _Tapped(nn.Module):
-    """(N, 3, H, W) to the taps behind their adapters' projections, and the logits."""
+    """(N, C, H, W) to the taps behind their adapters' projections, and the logits."""
 
     def __init__(self, network: StagedNetwork, adapters: Adapters) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from segskd.config import Size
 from segskd.errors import UserError
+from segskd.models.build import input_channels
 
 IMAGE = "image"
 HEAD = "head"
@@ -81,7 +82,7 @@ class StagedNetwork:
     def run(self, taps: Taps, size: Size, first: int = 0, last: int | None = None) -> dict[str, Tensor]:
         """The taps of stages `first` to `last` (by default all), given every tap that these take in.
 
-        At `first` 0 `taps` must hold "image" (N, 3, H, W).
+        At `first` 0 `taps` must hold "image" (N, C, H, W).
         """
         end = len(self.names) if last is None else last + 1
         known = dict(taps)
@@ -91,7 +92,7 @@ class StagedNetwork:
         return {name: known[name] for name in self.names[first:end]}
 
     def logits(self, image: Tensor) -> Tensor:
-        """The network's own forward through its stages: (N, 3, H, W) to (N, classes, H, W)."""
+        """The network's own forward through its stages: (N, C, H, W) to (N, classes, H, W)."""
         height, width = image.shape[-2:]
         return self.run({IMAGE: image}, (height, width))[HEAD]
 
@@ -120,8 +121,6 @@ def cut(model: nn.Module) -> StagedNetwork:
         raise UserError(f"stages of {type(model).__name__} can't be cut: take a U-Net (unet:ENCODER)")
     if model.classification_head is not None:
         raise UserError("a network with a classification head (aux_params) can't be cut: save it without")
-    if model.encoder._in_channels != 3:
-        raise UserError(f"a network of {model.encoder._in_channels} channels can't be used: images have 3 (RGB)")
     encoder = [Stage(f"encoder.{i}", modules) for i, modules in enumerate(_encoder_blocks(model.encoder))]
     decoder = _unet_decoder(cast(Any, model.decoder), len(encoder))
     return StagedNetwork(model, [*encoder, *decoder, Stage(HEAD, [cast(nn.Module, model.segmentation_head)])])
@@ -154,7 +153,7 @@ def ghost(model: Module) -> Module:
 
 def tap_shapes(network: StagedNetwork, size: Size) -> dict[str, tuple[int, int, int]]:
     """(c, h, w) of every tap at an input of `size`, the image included, without computing anything."""
-    image = torch.empty(1, 3, *size, device="meta")
+    image = torch.empty(1, input_channels(network.model), *size, device="meta")
     shadow = cut(ghost(network.model).eval())
     with torch.no_grad():
         taps = {IMAGE: image, **shadow.run({IMAGE: image}, size)}
