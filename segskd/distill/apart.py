@@ -22,7 +22,6 @@ from segskd.distill.loop import Loop
 from segskd.distill.module import PhaseModule
 from segskd.distill.phase import Phase, part_of
 from segskd.distill.store import Batch
-from segskd.models.stages import cut
 
 Placement = list[list[str]]
 """The stages of each process."""
@@ -47,7 +46,7 @@ def place(costs: Mapping[str, float], processes: int) -> Placement:
 def step_seconds(job: Job, phase: Phase) -> dict[str, float]:
     """The median time of each stage's step, forward and backward, on this process's device; nothing is trained."""
     networks = job.networks()
-    spare = replace(job, student=cut(copy.deepcopy(job.student.model)))
+    spare = replace(job, student=job.student.on(copy.deepcopy(job.student.model)))
     generator = torch.Generator().manual_seed(0)
     seconds = {}
     for name in phase.trained:

@@ -16,7 +16,8 @@ from segskd.errors import UserError
 from segskd.evaluate.grafts import trained_stages
 from segskd.models.adapters import Adapters
 from segskd.models.build import load
-from segskd.models.stages import StagedNetwork, cut
+from segskd.models.cut import cut
+from segskd.models.stages import StagedNetwork
 from segskd.runs import Run
 
 

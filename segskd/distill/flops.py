@@ -14,7 +14,7 @@ from segskd.distill.job import Job, prepare
 from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key, Keys, reach
 from segskd.distill.phase import Phase
 from segskd.models.build import input_channels
-from segskd.models.stages import IMAGE, StagedNetwork, cut, ghost
+from segskd.models.stages import IMAGE, StagedNetwork, ghost
 
 PAIR = 2
 """Images that are counted at once: a single one can be too little for batch normalisation."""
@@ -78,7 +78,7 @@ class _Counter:
         self._shadow = job.shadow
         self._networks = job.by_owner
         self._stages = {
-            owner: self._forward(cut(ghost(network.model).eval())) for owner, network in job.by_owner.items()
+            owner: self._forward(network.on(ghost(network.model).eval())) for owner, network in job.by_owner.items()
         }
 
     def step(self, phase: Phase) -> int:
@@ -92,7 +92,8 @@ class _Counter:
     def filling(self, known: Keys, wanted: Keys) -> int:
         """Of computing the wanted tensors from the known ones, without gradients."""
         computed = reach(known, wanted, self._networks) - known
-        return sum(self._stages[key.owner][key.name] for key in computed)
+        once = {(key.owner, self._networks[key.owner].stages[key.name].together[0]) for key in computed}
+        return sum(self._stages[owner][name] for owner, name in once)
 
     def _forward(self, network: StagedNetwork) -> dict[str, int]:
         """Of every stage by itself."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from segskd.data.dataset import Uint8, read_image, read_mask
 from segskd.data.transforms import ViewMaker, unpad
 from segskd.distill.job import Job
-from segskd.distill.needs import lent, span
+from segskd.distill.needs import last_trained, span
 from segskd.distill.phase import TEACHER, Phase
 from segskd.distill.store import Batch, FeatureStore
 from segskd.evaluate.metrics import ConfusionMatrix, Score, drop_surplus
@@ -25,6 +25,7 @@ from segskd.evaluate.pictures import (
     write_index_png,
     write_png,
 )
+from segskd.models.pairing import lent
 from segskd.models.stages import HEAD, freeze
 from segskd.runs import Run
 
@@ -78,14 +79,14 @@ class Grafter:
         size = self._networks.size
         with self._networks.autocast():
             known = batch.taps("student")
-            last = len(student.names) - 1 if teacher is None else max(student.index(n) for n in phase.trained)
-            known |= student.run(known, size, part.first, last)
-            if HEAD in known or teacher is None:
+            last = HEAD if teacher is None else last_trained(phase, student)
+            known |= student.run(known, size, part.first, student.index(last))
+            if last == HEAD or teacher is None:
                 return known[HEAD].float()
             adapted = {name: self._job.adapters.adapt(name, tap) for name, tap in known.items()}
             theirs = batch.taps(TEACHER)
-            adapted |= {name: theirs[name] for name in lent(phase, student, self._job.compared(phase))}
-            return teacher.run(adapted, size, last + 1)[HEAD].float()
+            adapted |= {name: theirs[name] for name in lent(last, teacher, self._job.compared(phase))}
+            return teacher.run(adapted, size, teacher.index(last) + 1)[HEAD].float()
 
     def _draw(self, phase: Phase, drawn: list[tuple[int, Uint8]]) -> None:
         card, size = self._job.card, self._job.recipe.data.size

@@ -9,7 +9,7 @@ from segskd.config import Recipe
 from segskd.distill.budget import Holding
 from segskd.distill.images import Subset
 from segskd.distill.needs import STUDENT, Keys, Planner, graft_needs, phase_needs
-from segskd.distill.phase import Phase, part_of
+from segskd.distill.phase import TEACHER, Phase, part_of
 from segskd.models.stages import StagedNetwork
 
 
@@ -49,7 +49,7 @@ def plan_holdings(
     student = networks[STUDENT]
     look = Planner(phases, networks).holdings if ahead else list
     needed = [phase_needs(phase, student) for phase in phases]
-    grafts = [graft_needs(phase, student, compared_by(phase, planned)) for phase in phases]
+    grafts = [graft_needs(phase, student, networks.get(TEACHER), compared_by(phase, planned)) for phase in phases]
     both = [needs | graft for needs, graft in zip(needed, grafts, strict=True)]
     placed = [phase for phase in phases if phase.placed_on(processes)]
     fed = [phase_needs(part_of(phase, (name,)), student) for phase in placed for name in phase.trained]

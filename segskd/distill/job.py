@@ -39,8 +39,10 @@ from segskd.errors import NoRoom, UserError
 from segskd.evaluate.metrics import check_outputs
 from segskd.models.adapters import Adapters, probe_adapters
 from segskd.models.build import create, load, model_folder, output_classes, parse_spec, snapshot_folders
+from segskd.models.cut import check_size, cut, kinds
 from segskd.models.narrow import narrow
-from segskd.models.stages import HEAD, StagedNetwork, copy_matching, cut, freeze, tap_shapes
+from segskd.models.pairing import paired, shared
+from segskd.models.stages import HEAD, StagedNetwork, copy_matching, freeze, tap_shapes
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -181,12 +183,17 @@ def prepare(
     chosen = chosen or (earlier.names() if earlier else None)
     subset = choose_images(recipe, card, data, chosen, teacher, report)
     _check_parts(recipe, subset, ranks)
-    student = _student(recipe, card, teacher, folder)
+    size = padded_size(recipe.data.size)
+    student = _student(recipe, card, folder)
+    check_size(student, size, f"student {recipe.student}")
+    teachers = {owner: _partner(network, student, size, recipe) for owner, network in teachers.items()}
+    teacher = teachers.get(TEACHER)
+    if teacher and recipe.init == "teacher" and recipe.method != "supervised":
+        copy_matching(student, teacher)
     stages = teacher.names if teacher else None
     planned = plan(recipe, stages, student.names, len(subset.train), len(subset.labelled), list(teachers))
     phases = phases_from(planned, recipe.begin)
     _check_sync(recipe, phases, ranks)
-    size = padded_size(recipe.data.size)
     adapters = _adapters(recipe, student, teacher, planned)
     critics = make_critics(planned, teachers, size, recipe.seed).to(torch.device(recipe.device))
     if teacher:
@@ -306,17 +313,20 @@ def _teacher(recipe: Recipe, card: Card, place: str | Path) -> StagedNetwork:
     return network
 
 
-def _student(recipe: Recipe, card: Card, teacher: StagedNetwork | None, folder: Path) -> StagedNetwork:
+def _partner(teacher: StagedNetwork, student: StagedNetwork, size: Size, recipe: Recipe) -> StagedNetwork:
+    """The teacher with its stages called as the student's. Raises UserError where it doesn't take the size."""
+    check_size(teacher, size, f"teacher {recipe.teacher}")
+    return paired(teacher, student, size)
+
+
+def _student(recipe: Recipe, card: Card, folder: Path) -> StagedNetwork:
     torch.manual_seed(recipe.seed)
     model = create(*parse_spec(recipe.student), classes=len(card.classes), weights=recipe.weights)
     if recipe.prune and (narrower := narrow_weights(recipe, folder)):
         narrow(model, narrower, recipe.prune.ratio)
     if recipe.sync_batchnorm:
         model = convert_sync_batchnorm(model)
-    network = cut(_on_device(model, recipe))
-    if teacher is not None and recipe.init == "teacher" and recipe.method != "supervised":
-        copy_matching(network, teacher)
-    return network
+    return cut(_on_device(model, recipe))
 
 
 def _on_device(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
@@ -339,6 +349,11 @@ def _check_fed(phases: Sequence[Phase], student: StagedNetwork, teacher: StagedN
     fed = next((phase for phase in phases if phase.fed_by != STUDENT), None)
     if fed is None:
         return
+    if "pyramid" in kinds(student):
+        raise UserError(
+            f"phase '{fed.name}' feeds each stage by itself, and the encoder of {type(student.model).__name__} can't "
+            "be cut into such: take another student, or another method"
+        )
     ours, theirs = tap_shapes(student, size), tap_shapes(teacher, size)
     for name in student.names:
         if name != HEAD and ours[name] != theirs.get(name):
@@ -352,8 +367,10 @@ def _check_fed(phases: Sequence[Phase], student: StagedNetwork, teacher: StagedN
 def _views(recipe: Recipe, by_owner: dict[str, StagedNetwork], sizes: Sizes, subset: Subset, available: Room) -> int:
     """As many views as the default method has room for, whatever the method, so that methods compare."""
     stages = tuple(by_owner[STUDENT].names)
-    alike = TEACHER in by_owner and set(stages) <= set(by_owner[TEACHER].names)
-    reference = stagewise(Setting(stages, 1)) if alike else [Phase("supervised", stages, 1, labels=1.0)]
+    pairs = shared(stages, by_owner[TEACHER].names) if TEACHER in by_owner else None
+    reference = (
+        [Phase("supervised", stages, 1, labels=1.0)] if pairs is None else stagewise(Setting(stages, 1, paired=pairs))
+    )
     return choose_views(sizes, plan_holdings(recipe, by_owner, reference, reference).to_be(subset), available)
 
 

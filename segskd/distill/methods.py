@@ -32,18 +32,17 @@ EARLY_STAGES = 3
 def stagewise(to: Setting, *, joint: Share = 0.0) -> list[Phase]:
     """SKD (arXiv 1911.06786): each stage on the teacher's tap alone, then the head on labels.
 
-    Stage k lowers mean((S_k - T_k)^2) with the stages before it frozen, the head the cross-entropy. With `joint`,
+    Stage k lowers mean((S_k - T_k)^2) with the stages before it frozen, the head the cross-entropy. A stage whose tap
+    the teacher has no partner for trains together with the next one that has one. With `joint`,
     which the paper has not, that share of all epochs is left for a last phase, in which the assembled network trains
     as a whole on the loss of `simultaneous`. Raises UserError where a stage would keep no epoch for it.
     """
     if joint and to.epochs < 2:
         raise UserError("option joint of method stagewise needs two epochs a stage at least, or no stage had one left")
     together = min(max(1, round(_total(to) * joint)), _total(to) - len(to.stages)) if joint else 0
-    each = _even(_total(to) - together, len(to.stages))
-    blocks = [
-        Phase(name, (name,), epochs, (Comparison((name,)),)) for name, epochs in zip(_blocks(to), each, strict=False)
-    ]
-    stages = [*blocks, Phase(HEAD, (HEAD,), each[-1], labels=1.0)]
+    each = dict(zip(to.stages, _even(_total(to) - together, len(to.stages)), strict=True))
+    epochs = [sum(each[name] for name in group) for group in to.groups]
+    stages = [_alone(group, count) for group, count in zip(to.groups, epochs, strict=True)]
     return [*stages, _joint("joint", to, together)] if joint else stages
 
 
@@ -61,7 +60,8 @@ def fitnets(to: Setting) -> list[Phase]:
     A hint is eq. (3), the squared distance of the guided layer from the hint layer, as a mean; a regressor (our
     adapter) stands between where their shapes differ.
     """
-    ends = [_middle(to, "encoder"), _middle(to, "decoder"), len(to.stages)]
+    middles = [place for place in (_middle(to, "encoder"), _middle(to, "decoder")) if place]
+    ends = [*middles, len(to.stages)]
     parts = [to.stages[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
     hints = [Phase(f"to-{part[-1]}", part, to.epochs * len(part), (Comparison((part[-1],)),)) for part in parts[:-1]]
     return [*hints, Phase("rest", parts[-1], to.epochs * len(parts[-1]), labels=1.0)]
@@ -87,7 +87,7 @@ def blockwise(to: Setting) -> list[Phase]:
     side; then the assembled network trains as a whole, on the loss of `simultaneous`.
     """
     joint = max(1, round(_total(to) * JOINT_SHARE))
-    apart = tuple(Comparison((name,)) for name in _blocks(to))
+    apart = tuple(Comparison((name,)) for name in to.blocks)
     blocks = Phase("blocks", to.stages, _total(to) - joint, apart, labels=1.0, fed_by="teacher")
     return [blocks, _joint("joint", to, joint)]
 
@@ -97,7 +97,7 @@ def attention(to: Setting, *, weight: Positive = 10.0) -> list[Phase]:
 
     Cross-entropy + weight * mean over the taps of |Q_S / |Q_S| - Q_T / |Q_T||^2; `weight` holds eq. (2)'s beta / 2.
     """
-    compared = (Comparison((name,), weight / len(_blocks(to)), _attention, adapted=False) for name in _blocks(to))
+    compared = (Comparison((name,), weight / len(to.blocks), _attention, adapted=False) for name in to.blocks)
     return [_whole("attention", to, tuple(compared), labels=1.0)]
 
 
@@ -106,7 +106,7 @@ def fsp(to: Setting, *, weight: Positive = 1.0) -> list[Phase]:
 
     Cross-entropy + weight * mean over neighbouring taps of mean((G_S - G_T)^2).
     """
-    pairs = list(zip(_blocks(to), _blocks(to)[1:], strict=False))
+    pairs = list(zip(to.blocks, to.blocks[1:], strict=False))
     compared = (Comparison(pair, weight / len(pairs), _flow) for pair in pairs)
     return [_whole("fsp", to, tuple(compared), labels=1.0)]
 
@@ -117,7 +117,7 @@ def channelwise(to: Setting, *, temperature: Positive = 4.0, weight: Positive = 
     Cross-entropy + weight * mean over the taps of T^2 KL of each channel's softmax over positions.
     """
     measure = partial(_channelwise, temperature=temperature)
-    compared = (Comparison((name,), weight / len(_blocks(to)), measure) for name in _blocks(to))
+    compared = (Comparison((name,), weight / len(to.blocks), measure) for name in to.blocks)
     return [_whole("channelwise", to, tuple(compared), labels=1.0)]
 
 
@@ -126,7 +126,7 @@ def hdkd(to: Setting, *, temperature: Positive = 4.0, weight: Positive = 0.1, al
 
     T^2 KL(teacher || student) + weight * sum over i of (i + 1)^alpha * mean((S_i - T_i)^2), i from 0.
     """
-    taps = (Comparison((name,), weight * (place + 1) ** alpha) for place, name in enumerate(_blocks(to)))
+    taps = (Comparison((name,), weight * (place + 1) ** alpha) for place, name in enumerate(to.blocks))
     return [_whole("hdkd", to, (_soft_logits(temperature, 1.0), *taps))]
 
 
@@ -135,8 +135,9 @@ def dearkd(to: Setting) -> list[Phase]:
 
     mean((S_k - T_k)^2) summed over the first three taps; then the cross-entropy.
     """
-    early = to.stages[:EARLY_STAGES]
-    first = Phase("early", early, to.epochs * len(early), tuple(Comparison((name,)) for name in early))
+    compared = to.blocks[:EARLY_STAGES]
+    early = to.stages[: to.stages.index(compared[-1]) + 1]
+    first = Phase("early", early, to.epochs * len(early), tuple(Comparison((name,)) for name in compared))
     return [first, Phase("labels", to.stages, _total(to) - first.epochs, labels=1.0)]
 
 
@@ -148,12 +149,13 @@ def multi_teacher_gan(to: Setting, *, deception: Positive = 0.01) -> list[Phase]
     shared among the teachers; with fewer epochs than teachers the earliest are left out.
     """
     phases = []
-    for name in _blocks(to):
-        for teacher, epochs in _shared(to.epochs, to.teachers):
+    for group in to.groups[:-1]:
+        name = group[-1]
+        for teacher, epochs in _shared(to.epochs * len(group), to.teachers):
             compared = (Comparison((name,), teacher=teacher, critic=deception),)
             phase = name if teacher == to.teachers[-1] else f"{name}-{teacher}"
-            phases.append(Phase(phase, (name,), epochs, compared))
-    return [*phases, Phase(HEAD, (HEAD,), to.epochs, labels=1.0)]
+            phases.append(Phase(phase, group, epochs, compared))
+    return [*phases, _alone(to.groups[-1], to.epochs * len(to.groups[-1]))]
 
 
 METHODS: dict[str, Method] = {
@@ -172,8 +174,11 @@ def answers(weight: float) -> Comparison:
     return _soft_logits(1.0, weight)
 
 
-def _blocks(to: Setting) -> tuple[str, ...]:
-    return tuple(name for name in to.stages if name != HEAD)
+def _alone(group: Sequence[str], epochs: int) -> Phase:
+    """A phase of `stagewise`: on the tap of the group's last stage, or on labels where that is the head."""
+    if group[-1] == HEAD:
+        return Phase(HEAD, tuple(group), epochs, labels=1.0)
+    return Phase(group[-1], tuple(group), epochs, (Comparison((group[-1],)),))
 
 
 def _total(to: Setting) -> int:
@@ -186,14 +191,14 @@ def _whole(name: str, to: Setting, compared: tuple[Comparison, ...] = (), labels
 
 def _joint(name: str, to: Setting, epochs: int) -> Phase:
     """The mean of all tap losses and the cross-entropy (eleven of them in a ResNet U-Net)."""
-    share = 1 / len(to.stages)
-    return Phase(name, to.stages, epochs, tuple(Comparison((n,), share) for n in _blocks(to)), labels=share)
+    share = 1 / (len(to.blocks) + 1)
+    return Phase(name, to.stages, epochs, tuple(Comparison((n,), share) for n in to.blocks), labels=share)
 
 
 def _middle(to: Setting, part: str) -> int:
-    """The place behind the middle stage of the encoder or the decoder."""
-    places = [place for place, name in enumerate(to.stages) if name.startswith(part)]
-    return places[len(places) // 2] + 1
+    """The place behind the middle one of the encoder's or the decoder's stages that are compared."""
+    places = [to.stages.index(name) for name in to.blocks if name.startswith(part)]
+    return places[len(places) // 2] + 1 if places else 0
 
 
 def _shared(epochs: int, teachers: Sequence[str]) -> list[tuple[str, int]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from segskd.distill.phase import TEACHER, Phase
+from segskd.models.pairing import lent
 from segskd.models.stages import HEAD, IMAGE, StagedNetwork
 
 DATA, STUDENT = "data", "student"
@@ -62,26 +63,22 @@ def phase_needs(phase: Phase, student: StagedNetwork) -> Keys:
     return frozenset(needs | ({MASK_KEY} if phase.labels else set()))
 
 
-def graft_needs(phase: Phase, student: StagedNetwork, compared: Collection[str]) -> Keys:
+def graft_needs(phase: Phase, student: StagedNetwork, teacher: StagedNetwork | None, compared: Collection[str]) -> Keys:
     """What it takes to go on from the phase's frozen prefix to a mask, and to score it.
 
     `compared` are the stages that this phase or one before it has measured against the teacher; see `lent`.
     """
     part = span(phase, student)
     needs = entering(student, part.first, len(student.names) - 1) | {MASK_KEY}
-    return frozenset(needs | {Key(TEACHER, name) for name in lent(phase, student, compared)})
+    if teacher is None or HEAD in phase.trained:
+        return frozenset(needs)
+    names = lent(last_trained(phase, student), teacher, compared)
+    return frozenset(needs | {tap_key(TEACHER, name) for name in names})
 
 
-def lent(phase: Phase, student: StagedNetwork, compared: Collection[str]) -> list[str]:
-    """Taps of its own that the teacher's remaining stages take in a graft.
-
-    They are the skips from stages whose taps nobody has compared with the teacher's: those of the student mean
-    nothing to it.
-    """
-    last = max(student.index(name) for name in phase.trained)
-    sources = {name for place in range(last + 1, len(student.names)) for name in student.sources(place)}
-    before = {name for name in sources if name != IMAGE and student.index(name) <= last}
-    return sorted(before - set(compared), key=student.index)
+def last_trained(phase: Phase, student: StagedNetwork) -> str:
+    """The phase's last stage, behind which a graft goes on with the teacher's."""
+    return max(phase.trained, key=student.index)
 
 
 def reach(known: Keys, wanted: Keys, networks: Mapping[str, StagedNetwork]) -> Keys:

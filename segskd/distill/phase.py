@@ -102,9 +102,22 @@ def part_of(phase: Phase, stages: Sequence[str]) -> Phase:
 class Setting:
     """What a method plans for: the student's stages in order, epochs a stage, and the teachers, the earliest first.
 
-    The last of `teachers` is the teacher itself, those before it are snapshots of its training.
+    The last of `teachers` is the teacher itself, those before it are snapshots of its training. `paired` are those
+    stages whose taps can be compared with a teacher's, by default all of them.
     """
 
     stages: tuple[str, ...]
     epochs: int
     teachers: tuple[str, ...] = (TEACHER,)
+    paired: tuple[str, ...] | None = None
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The stages that taps are compared of: those that are paired, without the head."""
+        return tuple(name for name in self.stages if name != HEAD and (self.paired is None or name in self.paired))
+
+    @property
+    def groups(self) -> list[tuple[str, ...]]:
+        """Stages that train together: up to each that is compared, and those behind the last one with the head."""
+        ends = [*(self.stages.index(name) + 1 for name in self.blocks), len(self.stages)]
+        return [self.stages[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]

@@ -12,6 +12,7 @@ from segskd.config import Recipe, first_problem
 from segskd.distill.methods import METHODS, answers
 from segskd.distill.phase import TEACHER, Phase, Setting
 from segskd.errors import UserError
+from segskd.models.pairing import shared
 
 LEAST_EPOCHS = 40
 PASSES = 3000
@@ -31,22 +32,15 @@ def plan(
 
     `labelled` of the `images` have labels (all of them); a phase that learns from labels alone sees these as often
     as it would have seen all. Where none has, the teacher's own answers stand in for labels. `teachers` are the
-    owners of the teachers' taps, the earliest first. Raises UserError when method, options, teacher and student
-    don't go together.
+    owners of the teachers' taps, the earliest first; `teacher_stages` are called as the student's that they are paired
+    with, None without a teacher. Raises UserError when method, options, teacher and student don't go together.
     """
     with_labels = images if labelled is None else labelled
     epochs = recipe.optimisation.epochs or default_epochs(images)
-    setting = Setting(tuple(student_stages), epochs, tuple(teachers))
+    setting = Setting(tuple(student_stages), epochs, tuple(teachers), shared(student_stages, teacher_stages))
     phases = _taught(recipe, setting) if recipe.kind == "teach" else _asked(recipe, setting)
     if not with_labels:
         phases = [_without_labels(phase, recipe) for phase in phases]
-    compared = {name for phase in phases for name in phase.taps}
-    missing = sorted(compared - set(teacher_stages or ()))
-    if missing:
-        raise UserError(
-            f"the teacher has no stage {', '.join(missing)}, which {recipe.method} compares: "
-            "teacher and student need the same number of encoder and decoder blocks"
-        )
     if recipe.kind == "teach":
         return phases
     return [_as_often(phase, images, with_labels) for phase in phases]

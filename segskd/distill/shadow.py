@@ -17,7 +17,7 @@ from segskd.distill.needs import DATA, MASK_KEY, STUDENT, Key, phase_needs
 from segskd.distill.phase import Phase
 from segskd.distill.store import Batch
 from segskd.models.adapters import Adapters
-from segskd.models.stages import StagedNetwork, cut, ghost, tap_shapes
+from segskd.models.stages import StagedNetwork, ghost, tap_shapes
 
 Shapes = dict[str, tuple[int, int, int]]
 
@@ -45,7 +45,7 @@ class Shadow:
 
     @cached_property
     def _ghosts(self) -> tuple[StagedNetwork, Adapters, nn.ModuleDict]:
-        return cut(ghost(self.networks[STUDENT].model)), ghost(self.adapters), ghost(self.critics)
+        return self.networks[STUDENT].on(ghost(self.networks[STUDENT].model)), ghost(self.adapters), ghost(self.critics)
 
     @cached_property
     def _shapes(self) -> dict[str, Shapes]:

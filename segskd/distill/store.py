@@ -71,7 +71,8 @@ class Networks:
         network = self.by_owner[key.owner]
         names = network.sources(network.index(key.name))
         sources = {name: self._reach(tap_key(key.owner, name), values) for name in names}
-        values[key] = network.stages[key.name](sources[names[0]], sources, self.size)
+        for name, tap in network.stages[key.name].taps(sources, self.size).items():
+            values.setdefault(Key(key.owner, name), tap)
         return values[key]
 
 

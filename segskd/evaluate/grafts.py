@@ -22,7 +22,9 @@ from segskd.errors import UserError
 from segskd.evaluate.metrics import drop_surplus
 from segskd.models.adapters import Adapters, probe_adapters
 from segskd.models.build import load
-from segskd.models.stages import HEAD, IMAGE, StagedNetwork, cut
+from segskd.models.cut import cut
+from segskd.models.pairing import lent, paired, shared
+from segskd.models.stages import HEAD, IMAGE, StagedNetwork
 from segskd.runs import Run
 
 
@@ -62,12 +64,12 @@ class Grafts:
     @classmethod
     def of(cls, run: Run, student: StagedNetwork, teacher: StagedNetwork, card: Card) -> Grafts:
         """The same with the run's networks at hand, on one device. Raises UserError as `open` does."""
-        state = run.load_state()
-        stages = trained_stages(run, state, student.names)
+        state, size = run.load_state(), run.recipe.data.size
+        teacher = paired(teacher, student, padded_size(size))
+        stages = trained_stages(run, state, shared(student.names, teacher.names))
         assert state is not None
-        _check_same(run, student, state["student"], stages)
-        size = run.recipe.data.size
-        compared = [name for name in student.names if name != HEAD]
+        _check_same(run, student, state["student"], student.names[: student.index(stages[-1]) + 1])
+        compared = [name for name in shared(student.names, teacher.names) if name != HEAD]
         adapters = probe_adapters(student, teacher, compared, padded_size(size))
         try:
             adapters.load_state_dict(state["adapters"])
@@ -91,12 +93,22 @@ class Grafts:
         last = self._student.index(self.stages[-1])
         taps = self._student.run({IMAGE: pixels}, size, last=last)
         adapted = {name: self.adapters.adapt(name, tap) for name, tap in taps.items() if name != HEAD}
-        masks = [self._mask(taps[HEAD] if name == HEAD else self._rest(name, adapted, size)) for name in self.stages]
+        known = {**adapted, **self._own_taps(pixels, size)}
+        masks = [self._mask(taps[HEAD] if name == HEAD else self._rest(name, known, size)) for name in self.stages]
         return np.stack(masks)
 
-    def _rest(self, name: str, adapted: dict[str, Tensor], size: Size) -> Tensor:
+    def _own_taps(self, pixels: Tensor, size: Size) -> dict[str, Tensor]:
+        """Those of the teacher's own taps, and the image, that some graft takes in."""
+        shared_stages = [name for name in self._student.names if name in self._teacher.names]
+        wanted = {own for name in self.stages if name != HEAD for own in lent(name, self._teacher, shared_stages)}
+        wanted -= {IMAGE}
+        last = max((self._teacher.index(name) for name in wanted), default=-1)
+        taps = self._teacher.run({IMAGE: pixels}, size, last=last) if wanted else {}
+        return {IMAGE: pixels, **{name: taps[name] for name in wanted}}
+
+    def _rest(self, name: str, known: dict[str, Tensor], size: Size) -> Tensor:
         """Logits of the teacher's stages behind `name`, fed by the student's taps up to there."""
-        return self._teacher.run(adapted, size, self._teacher.index(name) + 1)[HEAD]
+        return self._teacher.run(known, size, self._teacher.index(name) + 1)[HEAD]
 
     def _mask(self, logits: Tensor) -> Uint8:
         return drop_surplus(unpad(logits, self._size), self._card)[0].argmax(0).cpu().numpy().astype(np.uint8)
@@ -105,21 +117,26 @@ class Grafts:
 def trained_stages(run: Run, state: dict[str, Any] | None, names: Sequence[str]) -> list[str]:
     """The first of the student's stages `names`: those whose weights the run has finished, or began with.
 
-    `state` is what `run.load_state()` gave. Raises UserError when the run has trained none yet, or wasn't
-    trained stage by stage.
+    Stages that were trained together with a later one are no more than part of it. `state` is what
+    `run.load_state()` gave. Raises UserError when the run has trained none yet, or wasn't trained stage by stage.
     """
     begin = run.recipe.begin
     first = names.index(begin.stage) if begin and begin.stage in names else 0
     phases = [phase["phase"] for phase in state["progress"]["phases"]] if state else []
     if run.recipe.options.get("joint"):
         raise UserError(f"run {run.name} trains as a whole in the end, which moves every stage, so there are no grafts")
-    if run.recipe.method == "supervised" or phases != list(names[first : first + len(phases)]):
+    if run.recipe.method == "supervised" or not _in_order(phases, names[first:]):
         raise UserError(
             f"run {run.name} was trained by method '{run.recipe.method}', not stage by stage, so there are no grafts"
         )
     if not phases:
         raise UserError(f"run {run.name} has finished no stage yet: there are grafts from the first one on")
-    return list(names[: first + len(phases)])
+    return [*names[:first], *phases]
+
+
+def _in_order(some: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether these are some of the names, in their order."""
+    return list(some) == [name for name in names if name in some]
 
 
 def _check_same(run: Run, student: StagedNetwork, state: dict[str, Tensor], stages: Sequence[str]) -> None:

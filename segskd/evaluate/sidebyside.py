@@ -28,7 +28,8 @@ from segskd.evaluate.pictures import resized
 from segskd.evaluate.predict import Predictor, Report
 from segskd.evaluate.predictions import Array, Predictions, classes_and_confidence
 from segskd.models.build import describe, digest, load
-from segskd.models.stages import HEAD, cut
+from segskd.models.cut import cut
+from segskd.models.stages import HEAD
 from segskd.runs import Run
 
 WIDEST = 1024

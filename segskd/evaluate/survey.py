@@ -21,7 +21,8 @@ from segskd.errors import UserError
 from segskd.evaluate.metrics import drop_surplus
 from segskd.evaluate.predict import Predictor, Report
 from segskd.models.build import digest
-from segskd.models.stages import HEAD, IMAGE, StagedNetwork, cut
+from segskd.models.cut import cut
+from segskd.models.stages import HEAD, IMAGE, StagedNetwork
 
 THREADS = 2
 MAX_BATCH = 8

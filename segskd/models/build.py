@@ -30,7 +30,10 @@ STUDENT_LAYERS: dict[str, list[int]] = {
     "resnet20": [2, 2, 3, 2],
     "resnet26": [3, 3, 3, 3],
 }
-ARCHITECTURES = {"unet": smp.Unet}
+ARCHITECTURES: dict[str, type[nn.Module]] = dict(smp.MODEL_ARCHITECTURES_MAPPING)
+"""By name: unet, unetplusplus, manet, linknet, fpn, pspnet, deeplabv3, deeplabv3plus, pan, upernet, segformer, dpt."""
+OF_ANY_SIZE = {"dpt": {"dynamic_img_size": True}}
+"""What tells an architecture's encoders to take images of any size."""
 SNAPSHOTS = "snapshots"
 """A folder beside a teacher's weights: 1, 2 … are the network earlier in its training."""
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -51,8 +54,10 @@ LOAD_ERRORS = (
 def parse_spec(spec: str) -> tuple[str, str]:
     """("unet", "resnet10") from "unet:resnet10". Raises UserError for anything else."""
     arch, colon, encoder = spec.partition(":")
-    if not colon or arch not in ARCHITECTURES or not encoder:
+    if not colon or not encoder:
         raise UserError(f"'{spec}' is no network: write ARCH:ENCODER, such as unet:resnet10")
+    if arch not in ARCHITECTURES:
+        raise UserError(f"'{spec}': there is no architecture '{arch}'; name one of {', '.join(ARCHITECTURES)}")
     return arch, encoder
 
 
@@ -69,10 +74,10 @@ def create(arch: str, encoder: str, classes: int, weights: str | None = None, ch
             raise UserError(f"there are no pretrained weights for {encoder}: leave --weights out")
         arguments |= {"encoder_name": "tu-resnet18", "layers": STUDENT_LAYERS[encoder]}
     try:
-        return cast(nn.Module, ARCHITECTURES[arch](**arguments))
+        return ARCHITECTURES[arch](**arguments, **OF_ANY_SIZE.get(arch, {}))
     except OSError as error:
         raise UserError(f"can't get the weights '{weights}' for {encoder}: {_one_line(error)}") from error
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"can't build {arch}:{encoder}: {_one_line(error)}") from error
 
 
@@ -134,8 +139,8 @@ def save(model: nn.Module, folder: Path) -> None:
 
 def output_classes(model: nn.Module) -> int:
     """The number of outputs a pixel."""
-    head = cast(Any, model).segmentation_head[0]
-    return int(head.out_channels)
+    layers = cast(Any, model).segmentation_head.modules()
+    return [layer.out_channels for layer in layers if isinstance(layer, nn.Conv2d)][-1]
 
 
 def input_channels(model: nn.Module) -> int:

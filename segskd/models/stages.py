@@ -1,21 +1,17 @@
-"""Cuts a network into its stages: run one after another they are the network's own forward, bit for bit."""
+"""Stages: consecutive blocks of a network, which one after another are the network's own forward, bit for bit."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-import segmentation_models_pytorch as smp
 import torch
-from segmentation_models_pytorch.encoders import TimmUniversalEncoder
-from segmentation_models_pytorch.encoders.resnet import ResNetEncoder
 from timm.layers import BatchNormAct2d, SyncBatchNormAct
-from timm.models._features import FeatureListNet
 from torch import Tensor, nn
 
 from segskd.config import Size
-from segskd.errors import UserError
 from segskd.models.build import input_channels
 
 IMAGE = "image"
@@ -26,39 +22,170 @@ Taps = Mapping[str, Tensor]
 Module = TypeVar("Module", bound=nn.Module)
 
 
+@dataclass(frozen=True)
+class Tap:
+    """In a step's arguments: the tap of that name, or what the step before has given."""
+
+    name: str
+
+
+CURRENT = Tap("")
+
+
+@dataclass(frozen=True)
+class Extent:
+    """In a step's arguments: a side of the tap of that name, or of the image, divided and rounded down."""
+
+    name: str
+    axis: int
+    divisor: int = 1
+
+
+@dataclass(frozen=True)
+class Blank:
+    """In a step's arguments: a tensor that nobody looks into, of the image's sides divided and rounded down."""
+
+    channels: int
+    divisor: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """A call of the network's module at that path, or of a function."""
+
+    target: str | Callable[..., Any]
+    args: Any = (CURRENT,)
+    kwargs: Any = ()
+    """Pairs of a name and a value."""
+
+
 class Stage(nn.Module):
     """A consecutive block of a network. Its modules are the network's own, not copies.
 
-    `skip` names the earlier stage whose tap comes in from the side, if one does.
+    `sources` name what it takes in, earlier taps or "image": first what flows on, then what comes in from the side.
     """
 
-    def __init__(self, name: str, modules: Iterable[nn.Module], skip: str | None = None) -> None:
+    def __init__(self, name: str, sources: Sequence[str]) -> None:
         super().__init__()
         self.name = name
-        self.skip = skip
-        self.blocks = nn.ModuleList(modules)
+        self.sources = tuple(sources)
+        self.blocks = nn.ModuleList()
 
     def forward(self, x: Tensor, skips: Taps, size: Size) -> Tensor:
-        """The stage's tap (N, c, h, w), from the tap before it.
+        """The stage's tap (N, c, h, w), from the first of its sources.
 
-        `skips` holds earlier taps by stage name; `size` is (height, width) of the network's input.
+        `skips` holds the others by name; `size` is (height, width) of the network's input.
         """
-        for block in self.blocks:
-            x = block(x)
-        return x
+        raise NotImplementedError
+
+    @property
+    def together(self) -> tuple[str, ...]:
+        """The stages whose taps all come of one computation with this one's."""
+        return (self.name,)
+
+    def taps(self, known: Taps, size: Size) -> dict[str, Tensor]:
+        """The taps of all stages in `together`."""
+        return {self.name: self(known[self.sources[0]], known, size)}
+
+    def on(self, model: nn.Module, names: Mapping[str, str]) -> Stage:
+        """The same stage of another network of the same build, with stages renamed as `names` says."""
+        raise NotImplementedError
 
 
-class UnetDecoderStage(Stage):
-    """A U-Net decoder block: upsamples to its skip's size, or to the input's where there is no skip."""
+class ChainStage(Stage):
+    """Modules and functions that follow one another."""
+
+    def __init__(self, name: str, sources: Sequence[str], steps: Sequence[Step], model: nn.Module) -> None:
+        super().__init__(name, sources)
+        self.steps = tuple(steps)
+        self.blocks.extend(model.get_submodule(step.target) for step in steps if isinstance(step.target, str))
 
     def forward(self, x: Tensor, skips: Taps, size: Size) -> Tensor:
         """See Stage.forward."""
-        *before, block = self.blocks
-        for module in before:
-            x = module(x)
-        skip = None if self.skip is None else skips[self.skip]
-        height, width = size if skip is None else skip.shape[-2:]
-        return cast(Tensor, block(x, height, width, skip_connection=skip))
+        modules = iter(self.blocks)
+        for step in self.steps:
+            call = next(modules) if isinstance(step.target, str) else step.target
+            if step.args == (CURRENT,) and not step.kwargs:
+                x = call(x)
+            else:
+                filled = [_filled(part, x, skips, size) for part in (step.args, step.kwargs)]
+                x = call(*filled[0], **dict(filled[1]))
+        return x
+
+    def on(self, model: nn.Module, names: Mapping[str, str]) -> ChainStage:
+        """See Stage.on."""
+        steps = [Step(s.target, _renamed(s.args, names), _renamed(s.kwargs, names)) for s in self.steps]
+        return ChainStage(names.get(self.name, self.name), _renamed(self.sources, names), steps, model)
+
+
+class PyramidStage(Stage):
+    """A level of an encoder that can't be cut: one pass over the image gives the taps of all its levels."""
+
+    def __init__(self, levels: Mapping[str, int], name: str, own: Sequence[str], model: nn.Module) -> None:
+        """`levels` are the places of the taps by stage among what the encoder gives; `own` the paths of what is this
+        stage's alone: modules, and parameters of modules that have others, too."""
+        super().__init__(name, (IMAGE,))
+        self._levels = dict(levels)
+        self._own = tuple(own)
+        self._encoder = (cast(Any, model).encoder,)  # not its own, so no submodule
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        self.blocks.extend(model.get_submodule(path) for path in own if path not in parameters)
+        self.loose = nn.ParameterList([parameters[path] for path in own if path in parameters])
+
+    def forward(self, x: Tensor, skips: Taps, size: Size) -> Tensor:
+        """See Stage.forward."""
+        return self.taps({IMAGE: x}, size)[self.name]
+
+    @property
+    def together(self) -> tuple[str, ...]:
+        """See Stage.together."""
+        return tuple(self._levels)
+
+    def taps(self, known: Taps, size: Size) -> dict[str, Tensor]:
+        """See Stage.taps."""
+        features = features_of(self._encoder[0](known[IMAGE]))
+        return {name: features[level] for name, level in self._levels.items()}
+
+    def on(self, model: nn.Module, names: Mapping[str, str]) -> PyramidStage:
+        """See Stage.on."""
+        levels = {names.get(name, name): level for name, level in self._levels.items()}
+        return PyramidStage(levels, names.get(self.name, self.name), self._own, model)
+
+
+class DecoderStage(Stage):
+    """A decoder that can't be cut: it takes all taps of the encoder at once.
+
+    `features` stand for what the encoder would give it; `with_tokens` says that it also takes an encoder's tokens,
+    which are no taps and are computed from the image.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sources: Sequence[str],
+        features: Sequence[Tap | Blank],
+        tokens: Sequence[bool] | None,
+        model: nn.Module,
+    ) -> None:
+        """`tokens` say for each feature whether the encoder gives tokens with it; None: the decoder takes none."""
+        super().__init__(name, sources)
+        self._features = tuple(features)
+        self._tokens = tokens
+        self._encoder = (cast(Any, model).encoder,)
+        self.blocks.append(cast(Any, model).decoder)
+
+    def forward(self, x: Tensor, skips: Taps, size: Size) -> Tensor:
+        """See Stage.forward."""
+        features = [_filled(feature, x, skips, size) for feature in self._features]
+        if self._tokens is None:
+            return cast(Tensor, self.blocks[0](features))
+        tokens = self._encoder[0](skips[IMAGE])[1] if any(self._tokens) else [None] * len(features)
+        return cast(Tensor, self.blocks[0](features, tokens))
+
+    def on(self, model: nn.Module, names: Mapping[str, str]) -> DecoderStage:
+        """See Stage.on."""
+        sources, features = _renamed(self.sources, names), _renamed(self._features, names)
+        return DecoderStage(names.get(self.name, self.name), sources, features, self._tokens, model)
 
 
 class StagedNetwork:
@@ -74,27 +201,40 @@ class StagedNetwork:
         return self.names.index(name)
 
     def sources(self, index: int) -> list[str]:
-        """What stage `index` takes in: the tap before it ("image" for the first), and its skip."""
-        before = self.names[index - 1] if index else IMAGE
-        skip = self.stages[self.names[index]].skip
-        return [before] if skip is None else [before, skip]
+        """What stage `index` takes in: earlier taps, or "image"."""
+        return list(self.stages[self.names[index]].sources)
 
     def run(self, taps: Taps, size: Size, first: int = 0, last: int | None = None) -> dict[str, Tensor]:
         """The taps of stages `first` to `last` (by default all), given every tap that these take in.
 
-        At `first` 0 `taps` must hold "image" (N, C, H, W).
+        Where a stage takes in the image `taps` must hold "image" (N, C, H, W).
         """
-        end = len(self.names) if last is None else last + 1
-        known = dict(taps)
-        for index in range(first, end):
-            stage = self.stages[self.names[index]]
-            known[stage.name] = stage(known[self.sources(index)[0]], known, size)
-        return {name: known[name] for name in self.names[first:end]}
+        wanted = self.names[first : None if last is None else last + 1]
+        known, made = dict(taps), dict[str, Tensor]()
+        for name in wanted:
+            if name not in made:
+                found = self.stages[name].taps(known, size)
+                made |= {one: tap for one, tap in found.items() if one in wanted}
+                known |= made
+        return {name: made[name] for name in wanted}
 
     def logits(self, image: Tensor) -> Tensor:
         """The network's own forward through its stages: (N, C, H, W) to (N, classes, H, W)."""
         height, width = image.shape[-2:]
         return self.run({IMAGE: image}, (height, width))[HEAD]
+
+    def on(self, model: nn.Module) -> StagedNetwork:
+        """The stages of another network of the same build: a copy, or a ghost."""
+        return StagedNetwork(model, [stage.on(model, {}) for stage in self.stages.values()])
+
+    def renamed(self, names: Mapping[str, str]) -> StagedNetwork:
+        """The same network with some of its stages called otherwise."""
+        return StagedNetwork(self.model, [stage.on(self.model, names) for stage in self.stages.values()])
+
+
+def features_of(encoded: Any) -> Sequence[Tensor]:
+    """The features among what an encoder gives: all of it, or its first part where tokens come with them."""
+    return cast(Sequence[Tensor], encoded[0] if isinstance(encoded, tuple) else encoded)
 
 
 def freeze(modules: Iterable[nn.Module]) -> None:
@@ -105,25 +245,11 @@ def freeze(modules: Iterable[nn.Module]) -> None:
 
 
 def set_trained(network: StagedNetwork, trained: Iterable[str]) -> None:
-    """Freezes every stage but the trained ones, which get gradients and moving statistics."""
-    freeze(network.stages.values())
+    """Freezes all but the trained stages, which get gradients and moving statistics."""
+    freeze([network.model, *network.stages.values()])
     for name in trained:
         network.stages[name].requires_grad_(True)
         network.stages[name].train()
-
-
-def cut(model: nn.Module) -> StagedNetwork:
-    """The stages of a U-Net: encoder.0 … encoder.n, decoder.0 … decoder.n, head.
-
-    Raises UserError for a network whose stages can't be told.
-    """
-    if not isinstance(model, smp.Unet):
-        raise UserError(f"stages of {type(model).__name__} can't be cut: take a U-Net (unet:ENCODER)")
-    if model.classification_head is not None:
-        raise UserError("a network with a classification head (aux_params) can't be cut: save it without")
-    encoder = [Stage(f"encoder.{i}", modules) for i, modules in enumerate(_encoder_blocks(model.encoder))]
-    decoder = _unet_decoder(cast(Any, model.decoder), len(encoder))
-    return StagedNetwork(model, [*encoder, *decoder, Stage(HEAD, [cast(nn.Module, model.segmentation_head)])])
 
 
 def copy_matching(student: StagedNetwork, teacher: StagedNetwork) -> float:
@@ -154,49 +280,38 @@ def ghost(model: Module) -> Module:
 def tap_shapes(network: StagedNetwork, size: Size) -> dict[str, tuple[int, int, int]]:
     """(c, h, w) of every tap at an input of `size`, the image included, without computing anything."""
     image = torch.empty(1, input_channels(network.model), *size, device="meta")
-    shadow = cut(ghost(network.model).eval())
     with torch.no_grad():
-        taps = {IMAGE: image, **shadow.run({IMAGE: image}, size)}
+        taps = {IMAGE: image, **network.on(ghost(network.model).eval()).run({IMAGE: image}, size)}
     return {name: cast(tuple[int, int, int], tuple(tap.shape[1:])) for name, tap in taps.items()}
 
 
-def _encoder_blocks(encoder: Any) -> list[list[nn.Module]]:
-    if isinstance(encoder, ResNetEncoder):
-        return _resnet_blocks(encoder)
-    if isinstance(encoder, TimmUniversalEncoder) and isinstance(encoder.model, FeatureListNet):
-        blocks = _timm_blocks(encoder.model)
-        if not encoder._is_transformer_style and not encoder._is_channel_last and not encoder._is_vgg_style:
-            return blocks
-    raise UserError(
-        f"stages of the encoder {type(encoder).__name__} can't be cut: take a ResNet (resnet34, tu-resnet18 …)"
-    )
+def _filled(content: Any, x: Tensor, skips: Taps, size: Size) -> Any:
+    """A step's arguments with what stands for something replaced by it."""
+    if isinstance(content, Tap):
+        return x if content == CURRENT else skips[content.name]
+    if isinstance(content, Extent):
+        sides = size if content.name == IMAGE else skips[content.name].shape[-2:]
+        return sides[content.axis] // content.divisor
+    if isinstance(content, Blank):
+        return _blank(content, x, size)
+    if isinstance(content, (tuple, list)):
+        return [_filled(part, x, skips, size) for part in content]
+    return content
 
 
-def _resnet_blocks(encoder: ResNetEncoder) -> list[list[nn.Module]]:
-    layers: list[list[nn.Module]] = [
-        [encoder.conv1, encoder.bn1, encoder.relu],
-        [encoder.maxpool, encoder.layer1],
-        [encoder.layer2],
-        [encoder.layer3],
-        [encoder.layer4],
-    ]
-    return layers[: encoder._depth]
+def _blank(content: Blank, x: Tensor, size: Size) -> Tensor:
+    shape = (len(x), content.channels, *(side // content.divisor for side in size))
+    return x.new_empty(shape) if content.channels == 0 else x.new_empty(()).expand(shape)
 
 
-def _timm_blocks(model: FeatureListNet) -> list[list[nn.Module]]:
-    """timm keeps an encoder's modules in order and names those after which a feature leaves."""
-    blocks: list[list[nn.Module]] = [[]]
-    for name, module in model.items():
-        blocks[-1].append(module)
-        if name in model.return_layers:
-            blocks.append([])
-    return blocks[:-1]
-
-
-def _unet_decoder(decoder: Any, depth: int) -> list[Stage]:
-    stages: list[Stage] = []
-    for i, block in enumerate(decoder.blocks):
-        skip = f"encoder.{depth - 2 - i}" if i <= depth - 2 else None
-        center = [] if i or isinstance(decoder.center, nn.Identity) else [decoder.center]
-        stages.append(UnetDecoderStage(f"decoder.{i}", [*center, block], skip))
-    return stages
+def _renamed(content: Any, names: Mapping[str, str]) -> Any:
+    """Names of stages, and what refers to them, renamed in nested sequences."""
+    if isinstance(content, str):
+        return names.get(content, content)
+    if isinstance(content, Tap):
+        return Tap(names.get(content.name, content.name))
+    if isinstance(content, Extent):
+        return Extent(names.get(content.name, content.name), content.axis, content.divisor)
+    if isinstance(content, (tuple, list)):
+        return type(content)(_renamed(part, names) for part in content)
+    return content

@@ -18,7 +18,7 @@ from segskd.distill.flops import epochs_within
 from segskd.distill.methods import METHODS
 from segskd.errors import Stopped, UserError
 from segskd.models.build import create, model_folder, parse_spec
-from segskd.models.stages import cut
+from segskd.models.cut import cut
 from segskd.study.config import Cell, Study
 from segskd.study.curve import write_curve
 from segskd.study.figures import Facts
@@ -199,8 +199,7 @@ def _check(study: Study, report: Report | None) -> int:
     if unknown := [method for method in study.methods if method not in METHODS]:
         raise UserError(f"no method '{unknown[0]}': name one of {', '.join(METHODS)}")
     for student in study.students:
-        with torch.device("meta"):
-            cut(create(*parse_spec(student), classes=2))
+        cut(create(*parse_spec(student), classes=2))
     recipe = study.recipe_of(study.cells()[0], 1)
     if recipe.teacher:
         model_folder(recipe.teacher)

@@ -23,7 +23,7 @@ from segskd.distill.session import resume, start
 from segskd.errors import UserError
 from segskd.evaluate.sidebyside import SideBySide
 from segskd.models.build import load
-from segskd.models.stages import cut
+from segskd.models.cut import cut
 from segskd.runs import Run
 
 STAGE = "decoder.2"

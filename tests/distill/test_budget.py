@@ -15,7 +15,8 @@ from segskd.distill.job import prepare
 from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key
 from segskd.errors import UserError
 from segskd.models.build import create
-from segskd.models.stages import StagedNetwork, cut
+from segskd.models.cut import cut
+from segskd.models.stages import StagedNetwork
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from segskd.distill.session import start
 from segskd.distill.trainer import has_stalled
 from segskd.errors import UserError
 from segskd.models.build import load
-from segskd.models.stages import cut
+from segskd.models.cut import cut
 from segskd.runs import Event, Run
 
 

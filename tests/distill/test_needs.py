@@ -8,7 +8,8 @@ from segskd.distill.methods import stagewise, supervised
 from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key, Planner, graft_needs, phase_needs
 from segskd.distill.phase import Phase, Setting
 from segskd.models.build import create
-from segskd.models.stages import StagedNetwork, cut
+from segskd.models.cut import cut
+from segskd.models.stages import StagedNetwork
 
 
 def student(name: str) -> Key:

@@ -21,7 +21,8 @@ from segskd.distill.retry import halve_batch
 from segskd.distill.session import pruned, resume, start
 from segskd.errors import UserError
 from segskd.models.build import describe, load
-from segskd.models.stages import cut, tap_shapes
+from segskd.models.cut import cut
+from segskd.models.stages import tap_shapes
 from segskd.runs import Run, default_name
 from segskd.shelf import delete, rename
 

@@ -19,7 +19,7 @@ from segskd.distill.job import prepare
 from segskd.distill.session import resume, start
 from segskd.distill.trainer import Trainer
 from segskd.errors import Stopped, UserError
-from segskd.models.stages import cut
+from segskd.models.cut import cut
 from segskd.runs import Event, Run
 
 Weights = dict[str, torch.Tensor]

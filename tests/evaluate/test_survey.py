@@ -20,7 +20,8 @@ from segskd.data.dataset import Pair, list_pairs, read_image
 from segskd.errors import UserError
 from segskd.evaluate.survey import Survey, survey
 from segskd.models.build import load
-from segskd.models.stages import Stage, StagedNetwork, Taps, cut
+from segskd.models.cut import cut
+from segskd.models.stages import Stage, StagedNetwork, Taps
 
 SIZE = (48, 40)
 RED, GREEN = 0, 1

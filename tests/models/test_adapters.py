@@ -8,7 +8,8 @@ import torch
 
 from segskd.models.adapters import Adapter, probe_adapters
 from segskd.models.build import create
-from segskd.models.stages import IMAGE, StagedNetwork, cut
+from segskd.models.cut import cut
+from segskd.models.stages import IMAGE, StagedNetwork
 
 SIZE = (64, 96)
 

@@ -15,9 +15,10 @@ from segskd.errors import UserError
 from segskd.models import build, narrow
 from segskd.models.adapters import Adapters, at_every_tap, probe_adapters
 from segskd.models.build import create, describe, load, save
+from segskd.models.cut import cut
 from segskd.models.narrow import PRUNED
 from segskd.models.prune import prune
-from segskd.models.stages import HEAD, IMAGE, StagedNetwork, cut, tap_shapes
+from segskd.models.stages import HEAD, IMAGE, StagedNetwork, tap_shapes
 
 SIZE = (64, 96)
 

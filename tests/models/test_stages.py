@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from segskd.errors import UserError
 from segskd.models.build import create
-from segskd.models.stages import IMAGE, StagedNetwork, copy_matching, cut, freeze, ghost, set_trained, tap_shapes
+from segskd.models.cut import cut
+from segskd.models.stages import IMAGE, StagedNetwork, copy_matching, freeze, ghost, set_trained, tap_shapes
 
 SIZES = [(64, 96), (96, 64), (72, 100), (45, 61)]
 NAMES = [f"encoder.{i}" for i in range(5)] + [f"decoder.{i}" for i in range(5)] + ["head"]

@@ -36,7 +36,7 @@ from segskd.errors import UserError
 from segskd.files import writing
 from segskd.models.adapters import Adapters
 from segskd.models.build import create, load
-from segskd.models.stages import cut
+from segskd.models.cut import cut
 from segskd.runs import Run
 from ui.context import Context
 from ui.jobs import Jobs

@@ -11,20 +11,21 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from segskd.config import Recipe
+from segskd.config import Recipe, Size
 from segskd.data.cards import Card, load_card
 from segskd.data.dataset import list_pairs
 from segskd.data.subset import MINIMUM, split_holdout, subset_size
+from segskd.data.transforms import padded_size
 from segskd.data.unlabelled import UNLABELLED, list_further
 from segskd.distill.images import labelled_size
 from segskd.distill.methods import FROM_SNAPSHOTS, METHODS
 from segskd.distill.phase import TEACHER, Phase
 from segskd.distill.plan import default_epochs, plan
 from segskd.errors import UserError
-from segskd.models.build import create, parse_spec, snapshot_folders
-from segskd.models.stages import HEAD, cut
+from segskd.models.build import create, load, model_folder, parse_spec, snapshot_folders
+from segskd.models.cut import cut
+from segskd.models.pairing import paired
+from segskd.models.stages import HEAD, StagedNetwork, ghost
 from ui.state.form import FieldError
 from ui.state.places import in_page_words, write_options
 
@@ -82,9 +83,9 @@ def outline(recipe: Recipe, data: Path) -> Outline:
     with beside("student"):
         stages = stage_names(recipe.student)
     with beside("teacher"):
-        teachers = _teachers(recipe)
+        teachers, partners = _teachers(recipe), _partners(recipe, stages)
     try:
-        phases = plan(recipe, stages, stages, images, labelled - held_out, teachers)
+        phases = plan(recipe, partners, stages, images, labelled - held_out, teachers)
     except UserError as error:
         field = "options" if "option" in str(error) else "method" if labelled else "labels"
         raise FieldError(field, in_page_words(str(error))) from error
@@ -125,18 +126,35 @@ def _counted(key: tuple[str, Path], count: Callable[[], int]) -> int:
 
 @lru_cache(maxsize=64)
 def stage_names(spec: str) -> tuple[str, ...]:
-    """Stages of a network by its name, built without storage. Raises UserError for one that has none."""
-    arch, encoder = parse_spec(spec)
-    with torch.device("meta"):
-        return tuple(cut(create(arch, encoder, classes=2)).names)
+    """Stages of a network by its name. Raises UserError for one that has none."""
+    return tuple(_built(spec).names)
+
+
+@lru_cache(maxsize=8)
+def _built(spec: str) -> StagedNetwork:
+    """A network by its name, without storage."""
+    return cut(ghost(create(*parse_spec(spec), classes=2)))
+
+
+def _partners(recipe: Recipe, stages: tuple[str, ...]) -> tuple[str, ...]:
+    """The teacher's stages, called as the student's; all of these as long as the teacher can't be asked."""
+    folder = model_folder(recipe.teacher) if recipe.teacher and Path(recipe.teacher).exists() else None
+    if folder is None:
+        return stages
+    changed = (folder / "config.json").stat().st_mtime_ns
+    return _paired_names(recipe.student, folder, changed, padded_size(recipe.data.size))
+
+
+@lru_cache(maxsize=64)
+def _paired_names(student: str, teacher: Path, changed: int, size: Size) -> tuple[str, ...]:
+    """Of the teacher in a folder whose config was last `changed` then."""
+    return tuple(paired(cut(ghost(load(teacher))), _built(student), size).names)
 
 
 @lru_cache(maxsize=64)
 def parameters(spec: str) -> int:
     """Values that a network learns, by its name, for a typical number of classes."""
-    arch, encoder = parse_spec(spec)
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in create(arch, encoder, classes=12).parameters())
+    return sum(parameter.numel() for parameter in create(*parse_spec(spec), classes=12).parameters())
 
 
 def method_sentences() -> dict[str, str]:

@@ -18,7 +18,7 @@ from segskd.errors import UserError
 from segskd.evaluate.metrics import check_outputs
 from segskd.files import writing
 from segskd.models.build import HUB_ID, WEIGHTS_FILES, load
-from segskd.models.stages import cut
+from segskd.models.cut import cut
 from segskd.runs import Run, free_name, list_runs
 from ui.context import Context
 from ui.processes import ROOT
@@ -181,8 +181,6 @@ def _check(folder: Path) -> None:
     config = _read_config(folder)
     if config is None:
         raise UserError(f"{CONFIG} can't be read: it is no JSON object as save_pretrained writes it")
-    if config.get("_model_class") != "Unet":
-        raise UserError(f"this is a {config.get('_model_class')}, and only a Unet can be cut into stages")
     try:
         cut(load(folder))
     except UserError as error:  # where it was unpacked says nothing to anybody
