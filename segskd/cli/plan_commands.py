@@ -52,7 +52,7 @@ def preflight(
     from segskd.distill.preflight import preflight as fly
     from segskd.runs import runs_folder
 
-    flags = {"student": student, "init": init, "method": method, "options": dict(option)}
+    flags: dict[str, object] = {"student": student, "init": init, "method": method, "options": dict(option)}
     flags |= {"teacher": teacher_place(teacher, file), "trust_teacher": file.trust_teacher}
     made = asked_recipe(recipe, flags, data, train)
     with stage_bars() as report:

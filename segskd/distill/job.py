@@ -224,9 +224,8 @@ def prepare(
         "prune": {"run": str(pruning.run.path.resolve())} if pruning else None,
     }
     made = _changed(recipe, filled)
-    return Job(
-        made, card, subset, student, teachers, adapters, critics, phases, planned, store, holdings, ranks, diagnosis
-    )
+    job = Job(made, card, subset, student, teachers, adapters, critics, phases, planned, store, holdings, ranks)
+    return replace(job, diagnosis=diagnosis)
 
 
 def _diagnosis(

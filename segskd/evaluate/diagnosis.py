@@ -55,7 +55,7 @@ class Shown:
 
 
 class Answers:
-    """A network's pixels of a few images by class; `counts` (C, C) has the truth in its rows, the outputs in columns."""
+    """A network's pixels of a few images by class; `counts` (C, C) has truth in rows and outputs in columns."""
 
     def __init__(self, shown: Shown, counts: Tensor) -> None:
         self.shown = shown
