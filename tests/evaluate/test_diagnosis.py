@@ -121,9 +121,7 @@ def test_another_normalisation(sound: nn.Module, ask: Asked, mean: float, std: f
 def test_outputs_in_another_order(sound: nn.Module, ask: Asked, outputs: tuple[int, ...], message: str) -> None:
     broken = copy.deepcopy(sound)
     Mends(outputs=outputs).apply(broken)
-    with pytest.raises(
-        UserError, match=rf"^the teacher has its outputs in another order: mIoU [01]\.\d\d so, .*{message}"
-    ):
+    with pytest.raises(UserError, match=rf"has its outputs in another order: mIoU [01].*{message}"):
         ask(broken)
 
 
