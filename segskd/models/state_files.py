@@ -16,8 +16,6 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from segskd.errors import UserError
 
-STATE_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".onnx", ".pt2", ".tar")
-"""Of files that are weights, or that people take for such."""
 WRAPPERS = (
     *("state_dict", "model_state_dict", "model", "net", "network", "module", "model_state", "weights", "params"),
     *("student", "teacher", "state_dict_ema", "model_ema", "ema"),
