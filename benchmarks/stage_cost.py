@@ -120,6 +120,7 @@ def _job(options: Options, place: Path) -> Job:
         "data": {"card": options.dataset, "folder": options.data, "size": (height, width), "views": options.views},
         "subset": {"count": options.images} if options.images else {"fraction": 1.0},
         "teacher": teacher,
+        "trust_teacher": True,  # what it answers takes no longer when it is wrong
         "student": options.student,
         "init": "random",
         "optimisation": {"epochs": options.epochs, "batch": options.batch},

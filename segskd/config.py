@@ -155,6 +155,9 @@ class Recipe(_Part):
     data: DataPart
     subset: SubsetPart = SubsetPart()
     teacher: str | None = Field(default=None, description="folder, run or hub id of the teacher")
+    trust_teacher: bool = Field(
+        default=False, description="whether the teacher is taken as it is, without a look at its answers first"
+    )
     student: str = Field(default="unet:resnet10", description="ARCH:ENCODER of the network to train")
     weights: str | None = Field(default=None, description="pretrained weights of the encoder, such as imagenet")
     init: Literal["random", "teacher"] = Field(

@@ -168,8 +168,8 @@ def _is_standard_error(file: TextIO) -> bool:
 def describe_event(event: Event) -> str | None:
     """An event in one line; None for those that are only figures."""
     kind = event["kind"]
-    if kind in ("warning", "error", "store"):
-        return f"{'' if kind == 'store' else kind + ': '}{event['message']}"
+    if kind in ("warning", "error", "store", "diagnosis"):
+        return f"{kind + ': ' if kind in ('warning', 'error') else ''}{event['message']}"
     if kind == "evaluation":
         return f"{event['model']}: mIoU {event['miou']:.4f} on {event['split']} ({event['images']} images)"
     if kind == "phase_end":

@@ -33,6 +33,8 @@ DAMAGED = (RuntimeError, EOFError, ValueError, LookupError, AttributeError, Type
 FOREIGN = ("config.json", "model.safetensors", "pytorch_model.bin", "state.pt", "events.jsonl")
 # A study's folder holds runs and is none.
 STUDY = "study.yaml"
+IMPORTED = "imported"
+"""A folder beside the runs, for teachers made of files of weights."""
 LOCK_SECONDS = 1.0
 # Who only looks holds the lock for a moment, too: looks of this process take turns, those of others are waited out.
 LOOKING = threading.Lock()
@@ -53,6 +55,8 @@ class Run:
     def create(cls, path: Path, recipe: Recipe) -> Run:
         """A new directory with its recipe. Raises UserError when it is taken or can't be written."""
         run = cls(path)
+        if path.name == IMPORTED:
+            raise UserError(f"'{IMPORTED}' is where teachers lie that were files: give the run another name")
         if (path / "recipe.yaml").exists():
             raise UserError(f"run {path} exists: 'python -m segskd resume {path.name}' goes on, or give another name")
         foreign = [name for name in (*FOREIGN, STUDY) if (path / name).exists()]

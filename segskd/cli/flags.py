@@ -43,6 +43,22 @@ class DataFlags:
 
 
 @dataclass(frozen=True)
+class TeacherFlags:
+    """What a teacher is that is given as a file of weights, and whether it is looked at first."""
+
+    arch: str | None = None
+    """Of a teacher that is a file of weights (.pth, .pt, .ckpt, .safetensors): unet …, or torchvision's
+    deeplabv3_resnet50, deeplabv3_resnet101, deeplabv3_mobilenet_v3_large, fcn_resnet50, fcn_resnet101 or
+    lraspp_mobilenet_v3_large."""
+    encoder: str | None = None
+    """Encoder of such a teacher, such as resnet34; torchvision's have theirs in their names."""
+    classes: int | None = None
+    """Outputs of such a teacher (as many as its weights tell)."""
+    trust_teacher: bool | None = None
+    """Take the teacher without a look at its answers to a few labelled images first (False)."""
+
+
+@dataclass(frozen=True)
 class TrainFlags:
     """How to train."""
 
@@ -85,7 +101,28 @@ class TrainFlags:
     """Least time between saves inside a phase (30)."""
 
 
-NO_DATA_FLAGS, NO_TRAIN_FLAGS = DataFlags(), TrainFlags()
+NO_DATA_FLAGS, NO_TRAIN_FLAGS, NO_TEACHER_FLAGS = DataFlags(), TrainFlags(), TeacherFlags()
+
+
+def teacher_place(teacher: str | None, flags: TeacherFlags) -> str | None:
+    """Where the teacher lies: a file of weights is made a folder among the runs first, anything else is as it is.
+
+    Raises UserError when the flags don't say which network a file is for, or say it of something that is no file.
+    """
+    file = Path(teacher).expanduser() if teacher else None
+    named = (flags.arch, flags.encoder, flags.classes) != (None, None, None)
+    if file is None or not file.is_file():
+        if named:
+            given = f"{teacher} is none" if teacher else "there is no --teacher"
+            raise UserError(f"--arch, --encoder and --classes are for a teacher that is a file of weights, and {given}")
+        return teacher
+    from segskd.models.importing import Asked, import_teacher, needs_network
+    from segskd.runs import IMPORTED, runs_folder
+
+    if flags.arch is None:
+        raise UserError(needs_network(file))
+    asked = Asked(flags.arch, flags.encoder, flags.classes)
+    return str(import_teacher(file, asked, runs_folder() / IMPORTED))
 
 
 def recipe_changes(data: DataFlags, train: TrainFlags) -> dict[str, Any]:

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Literal
 from rich.table import Table
 from tyro.conf import OmitArgPrefixes, UseAppendAction
 
-from segskd.cli.flags import NO_DATA_FLAGS, NO_TRAIN_FLAGS, DataFlags, Json, TrainFlags
+from segskd.cli.flags import (
+    NO_DATA_FLAGS,
+    NO_TEACHER_FLAGS,
+    NO_TRAIN_FLAGS,
+    DataFlags,
+    Json,
+    TeacherFlags,
+    TrainFlags,
+    teacher_place,
+)
 from segskd.cli.output import ERR, show, stage_bars
 from segskd.cli.run_commands import asked_recipe
 
@@ -24,6 +33,7 @@ def preflight(
     method: str | None = None,
     option: UseAppendAction[tuple[tuple[str, float], ...]] = (),
     *,
+    file: OmitArgPrefixes[TeacherFlags] = NO_TEACHER_FLAGS,
     data: OmitArgPrefixes[DataFlags] = NO_DATA_FLAGS,
     train: OmitArgPrefixes[TrainFlags] = NO_TRAIN_FLAGS,
     json: Json = False,
@@ -32,7 +42,7 @@ def preflight(
 
     Args:
         recipe: A recipe (YAML); flags given beside it override it.
-        teacher: A folder with config.json and weights, a run, or a hub id.
+        teacher: A folder with config.json and weights, a run, a hub id, or a file of weights with --arch and --encoder.
         student: ARCH:ENCODER of the student (unet:resnet10).
         init: The student's first weights: the teacher's where stage, name and shape agree, or random (teacher).
         method: stagewise (by default), simultaneous, fitnets, hinton, supervised, blockwise, attention, fsp,
@@ -42,7 +52,8 @@ def preflight(
     from segskd.distill.preflight import preflight as fly
     from segskd.runs import runs_folder
 
-    flags = {"teacher": teacher, "student": student, "init": init, "method": method, "options": dict(option)}
+    flags: dict[str, object] = {"student": student, "init": init, "method": method, "options": dict(option)}
+    flags |= {"teacher": teacher_place(teacher, file), "trust_teacher": file.trust_teacher}
     made = asked_recipe(recipe, flags, data, train)
     with stage_bars() as report:
         found = fly(made, runs_folder() / "preflight", report)

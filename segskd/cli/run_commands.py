@@ -10,12 +10,15 @@ from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
 from segskd.cli.flags import (
     NO_DATA_FLAGS,
+    NO_TEACHER_FLAGS,
     NO_TRAIN_FLAGS,
     DataFlags,
     Json,
+    TeacherFlags,
     TrainFlags,
     recipe_changes,
     replaced_in_subset,
+    teacher_place,
 )
 from segskd.cli.output import ERR, listeners, print_result, show
 from segskd.errors import UserError
@@ -63,6 +66,7 @@ def distill(
     run: str | None = None,
     until: str | None = None,
     *,
+    file: OmitArgPrefixes[TeacherFlags] = NO_TEACHER_FLAGS,
     data: OmitArgPrefixes[DataFlags] = NO_DATA_FLAGS,
     train: OmitArgPrefixes[TrainFlags] = NO_TRAIN_FLAGS,
     json: Json = False,
@@ -71,7 +75,7 @@ def distill(
 
     Args:
         recipe: A recipe (YAML), such as a run's recipe.yaml.
-        teacher: A folder with config.json and weights, a run, or a hub id.
+        teacher: A folder with config.json and weights, a run, a hub id, or a file of weights with --arch and --encoder.
         student: ARCH:ENCODER of the student (unet:resnet10).
         init: The student's first weights: the teacher's where stage, name and shape agree, or random (teacher).
         method: stagewise (by default), simultaneous, fitnets, hinton, supervised, blockwise, attention, fsp,
@@ -84,7 +88,8 @@ def distill(
     """
     begin = _begin(begin_run, begin_stage)
     flags = {
-        "teacher": teacher,
+        "teacher": teacher_place(teacher, file),
+        "trust_teacher": file.trust_teacher,
         "student": student,
         "init": init,
         "method": method,

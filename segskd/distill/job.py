@@ -36,6 +36,7 @@ from segskd.distill.ranks import Ranks, alone, started_by_others
 from segskd.distill.shadow import Shadow
 from segskd.distill.store import FeatureStore, Kind, Networks
 from segskd.errors import NoRoom, UserError
+from segskd.evaluate.diagnosis import Diagnosis, diagnose
 from segskd.evaluate.metrics import check_outputs
 from segskd.models.adapters import Adapters, probe_adapters
 from segskd.models.build import create, load, model_folder, output_classes, parse_spec, snapshot_folders
@@ -44,6 +45,7 @@ from segskd.models.narrow import narrow
 from segskd.models.pairing import paired, shared
 from segskd.models.stages import HEAD, StagedNetwork, copy_matching, freeze, tap_shapes
 
+LOOKING = "looking at the teacher's answers"
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -63,6 +65,7 @@ class Job:
     store: Choice
     holdings: Holdings
     ranks: Ranks
+    diagnosis: Diagnosis | None = None
 
     @property
     def teacher(self) -> StagedNetwork | None:
@@ -180,6 +183,7 @@ def prepare(
     teacher = teachers.get(TEACHER)
     beginning, pruning = Beginning.of(recipe, card, folder), Pruning.of(recipe, card, folder)
     earlier = beginning or pruning
+    fresh = chosen is None
     chosen = chosen or (earlier.names() if earlier else None)
     subset = choose_images(recipe, card, data, chosen, teacher, report)
     _check_parts(recipe, subset, ranks)
@@ -215,6 +219,7 @@ def prepare(
     shadow = Shadow(by_owner, adapters, critics, card, size)
     _check_memory(recipe, subset, shadow, phases, store, ranks.count)
     part = recipe.optimisation
+    diagnosis = _diagnosis(recipe, card, subset, teacher, report) if fresh else None
     epochs, rate = part.epochs or default_epochs(len(subset.train)), part.lr or default_lr(recipe)
     place = recipe.teacher and model_folder(recipe.teacher)
     filled: dict[str, object] = {
@@ -226,7 +231,26 @@ def prepare(
         "prune": {"run": str(pruning.run.path.resolve())} if pruning else None,
     }
     made = _changed(recipe, filled)
-    return Job(made, card, subset, student, teachers, adapters, critics, phases, planned, store, holdings, ranks)
+    job = Job(made, card, subset, student, teachers, adapters, critics, phases, planned, store, holdings, ranks)
+    return replace(job, diagnosis=diagnosis)
+
+
+def _diagnosis(
+    recipe: Recipe, card: Card, subset: Subset, teacher: StagedNetwork | None, report: Report | None
+) -> Diagnosis | None:
+    """What the teacher makes of a few images with labels; None where there is none, or where it is trusted.
+
+    Raises UserError when something is wrong with it.
+    """
+    if teacher is None or recipe.trust_teacher:
+        return None
+    if report:
+        report(LOOKING, 0, 1)
+    labelled = [Pair(one.name, one.image, one.mask) for one in subset.train if one.mask is not None]
+    found = diagnose(teacher.model, card, labelled, subset.val, recipe.data.size, recipe.device)
+    if report:
+        report(LOOKING, 1, 1)
+    return found
 
 
 def _check_parts(recipe: Recipe, subset: Subset, ranks: Ranks) -> None:

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,8 @@ def _chosen_on(recipe: Recipe) -> str:
 def _tell_start(job: Job, run: Run) -> None:
     phases = [{"phase": p.name, "epochs": p.epochs, "steps": job.steps(p)} for p in job.phases]
     run.event("start", phases=phases, images=len(job.subset.train), batch=job.batch)
+    if job.diagnosis:
+        run.event("diagnosis", message=str(job.diagnosis), **asdict(job.diagnosis))
     asked, images = job.recipe.optimisation.batch, len(job.subset.train)
     if images < asked:
         run.event("warning", message=f"{images} images are fewer than a batch of {asked}: the batch is {images}")

@@ -20,7 +20,7 @@ from torch import nn
 
 from segskd.errors import UserError
 from segskd.files import write_whole
-from segskd.models import narrow
+from segskd.models import narrow, torchvision_models
 from segskd.models.narrow import PRUNED
 
 # Names of the SKD paper's students for timm's ResNet-18 with other numbers of BasicBlocks a layer.
@@ -54,7 +54,9 @@ LOAD_ERRORS = (
 def parse_spec(spec: str) -> tuple[str, str]:
     """("unet", "resnet10") from "unet:resnet10". Raises UserError for anything else."""
     arch, colon, encoder = spec.partition(":")
-    if not colon or not encoder:
+    if arch in torchvision_models.TORCHVISION:
+        raise UserError(f"{arch} can only teach: as the student take a network such as unet:resnet10")
+    if not colon or not arch or not encoder:
         raise UserError(f"'{spec}' is no network: write ARCH:ENCODER, such as unet:resnet10")
     if arch not in ARCHITECTURES:
         raise UserError(f"'{spec}': there is no architecture '{arch}'; name one of {', '.join(ARCHITECTURES)}")
@@ -103,6 +105,11 @@ def model_folder(place: str | Path) -> Path | None:
     None when `place` is no path but may be a hub id. Raises UserError otherwise.
     """
     path = Path(place).expanduser()
+    if path.is_file():
+        raise UserError(
+            f"{path} is a file, and a model is a folder: 'python -m segskd import {path} --arch unet --encoder "
+            "resnet34 --out DIR' makes one of a file of weights, given what network these are for"
+        )
     for folder in (path / "student", path):
         if (folder / "config.json").is_file():
             if not any((folder / name).is_file() for name in WEIGHTS_FILES):
@@ -127,7 +134,8 @@ def snapshot_folders(place: str | Path) -> dict[str, Path]:
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    """Writes config.json and model.safetensors, readable with smp.from_pretrained, or with narrow.load when pruned.
+    """Writes config.json and model.safetensors, readable with smp.from_pretrained, or with `load` alone when it is
+    pruned or torchvision's.
 
     Raises UserError when the disk won't take them; each file comes in whole.
     """
@@ -151,6 +159,8 @@ def input_channels(model: nn.Module) -> int:
 def describe(model: nn.Module) -> str:
     """A short name such as unet:resnet34, or unet:resnet10 pruned by 30 %."""
     config: dict[str, Any] = cast(Any, model).config
+    if isinstance(model, torchvision_models.TorchvisionModel):
+        return str(config["arch"])
     encoder = config.get("encoder_name", "resnet34")
     for name, layers in STUDENT_LAYERS.items():
         if encoder == "tu-resnet18" and config.get("layers") == layers:
@@ -171,8 +181,11 @@ def digest(model: nn.Module) -> str:
 def _load_folder(folder: Path) -> Any:
     if not (folder / WEIGHTS_FILES[0]).is_file():
         return _load_pickle(folder)
-    if PRUNED in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if PRUNED in config:
         return narrow.load(folder)
+    if config["_model_class"] == torchvision_models.TorchvisionModel.__name__:
+        return torchvision_models.load(folder)
     return smp.from_pretrained(str(folder), encoder_weights=None)
 
 

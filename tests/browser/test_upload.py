@@ -102,6 +102,8 @@ def begin(page: Page) -> None:
     line = page.locator("#distill-data")
     expect(line).to_contain_text("street · 7 of 13 training images, picked by hand", timeout=MINUTE)
     take(page, page.locator("#distill-known input"), re.compile("^bands-teacher"))
+    page.locator("#distill-advanced > button").click()
+    page.locator("#distill-trust-teacher").get_by_role("checkbox").check()  # its weights are random
     page.locator("#distill-epochs").get_by_role("textbox").fill("1")
     size = page.locator("#distill-size input")
     size.fill("64x96")

@@ -47,10 +47,24 @@ def test_an_unknown_method_names_the_known_ones(recipe: Callable[..., Any]) -> N
         plan(recipe(method="magic"), STAGES, STAGES, images=12)
 
 
-def test_a_teacher_with_fewer_blocks_is_refused(recipe: Callable[..., Any]) -> None:
-    shallow = [name for name in STAGES if name not in ("encoder.4", "decoder.4")]
-    with pytest.raises(UserError, match=r"no stage decoder\.4, encoder\.4"):
-        plan(recipe(), shallow, STAGES, images=12)
+def test_a_stage_without_a_partner_trains_with_the_next_that_has_one(recipe: Callable[..., Any]) -> None:
+    shallow = [name for name in STAGES if name not in ("encoder.0", "encoder.1", "decoder.4")]
+    phases = plan(recipe(optimisation={"epochs": 7}), shallow, STAGES, images=12)
+    assert [phase.name for phase in phases] == [name for name in STAGES if name in shallow]
+    assert phases[0].trained == ("encoder.0", "encoder.1", "encoder.2")
+    assert [comparison.stages for comparison in phases[0].compared] == [("encoder.2",)]
+    assert phases[0].epochs == 21
+    assert phases[-1].trained == ("decoder.4", "head")
+    assert phases[-1].epochs == 14
+    assert phases[-1].taps == ()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_compare_nothing_but_stages_with_a_partner(recipe: Callable[..., Any], method: str) -> None:
+    paired = [name for name in STAGES if name not in ("encoder.0", "encoder.2", "decoder.0", "decoder.4")]
+    phases = plan(recipe(method=method), paired, STAGES, images=12)
+    assert {name for phase in phases for name in phase.taps} <= set(paired)
+    assert {name for phase in phases for name in phase.trained} == set(STAGES)
 
 
 def test_small_subsets_get_more_epochs() -> None:

@@ -73,9 +73,9 @@ def test_a_joint_phase_at_the_end_keeps_the_image_till_then(network: StagedNetwo
 
 def test_a_graft_needs_every_skip_that_is_still_to_come(network: StagedNetwork) -> None:
     phases = {phase.name: phase for phase in stagewise(Setting(tuple(network.names), 1))}
-    assert graft_needs(phases["encoder.0"], network, network.names) == {IMAGE_KEY, MASK_KEY}
-    assert graft_needs(phases["encoder.4"], network, network.names) == {
+    assert graft_needs(phases["encoder.0"], network, network, network.names) == {IMAGE_KEY, MASK_KEY}
+    assert graft_needs(phases["encoder.4"], network, network, network.names) == {
         *(student(f"encoder.{i}") for i in range(4)),
         MASK_KEY,
     }
-    assert graft_needs(phases["decoder.4"], network, network.names) == {student("decoder.3"), MASK_KEY}
+    assert graft_needs(phases["decoder.4"], network, network, network.names) == {student("decoder.3"), MASK_KEY}

@@ -21,7 +21,7 @@ from segskd.errors import UserError
 from segskd.evaluate.survey import Survey, survey
 from segskd.models.build import load
 from segskd.models.cut import cut
-from segskd.models.stages import Stage, StagedNetwork, Taps
+from segskd.models.stages import ChainStage, Stage, StagedNetwork, Step, Taps
 
 SIZE = (48, 40)
 RED, GREEN = 0, 1
@@ -31,10 +31,11 @@ class ColourHead(Stage):
     """Logits are the image's three channels times `factor`; any further output is above all of them."""
 
     factor = log(2)
+    outputs = 3
 
     def forward(self, x: Tensor, skips: Taps, size: tuple[int, int]) -> Tensor:
         logits = skips["encoder.0"] * self.factor
-        return torch.cat([logits, *[torch.full_like(logits[:, :1], 9.0)] * (self.blocks[0].out_channels - 3)], 1)
+        return torch.cat([logits, *[torch.full_like(logits[:, :1], 9.0)] * (self.outputs - 3)], 1)
 
 
 def colour_teacher(outputs: int = 3) -> tuple[StagedNetwork, list[int]]:
@@ -45,10 +46,12 @@ def colour_teacher(outputs: int = 3) -> tuple[StagedNetwork, list[int]]:
     model.config = {"encoder_name": "colours"}  # type: ignore[assignment]
     seen: list[int] = []
     model.pool.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    head = ColourHead("head", ["encoder.1", "encoder.0"])
+    head.outputs = outputs
     stages = [
-        Stage("encoder.0", [nn.Identity()]),
-        Stage("encoder.1", [model.pool]),
-        ColourHead("head", [model.segmentation_head[0]], "encoder.0"),
+        ChainStage("encoder.0", ["image"], [], model),
+        ChainStage("encoder.1", ["encoder.0"], [Step("pool")], model),
+        head,
     ]
     return StagedNetwork(model, stages), seen
 

@@ -71,10 +71,16 @@ def test_spec() -> None:
     assert parse_spec("unet:tu-resnet18") == ("unet", "tu-resnet18")
 
 
-@pytest.mark.parametrize("spec", ["resnet10", "unet", "unet:", ":resnet10", "fpn9:resnet10", "", "Unet:resnet10"])
+@pytest.mark.parametrize("spec", ["resnet10", "unet", "unet:", ":resnet10", ""])
 def test_bad_spec(spec: str) -> None:
     with pytest.raises(UserError, match=f"'{spec}' is no network: write ARCH:ENCODER"):
         parse_spec(spec)
+
+
+@pytest.mark.parametrize("arch", ["fpn9", "Unet"])
+def test_unknown_architecture(arch: str) -> None:
+    with pytest.raises(UserError, match=f"there is no architecture '{arch}'; name one of unet, unetplusplus, .*, dpt"):
+        parse_spec(f"{arch}:resnet10")
 
 
 @pytest.mark.parametrize("encoder", ["resnet11", "tu-nonesuch"])
@@ -236,7 +242,7 @@ def test_folder_without_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is no model: a folder with config\.json and model\.safetensors"):
         load(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file is no model"):
+    with pytest.raises(UserError, match="file is a file, and a model is a folder"):
         load(tmp_path / "file")
 
 

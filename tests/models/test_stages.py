@@ -171,12 +171,11 @@ def test_other_decoders(changes: dict[str, Any]) -> None:
 
 def test_networks_that_cannot_be_cut() -> None:
     with torch.device("meta"):
-        fpn = smp.FPN("resnet18", encoder_weights=None)
-        vgg = smp.Unet("vgg11", encoder_weights=None)
-    with pytest.raises(UserError, match="stages of FPN can't be cut: take a U-Net"):
-        cut(fpn)
-    with pytest.raises(UserError, match="stages of the encoder VGGEncoder can't be cut: take a ResNet"):
-        cut(vgg)
+        classifies = smp.Unet("resnet18", encoder_weights=None, aux_params={"classes": 2})
+    with pytest.raises(UserError, match="a network with a classification head"):
+        cut(classifies)
+    with pytest.raises(UserError, match="Sequential has no encoder, decoder and segmentation head"):
+        cut(nn.Sequential(nn.Conv2d(3, 3, 1)))
 
 
 # -- freezing -----------------------------------------------------------------------------------------

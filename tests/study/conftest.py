@@ -37,6 +37,7 @@ def content(data: Path, card_path: Path, tmp_path: Path) -> Callable[..., dict[s
             "recipe": {
                 "data": {"card": str(card_path), "folder": str(data), "size": "64x96"},
                 "teacher": str(teacher),
+                "trust_teacher": True,
                 "init": "random",
             },
             "methods": ["stagewise", "supervised"],

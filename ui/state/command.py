@@ -20,6 +20,7 @@ FLAGS: dict[tuple[str, ...], str] = {
     ("subset", "labels"): "--labels",
     ("data", "unlabelled"): "--unlabelled",
     ("teacher",): "--teacher",
+    ("trust_teacher",): "--trust-teacher",
     ("student",): "--student",
     ("method",): "--method",
     ("options",): "--option",
@@ -47,7 +48,7 @@ FLAGS: dict[tuple[str, ...], str] = {
 }
 ALWAYS = {("teacher",), ("student",), ("method",), ("data", "size"), ("subset", "fraction"), ("data", "card")}
 OF_STUDENT = (
-    *(("student",), ("method",), ("options",), ("init",)),
+    *(("student",), ("method",), ("options",), ("init",), ("trust_teacher",)),
     *(("optimisation", "patience"), ("store", "bits")),
 )
 TEACH_FLAGS = {place: flag for place, flag in FLAGS.items() if place not in OF_STUDENT} | {

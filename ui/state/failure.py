@@ -79,6 +79,15 @@ BY_MESSAGE: tuple[tuple[str, Failure], ...] = (
         Failure("teacher", "The teacher is not the one that the run began with.", "Put it back, then try again."),
     ),
     (
+        r"^the teacher .* --trust-teacher skips this check",
+        Failure(
+            "teacher",
+            "The teacher doesn't fit the data.",
+            "Mend it as the line below says, and begin a new run with it; «Trust teacher» takes it as it is.",
+            retry=False,
+        ),
+    ),
+    (
         r"can't be loaded as a model|^no model at|is no model:|but no weights|holds more than tensors",
         Failure("teacher", "The teacher is gone or can't be read.", "Put it back, then try again."),
     ),

@@ -50,6 +50,7 @@ class Form:
     labels: float | str | None = None
     unlabelled: str | None = None
     teacher: str | None = None
+    trust_teacher: bool | None = None
     student: str | None = None
     weights: str | None = None
     init: str | None = None

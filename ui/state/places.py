@@ -18,6 +18,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "labels": ("subset", "labels"),
     "unlabelled": ("data", "unlabelled"),
     "teacher": ("teacher",),
+    "trust_teacher": ("trust_teacher",),
     "student": ("student",),
     "weights": ("weights",),
     "init": ("init",),
@@ -49,7 +50,7 @@ CHOSEN: dict[tuple[str, ...], str] = {
 }
 # Flags that the core's messages name and that are fields here; the longer ones first.
 FLAGGED = ("store-budget", "store-bits", "select-on", "size", "batch", "views", "fraction", "count", "images", "labels",
-           "unlabelled", "select", "store", "devices", "device", "precision", "threads", "teacher",
+           "unlabelled", "select", "trust-teacher", "store", "devices", "device", "precision", "threads", "teacher",
            "names")  # fmt: skip
 UNDESCRIBED = {
     "seed": "of subset, views, first weights and order",

@@ -19,7 +19,7 @@ from segskd.evaluate.metrics import check_outputs
 from segskd.files import writing
 from segskd.models.build import HUB_ID, WEIGHTS_FILES, load
 from segskd.models.cut import cut
-from segskd.runs import Run, free_name, list_runs
+from segskd.runs import IMPORTED, Run, free_name, list_runs
 from ui.context import Context
 from ui.processes import ROOT
 
@@ -29,7 +29,7 @@ LARGEST_CONFIG = 1 << 20
 LIMITS = Limits(total_bytes=10 * 10**9, files=1000)
 LONGEST_NAME = 80
 COMING = ("waiting", "starting", "running")
-Origin = Literal["run", "upload", "data", "runs"]
+Origin = Literal["run", "upload", "data", "runs", "imported"]
 DEFAULT_SIZE: Size = DataPart.model_fields["size"].default
 
 
@@ -94,6 +94,7 @@ def list_teachers(context: Context) -> list[Teacher]:
     runs = [teacher for run in list_runs(context.runs) if (teacher := _of_run(context, run))]
     uploads = _folders(context.runs / UPLOADS, "upload")
     known = [*runs, *uploads, *_folders(context.data, "data"), *_folders(context.runs, "runs")]
+    known += _folders(context.runs / IMPORTED, "imported")
     return sorted(known, key=lambda teacher: teacher.distilled)
 
 
@@ -243,8 +244,8 @@ def _read_folder(folder: Path, origin: Origin) -> Teacher | None:
     config = _read_config(folder)
     if config is None or not isinstance(config.get("_model_class"), str):
         return None
-    network = f"{config['_model_class'].lower()}:{config.get('encoder_name')}"
-    return Teacher(f"{origin}/{folder.name}", folder.name, origin, folder, network, _outputs(config))
+    network = config.get("arch") or f"{config['_model_class'].lower()}:{config.get('encoder_name')}"
+    return Teacher(f"{origin}/{folder.name}", folder.name, origin, folder, str(network), _outputs(config))
 
 
 def _read_config(folder: Path) -> dict[str, Any] | None:

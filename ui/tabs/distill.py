@@ -28,7 +28,7 @@ from ui.tabs.distill_fields import ADVANCED_LISTS, ADVANCED_NUMBERS, ADVANCED_TE
 from ui.tabs.distill_layout import Layout
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-ADVANCED = {*ADVANCED_NUMBERS, *ADVANCED_LISTS, *ADVANCED_TEXTS, "unlabelled"}
+ADVANCED = {*ADVANCED_NUMBERS, *ADVANCED_LISTS, *ADVANCED_TEXTS, "unlabelled", "trust_teacher"}
 Updates = dict[Any, Any]
 
 

@@ -242,6 +242,13 @@ def advanced_fields(fields: Fields) -> None:
                     filterable=False,
                 )
     fields.put(
+        "trust_teacher",
+        gr.Checkbox,
+        value=default("trust_teacher"),
+        label="Trust teacher",
+        info=help_text("trust_teacher"),
+    )
+    fields.put(
         "unlabelled",
         gr.Dropdown,
         choices=[NO_FOLDER],
