@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run demo test lint format screenshots clean
+.PHONY: run demo test test-all lint format screenshots clean
 
 run: $(READY)
 	$(BIN)/python app.py
@@ -16,8 +16,12 @@ demo: $(READY)
 DEMO := tests/browser/test_two_minutes.py
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore $(DEMO)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore $(DEMO) -m "not every_pair"
 	$(BIN)/python -m pytest $(DEMO)
+
+# All of `make test`, and every pair of teacher and student in docs/architectures.md.
+test-all: test
+	$(BIN)/python -m pytest -m every_pair
 
 lint: $(READY)
 	$(BIN)/ruff check .

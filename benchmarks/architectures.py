@@ -29,7 +29,7 @@ from segskd.models.build import create, load, parse_spec, save
 from segskd.models.cut import cut, kinds
 from segskd.models.pairing import paired, shared
 from segskd.models.stages import HEAD, StagedNetwork, tap_shapes
-from segskd.models.torchvision_models import TORCHVISION, torchvision_network
+from segskd.models.torchvision_models import TORCHVISION, TorchvisionModel, torchvision_network
 
 CLASSES, IMAGES, SIZE = 3, 4, "96x128"
 PAIRS = (
@@ -119,7 +119,11 @@ def train_pair(teacher: str, student: str, folder: Path) -> Row:
 
 def create_teacher(name: str) -> torch.nn.Module:
     """With random weights, and statistics of random images."""
-    made = torchvision_network(name, CLASSES) if name in TORCHVISION else create(*parse_spec(name), classes=CLASSES)
+    made = (
+        TorchvisionModel(name, torchvision_network(name, CLASSES))
+        if name in TORCHVISION
+        else create(*parse_spec(name), classes=CLASSES)
+    )
     side = 224 if "_224" in name and not name.startswith("dpt") else 256
     with torch.no_grad():
         made.train()(torch.randn(2, 3, side, side))
