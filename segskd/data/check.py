@@ -13,7 +13,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from segskd.data.cards import UNKNOWN, Card
-from segskd.data.dataset import Pair, decode_mask, describe_unknown, has_split, list_split, read_image
+from segskd.data.dataset import Pair, decode_mask, describe_unknown, has_split, list_split
+from segskd.data.pixels import read_image
 from segskd.errors import UserError
 
 Kind = Literal["unpaired", "unreadable", "sizes differ", "unknown values", "incomplete", "empty class"]
@@ -85,7 +86,7 @@ def check(card: Card, data: Path, progress: Progress | None = None) -> Report:
 
 def _check_pair(report: Report, split: str, pair: Pair) -> None:
     try:
-        image = read_image(pair.image)
+        image = read_image(pair.image, report.card)
         _check_whole(pair.image)
         mask = decode_mask(pair.mask, report.card)
     except UserError as error:

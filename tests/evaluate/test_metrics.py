@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from segskd.data.cards import Card
 from segskd.errors import UserError
-from segskd.evaluate.metrics import ConfusionMatrix, Score, check_outputs, drop_surplus
+from segskd.evaluate.metrics import ConfusionMatrix, Score, check_outputs, class_logits
 
 # Truth and prediction of one image; 255 is ignored.
 TRUTH = torch.tensor([[[0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1], [1, 1, 255, 255]]])
@@ -101,8 +101,8 @@ def test_a_score_as_json_and_back(card: Card) -> None:
 
 def test_the_surplus_output_is_no_answer(make_card: Callable[..., Card]) -> None:
     logits = torch.tensor([1.0, 3.0, 2.0, 9.0])[None, :, None, None]
-    assert drop_surplus(logits, make_card(ignore_index=3)).argmax(1).item() == 1
-    assert torch.equal(drop_surplus(logits[:, :3], make_card()), logits[:, :3])
+    assert class_logits(logits, make_card(ignore_index=3)).argmax(1).item() == 1
+    assert torch.equal(class_logits(logits[:, :3], make_card()), logits[:, :3])
 
 
 @pytest.mark.parametrize(
