@@ -140,6 +140,8 @@ def _add(folder: Path, data: Path, name: str, class_names: Sequence[str] | None,
     found.problems = list(dict.fromkeys(found.problems))
     place = data / f"{name}.yaml"
     content = card.model_dump(mode="json", exclude_defaults=True)
+    if card.channels == 3:  # ImageNet's, which pydantic takes for given
+        content = {field: value for field, value in content.items() if field not in ("mean", "std")}
     if card.values:
         content["values"] = card.values  # numbers, which JSON would make strings
     write_whole(place, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())

@@ -36,7 +36,9 @@ def read_image(path: Path, card: Card) -> Pixels:
     """
     try:
         kind = read_kind(path)
-        if card.channels != 3 or kind.bits > 8 or kind.stacked:  # which OpenCV would read in part
+        # Of these OpenCV would read one band alone, or colours with their alpha multiplied in.
+        several = kind.bands and (kind.stacked or kind.channels == 4)
+        if card.channels != 3 or kind.bits > 8 or several:
             return read(path, card.channels, card.white)
         pixels = cv2.cvtColor(decoded(path, "image", cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
         return scaled(pixels.astype(np.uint8, copy=False), card.white)
