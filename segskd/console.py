@@ -212,7 +212,8 @@ def check_table(report: dict[str, Any]) -> Group:
     """What `data check` found: share of each class by split, then every problem in a line."""
     splits = report["class_shares"]
     sizes = ", ".join(f"{size} ({count})" for size, count in report["sizes"].items())
-    table = Table(title=f"{report['card']}: {sum(report['images'].values())} images, {sizes}")
+    kinds = ", ".join(f"{kind} ({count})" for kind, count in report["kinds"].items())
+    table = Table(title=f"{report['card']}: {sum(report['images'].values())} images, {sizes}, {kinds}")
     table.add_column("class")
     for split in splits:
         table.add_column(f"{split}, {report['images'][split]} images: % of pixels", justify="right")

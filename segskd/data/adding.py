@@ -23,6 +23,7 @@ from segskd.config import first_problem
 from segskd.data.cards import PROJECT_CARDS, Card, list_cards, load_card
 from segskd.data.check import Problem, Progress, Report, check
 from segskd.data.dataset import Pair, list_split
+from segskd.data.image_kinds import work_out_images
 from segskd.data.labels import Labels, given_labels
 from segskd.data.layouts import Layout, SplitName, pictures_below, recognise
 from segskd.data.mask_values import Meaning, read_all_values, renamed, work_out
@@ -31,7 +32,7 @@ from segskd.errors import UserError
 from segskd.files import write_whole
 
 FEWEST: dict[SplitName, int] = {"train": 2, "val": 1}
-_UNUSABLE = ("unreadable", "sizes differ", "unknown values")
+_UNUSABLE = ("unreadable", "kind differs", "sizes differ", "unknown values")
 _STEPS = 1000
 _LONGEST_NAME = 64
 _WORK = ".adding-"
@@ -129,14 +130,18 @@ def _add(folder: Path, data: Path, name: str, class_names: Sequence[str] | None,
     _check_file_names(folder)
     layout = recognise(folder)
     draft = _draft(layout, data, name)
-    meaning = _meaning(layout, _pairs(draft, data), class_names, _part(report, 0.0, 0.4))
-    draft = _validated({**draft.model_dump(), **vars(meaning)}, layout)
+    pairs = _pairs(draft, data)
+    meaning = _meaning(layout, pairs, class_names, _part(report, 0.0, 0.4))
+    images = work_out_images([pair.image for pair in pairs])
+    draft = _validated({**draft.model_dump(), **vars(meaning), **images}, layout)
     card, found = _without_unusable(draft, data, _part(report, 0.4, 1.0))
     found.problems.extend(_unused(layout, draft, data))
     # Splits that share one list of files name the same lonely ones.
     found.problems = list(dict.fromkeys(found.problems))
     place = data / f"{name}.yaml"
     content = card.model_dump(mode="json", exclude_defaults=True)
+    if card.channels == 3:  # ImageNet's, which pydantic takes for given
+        content = {field: value for field, value in content.items() if field not in ("mean", "std")}
     if card.values:
         content["values"] = card.values  # numbers, which JSON would make strings
     write_whole(place, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())

@@ -21,6 +21,8 @@ PROJECT_CARDS = ("camvid", "cityscapes", "oxford_pets", "pascal_voc", "scenes")
 UNKNOWN = -1
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+OTHER = 1 << 16
+"""Stands for every mask value that no file of 16 bits can hold."""
 
 Channel = Annotated[int, Field(ge=0, le=255)]
 Colour = tuple[Channel, Channel, Channel]
@@ -101,6 +103,11 @@ class Card(_Strict):
     A decoded mask holds 0 … C-1 for the C classes in order and `ignore_index` for pixels that count
     nowhere. Files hold those values themselves unless `values` maps the file's values to them, or
     `mask_format` is `color` and the file holds the classes' colours.
+
+    Images have `channels`: 1, 3 (RGB) or 4 (RGB and one more, or any four bands). `white` is the pixel value that
+    stands for 1.0, by default the largest that a file's type holds, 255 or 65535; brighter pixels count as white.
+    `mean` and `std`, one a channel, are those of pixels from 0 to 1: by default ImageNet's, and their mean for
+    the grey or the fourth channel.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -112,8 +119,10 @@ class Card(_Strict):
     ignore_colors: tuple[Colour, ...] = ()
     mask_format: Literal["index", "color"] = "index"
     values: dict[int, int] | None = None
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    channels: Literal[1, 3, 4] = 3
+    white: int | None = Field(default=None, ge=1, le=65535)
+    mean: tuple[float, ...] = Field(default_factory=lambda known: _each(IMAGENET_MEAN, known))
+    std: tuple[float, ...] = Field(default_factory=lambda known: _each(IMAGENET_STD, known))
     licence: str = ""
     homepage: str = ""
     generator: Literal["scenes"] | None = None
@@ -126,6 +135,9 @@ class Card(_Strict):
             raise ValueError("a card needs a train split")
         if self.ignore_index < len(self.classes):
             raise ValueError(f"ignore_index {self.ignore_index} is the index of a class")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels:
+                raise ValueError(f"{name} has {len(values)} values, and channels is {self.channels}: give one each")
         allowed = {*range(len(self.classes)), self.ignore_index}
         wrong = sorted(set((self.values or {}).values()) - allowed)
         if wrong:
@@ -153,11 +165,11 @@ class Card(_Strict):
 
     @cached_property
     def value_table(self) -> npt.NDArray[np.int16]:
-        """Class index for each file value 0-255; entry 256 stands for everything else. (257,)"""
-        table = np.full(257, UNKNOWN, dtype=np.int16)
+        """Class index for each file value 0-65535; entry OTHER stands for everything else. (65537,)"""
+        table = np.full(OTHER + 1, UNKNOWN, dtype=np.int16)
         identity = {value: value for value in (*range(len(self.classes)), self.ignore_index)}
         for value, index in (self.values or identity).items():
-            if 0 <= value <= 255:
+            if 0 <= value < OTHER:
                 table[value] = index
         return table
 
@@ -177,6 +189,12 @@ class Card(_Strict):
         if name not in self.splits:
             raise UserError(f"card '{self.name}' has no split '{name}'; it has {', '.join(self.splits)}")
         return self.splits[name]
+
+
+def _each(rgb: tuple[float, float, float], known: dict[str, Any]) -> tuple[float, ...]:
+    """A value for each channel of a card: RGB's, and the mean of these for others."""
+    grey = round(sum(rgb) / 3, 4)
+    return {1: (grey,), 4: (*rgb, grey)}.get(known.get("channels", 3), rgb)
 
 
 def packed_rgb(rgb: npt.NDArray[Any]) -> npt.NDArray[np.intp]:

@@ -12,11 +12,22 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from segskd.data.bands import UnfitError
 from segskd.data.cards import UNKNOWN, Card
-from segskd.data.dataset import Pair, decode_mask, describe_unknown, has_split, list_split, read_image
+from segskd.data.dataset import Pair, decode_mask, describe_unknown, has_split, list_split
+from segskd.data.pixels import read_image, read_kind
 from segskd.errors import UserError
 
-Kind = Literal["unpaired", "unreadable", "sizes differ", "unknown values", "incomplete", "empty class"]
+Kind = Literal[
+    "unpaired",
+    "unreadable",
+    "kind differs",
+    "bits differ",
+    "sizes differ",
+    "unknown values",
+    "incomplete",
+    "empty class",
+]
 Progress = Callable[[int, int], None]
 
 
@@ -31,12 +42,17 @@ class Problem:
 
 @dataclass
 class Report:
-    """What a check found: pixels of each class by split, and every problem."""
+    """What a check found: pixels of each class by split, how the images are, and every problem.
+
+    `kinds` counts images by channels and bits, `bits` lists them by the bits of a channel.
+    """
 
     card: Card
     images: dict[str, int] = field(default_factory=dict)
     pixels: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
     sizes: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+    bits: dict[int, list[Path]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     def add(self, kind: Kind, file: Path | str, text: str) -> None:
@@ -49,6 +65,7 @@ class Report:
             "card": self.card.name,
             "images": self.images,
             "sizes": dict(self.sizes),
+            "kinds": dict(self.kinds),
             "class_shares": {
                 split: dict(zip(self.card.class_names, own.tolist(), strict=True)) for split, own in shares.items()
             },
@@ -80,18 +97,20 @@ def check(card: Card, data: Path, progress: Progress | None = None) -> Report:
             if progress:
                 progress(done, total)
         _check_split(report, split)
+    _check_bits(report)
     return report
 
 
 def _check_pair(report: Report, split: str, pair: Pair) -> None:
     try:
-        image = read_image(pair.image)
+        image = read_image(pair.image, report.card)
         _check_whole(pair.image)
         mask = decode_mask(pair.mask, report.card)
     except UserError as error:
         broken = pair.mask if str(pair.mask) in str(error) else pair.image
-        report.add("unreadable", broken, str(error))
+        report.add("kind differs" if isinstance(error.__cause__, UnfitError) else "unreadable", broken, str(error))
         return
+    _note_kind(report, pair.image)
     report.sizes[f"{image.shape[0]}x{image.shape[1]}"] += 1
     if image.shape[:2] != mask.shape:
         sizes = f"{image.shape[0]}x{image.shape[1]} and {mask.shape[0]}x{mask.shape[1]}"
@@ -101,6 +120,19 @@ def _check_pair(report: Report, split: str, pair: Pair) -> None:
         report.add("unknown values", pair.mask, f"mask {pair.mask} has {values}, unknown to the card")
     counted = mask[(mask >= 0) & (mask < len(report.card.classes))]
     report.pixels[split] += np.bincount(counted, minlength=len(report.card.classes))
+
+
+def _note_kind(report: Report, image: Path) -> None:
+    channels, bits = read_kind(image)[:2]
+    report.kinds[f"{channels} channel{'s' * (channels > 1)} of {bits} bits"] += 1
+    report.bits.setdefault(bits, []).append(image)
+
+
+def _check_bits(report: Report) -> None:
+    """Fewer files of 8 bits among more of 16, or the other way: one of both may have been saved by mistake."""
+    few, *many = sorted(report.bits, key=lambda bits: len(report.bits[bits]))[-2:] or [0]
+    for path in report.bits[few] if many else []:
+        report.add("bits differ", path, f"image {path} has {few} bits a channel, and most others have {many[0]}")
 
 
 def _check_whole(path: Path) -> None:

@@ -1,11 +1,9 @@
-"""Reads a card's images and masks: files become `uint8` arrays, every mask value checked on the way."""
+"""A card's pairs of images and masks, and its masks as `uint8` arrays, every value checked on the way."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import re
-import struct
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,21 +12,13 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from segskd.config import MAX_SIDE
-from segskd.data.cards import UNKNOWN, Card, Split, packed_rgb
+from segskd.data.cards import OTHER, UNKNOWN, Card, Split, packed_rgb
+from segskd.data.pixels import Uint8, decoded
 from segskd.errors import UserError
 
-Uint8 = npt.NDArray[np.uint8]
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
-UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
-MAX_PIXELS = 100_000_000
-
-# Pillow looks at the header's size as it opens a file: beyond its limit it warns, beyond twice that it raises.
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS
-_TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 
 
 class Pair(NamedTuple):
@@ -111,37 +101,6 @@ def hash_order(names: Sequence[str], seed: object) -> list[str]:
     return sorted(names, key=key)
 
 
-def read_image(path: Path) -> Uint8:
-    """An image as RGB uint8 (H, W, 3).
-
-    Raises UserError when the file can't be read, or has more than MAX_SIDE pixels a side or MAX_PIXELS in all.
-    """
-    decoded = _decoded(path, "image", cv2.IMREAD_COLOR)
-    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
-
-
-def read_upload(path: Path) -> Uint8:
-    """A single picture that somebody handed in, as RGB uint8 (H, W, 3), upright as its EXIF data say.
-
-    Transparency is laid on white, 16 bits become 8. Raises UserError, which calls the file by its name without
-    its folder, when it is no picture, damaged, animated or too large.
-    """
-    try:
-        with Image.open(path, formats=UPLOAD_FORMATS) as picture:
-            _check_size(picture, f"'{path.name}'")
-            # A camera's JPEG may hold a preview as a second picture.
-            if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
-                raise UserError(f"'{path.name}' is animated or has several pages: upload one picture")
-            return _as_rgb(ImageOps.exif_transpose(picture), path.name)
-    except _TOO_LARGE as error:
-        raise _too_large(f"'{path.name}'", error) from error
-    except UnidentifiedImageError as error:
-        raise UserError(f"'{path.name}' is no picture: upload a PNG, JPEG, WebP, TIFF or BMP file") from error
-    except _DAMAGED as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"'{path.name}' is damaged or cut short ({reason}): upload it again") from error
-
-
 def read_mask(path: Path, card: Card) -> Uint8:
     """A mask as uint8 (H, W): 0 … C-1 and the card's ignore index.
 
@@ -161,7 +120,7 @@ def decode_mask(path: Path, card: Card) -> npt.NDArray[np.int16]:
     raw = _read_raw(path, card)
     if card.mask_format == "color":
         return card.colour_table[packed_rgb(raw)]
-    clipped = np.where((raw < 0) | (raw > 255), 256, raw).astype(np.intp)
+    clipped = np.where((raw < 0) | (raw >= OTHER), OTHER, raw).astype(np.intp)
     return card.value_table[clipped]
 
 
@@ -176,58 +135,7 @@ def describe_unknown(path: Path, card: Card, decoded: npt.NDArray[np.int16]) -> 
 
 def read_unchanged(path: Path) -> npt.NDArray[Any]:
     """A mask file as OpenCV decodes it: (H, W), or BGR(A) (H, W, C) also for a palette PNG. Raises UserError."""
-    return _decoded(path, "mask", cv2.IMREAD_UNCHANGED)
-
-
-def _decoded(path: Path, what: str, mode: int) -> npt.NDArray[Any]:
-    """The file's pixels, decoded only after its header has told an acceptable size. Raises UserError."""
-    try:
-        with Image.open(path) as picture:
-            _check_size(picture, f"{what} {path}")
-        decoded = cv2.imread(str(path), mode)
-    except _TOO_LARGE as error:
-        raise _too_large(f"{what} {path}", error) from error
-    except (*_DAMAGED, cv2.error) as error:
-        raise _unreadable(what, path) from error
-    if decoded is None:
-        raise _unreadable(what, path)
-    return decoded
-
-
-def _unreadable(what: str, path: Path) -> UserError:
-    return UserError(f"can't read {what} {path}: replace or remove it ('data check' finds all such files)")
-
-
-def _check_size(picture: Image.Image, called: str) -> None:
-    width, height = picture.size
-    if max(width, height) > MAX_SIDE:
-        raise UserError(f"{called} is {height}x{width}, and no side may exceed {MAX_SIDE} pixels: scale it down")
-    if width * height > MAX_PIXELS:
-        raise _too_large(called, f"({width * height} pixels)")
-
-
-def _too_large(called: str, reason: object) -> UserError:
-    """From Pillow's message, which has the number of pixels in brackets."""
-    found = re.search(r"(\d+) pixels", str(reason))
-    size = f"{math.ceil(int(found[1]) / 1e5) / 10:.1f} megapixels" if found else "too many pixels"
-    return UserError(f"{called} has {size}, and at most {MAX_PIXELS // 10**6} are read: scale it down")
-
-
-def _as_rgb(picture: Image.Image, name: str) -> Uint8:
-    if picture.mode == "F" or (picture.mode == "I" and not _fits_16_bits(picture)):
-        raise UserError(f"'{name}' holds measurements of more than 16 bits: save it as an 8-bit picture")
-    if picture.mode.startswith("I"):
-        grey = (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=-1)
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        opaque = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque)
-    return np.asarray(picture.convert("RGB"))
-
-
-def _fits_16_bits(picture: Image.Image) -> bool:
-    values = np.asarray(picture)
-    return bool(values.min() >= 0 and values.max() < 1 << 16)
+    return decoded(path, "mask", cv2.IMREAD_UNCHANGED)
 
 
 def _read_raw(path: Path, card: Card) -> npt.NDArray[Any]:

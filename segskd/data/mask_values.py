@@ -19,6 +19,9 @@ from segskd.data.palette import MOST, distinct_colours, voc_colours
 from segskd.errors import UserError
 
 IGNORE = 255
+IGNORED = {255, 65535}
+"""The largest numbers of 8 and of 16 bits: pixels that count nowhere, or the one class beside 0."""
+MOST_16 = 65535
 # The pale border around every object, in the colour map of PASCAL VOC.
 VOC_BORDER: Colour = (224, 224, 192)
 _THREADS = 4
@@ -144,12 +147,12 @@ def _few(values: set[int]) -> frozenset[int] | None:
 
 
 def _of_numbers(files: Sequence[FileValues], labels: Labels | None, voc: bool) -> Meaning:
-    seen = {number for file in files for number in file.numbers or () if 0 <= number <= 255}
+    seen = {number for file in files for number in file.numbers or () if 0 <= number <= MOST_16}
     numbers = _class_numbers(seen, len(labels.names) if labels else None)
     if len(numbers) > MOST:
         raise UserError(f"{files[0].path}: {_PHOTOGRAPHS}")
     if len(numbers) < 2:
-        held = f"nothing but {numbers[0]}" if numbers else "no number from 0 to 254"
+        held = f"nothing but {numbers[0]}" if numbers else "no number of a class"
         raise UserError(f"the masks hold {held}, and a dataset needs two classes: check whether these are the masks")
     names = labels.names if labels else [f"class {number}" for number in numbers]
     made = [voc_colours(256)[number] for number in numbers] if voc else distinct_colours(len(numbers))
@@ -157,14 +160,16 @@ def _of_numbers(files: Sequence[FileValues], labels: Labels | None, voc: bool) -
     values = None if numbers == list(range(len(numbers))) else {number: i for i, number in enumerate(numbers)}
     if values is not None and IGNORE not in values:
         values[IGNORE] = IGNORE
+    if MOST_16 in seen and MOST_16 not in numbers:
+        values = {**(values or {number: number for number in (*numbers, IGNORE)}), MOST_16: IGNORE}
     return Meaning(_entries(names, colours), values=values)
 
 
 def _class_numbers(seen: set[int], named: int | None) -> list[int]:
     """The number in the file of each class: all that were seen, or 0 … n-1 where n names cover more than these."""
-    classes = sorted(seen - {IGNORE})
-    if seen == {0, IGNORE} and named in (None, 2):
-        return [0, IGNORE]
+    classes = sorted(seen - IGNORED)
+    if classes == [0] and len(seen) == 2 and named in (None, 2):
+        return sorted(seen)
     if named is None or (named == len(classes) and classes[-1] >= named):
         return classes
     return list(range(named))

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segskd.data.bands import Pixels
 from segskd.data.cards import Card
-from segskd.data.dataset import Pair, Uint8, read_image, read_mask
+from segskd.data.dataset import Pair, read_mask
+from segskd.data.pixels import Uint8, read_image
 from segskd.data.transforms import ViewMaker
 from segskd.data.unlabelled import Example
 
@@ -33,9 +35,9 @@ class Samples:
         self.card = card
 
         @lru_cache(maxsize=KEPT_IMAGES)
-        def read(image: int) -> tuple[Uint8, Uint8]:
+        def read(image: int) -> tuple[Pixels, Uint8]:
             pair = self.pairs[image]
-            pixels = read_image(pair.image)
+            pixels = read_image(pair.image, card)
             if pair.mask is None:
                 return pixels, np.full(pixels.shape[:2], card.ignore_index, np.uint8)
             return pixels, read_mask(pair.mask, card)
@@ -50,7 +52,7 @@ class Samples:
         return len(self.pairs)
 
     def load(self, numbers: Iterable[int]) -> tuple[Tensor, Tensor]:
-        """Images float32 (N, 3, h, w) and masks uint8 (N, h, w). Raises UserError for a file that can't be read."""
+        """Images float32 (N, C, h, w) and masks uint8 (N, h, w). Raises UserError for a file that can't be read."""
         wanted = list(numbers)
         views: dict[int, set[int]] = {}  # of each image, so that one thread makes them all from one decoding
         for view, image in (divmod(number, self.images) for number in wanted):

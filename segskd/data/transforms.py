@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import albumentations as A
 import cv2
@@ -13,13 +14,15 @@ import torch
 from torch import Tensor
 
 from segskd.config import Size
+from segskd.data.bands import Pixels
 from segskd.data.cards import Card
-from segskd.data.dataset import Uint8
+from segskd.data.pixels import Uint8
 from segskd.errors import UserError
 
 SIZE_MULTIPLE = 32
 RESIZE_FILTER = "INTER_AREA when shrinking, INTER_LINEAR when enlarging; masks INTER_NEAREST_EXACT"
 CROP_SCALE = (0.4, 1.0)
+BRIGHTNESS, CONTRAST, COLOUR_CHANCE = (0.7, 1.3), (0.8, 1.2), 0.8
 _Chains = tuple[A.Compose, A.Compose, A.Compose]
 
 
@@ -48,17 +51,17 @@ class ViewMaker:
         self._card = card
         self._plain = A.Compose([_resize(size)])
         # A chain keeps its seed between two calls: a thread takes one that no other has.
-        self._idle: list[_Chains] = []
+        self._idle: dict[bool, list[_Chains]] = {True: [], False: []}
 
-    def __call__(self, image: Uint8, mask: Uint8, name: str, view: int) -> tuple[Tensor, Tensor]:
-        """float32 (3, h, w) and int64 (h, w), at the padded size.
+    def __call__(self, image: Pixels, mask: Uint8, name: str, view: int) -> tuple[Tensor, Tensor]:
+        """float32 (C, h, w) and int64 (h, w), at the padded size, of an image (H, W, C) as `read_image` gives it.
 
         The same name, view and seed always give the same tensors, on every machine with the same versions.
         Raises UserError when image and mask differ in size.
         """
         if image.shape[:2] != mask.shape:
             raise UserError(f"image '{name}' and its mask differ in size ('data check' finds all such files)")
-        with self._chains() as chains:
+        with self._chains(image.dtype == np.uint8) as chains:
             chain = chains[min(view, 2)]
             chain.set_random_seed(_view_seed(self.seed, name, view))
             made = chain(image=image, mask=mask)
@@ -66,34 +69,77 @@ class ViewMaker:
         return pixels, torch.from_numpy(made["mask"].astype(np.int64))
 
     @contextmanager
-    def _chains(self) -> Iterator[_Chains]:
-        """Of view 0, view 1 and all others; nobody else has them meanwhile."""
+    def _chains(self, bytes_: bool) -> Iterator[_Chains]:
+        """Of view 0, view 1 and all others, for uint8 or float32; nobody else has them meanwhile."""
         try:
-            chains = self._idle.pop()
+            chains = self._idle[bytes_].pop()
         except IndexError:
-            chains = _make_chains(self.size, self._card)
+            chains = _make_chains(self.size, self._card, 255.0 if bytes_ else 1.0)
         try:
             yield chains
         finally:
-            self._idle.append(chains)
+            self._idle[bytes_].append(chains)
 
-    def image_only(self, image: Uint8) -> Tensor:
-        """View 0 of an image that has no mask: float32 (3, h, w)."""
+    def image_only(self, image: Pixels) -> Tensor:
+        """View 0 of an image that has no mask: float32 (C, h, w)."""
         blank = np.zeros(image.shape[:2], dtype=np.uint8)
         return self(image, blank, "", 0)[0]
 
-    def resized(self, image: Uint8) -> Uint8:
-        """The pixels that view 0 normalises: uint8 (height, width, 3)."""
-        made: Uint8 = self._plain(image=image)["image"]
+    def resized(self, image: Pixels) -> Pixels:
+        """The pixels that view 0 normalises: (height, width, C)."""
+        made: Pixels = self._plain(image=image)["image"]
         return made
 
 
-def _make_chains(size: Size, card: Card) -> _Chains:
-    finish = _finish(card)
+class BrightnessContrast(A.ImageOnlyTransform):  # type: ignore[misc]
+    """ColorJitter's changes of brightness and contrast, in either order, for images of any channels.
+
+    Brightness multiplies; contrast moves every pixel from or to the mean of all bands. uint8, or float32 from 0 to 1.
+    """
+
+    def __init__(self, brightness: tuple[float, float], contrast: tuple[float, float], p: float) -> None:
+        super().__init__(p=p)
+        self.brightness = brightness
+        self.contrast = contrast
+
+    def get_params(self) -> dict[str, Any]:
+        """Both factors, and which comes first."""
+        draw = self.py_random.uniform
+        return {
+            "brightness": draw(*self.brightness),
+            "contrast": draw(*self.contrast),
+            "brightness_first": self.py_random.random() < 0.5,
+        }
+
+    def apply(self, img: Pixels, brightness: float, contrast: float, brightness_first: bool, **params: Any) -> Pixels:
+        """The image with both changes."""
+        steps = (_brighter, brightness), (_contrasted, contrast)
+        for change, factor in steps if brightness_first else reversed(steps):
+            img = change(img, factor)
+        return img
+
+
+def _brighter(image: Pixels, factor: float) -> Pixels:
+    return _clipped(image.astype(np.float32) * factor, image.dtype)
+
+
+def _contrasted(image: Pixels, factor: float) -> Pixels:
+    return _clipped(image.astype(np.float32) * factor + float(image.mean()) * (1 - factor), image.dtype)
+
+
+def _clipped(values: Pixels, dtype: np.dtype[Any]) -> Pixels:
+    if dtype == np.uint8:
+        return np.rint(values).clip(0, 255).astype(np.uint8)
+    return values.clip(0, 1)
+
+
+def _make_chains(size: Size, card: Card, white: float) -> _Chains:
+    """`white` is the pixel value that stands for 1.0."""
+    finish = _finish(card, white)
     return (
         A.Compose([_resize(size), *finish]),
         A.Compose([_resize(size), A.HorizontalFlip(p=1.0), *finish]),
-        A.Compose([*_random_changes(size), *finish]),
+        A.Compose([*_random_changes(size), _colour_change(card), *finish]),
     )
 
 
@@ -118,13 +164,18 @@ def _random_changes(size: Size) -> Sequence[A.BasicTransform]:
             area_for_downscale="image",
         ),
         A.HorizontalFlip(p=0.5),
-        A.ColorJitter(brightness=(0.7, 1.3), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.02, 0.02), p=0.8),
     ]
 
 
-def _finish(card: Card) -> list[A.BasicTransform]:
+def _colour_change(card: Card) -> A.BasicTransform:
+    if card.channels != 3:
+        return BrightnessContrast(BRIGHTNESS, CONTRAST, COLOUR_CHANCE)
+    return A.ColorJitter(BRIGHTNESS, CONTRAST, saturation=(0.8, 1.2), hue=(-0.02, 0.02), p=COLOUR_CHANCE)
+
+
+def _finish(card: Card, white: float) -> list[A.BasicTransform]:
     return [
-        A.Normalize(mean=card.mean, std=card.std),
+        A.Normalize(mean=card.mean, std=card.std, max_pixel_value=white),
         A.PadIfNeeded(
             min_height=None,
             min_width=None,

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segskd.data.dataset import Uint8, read_image, read_mask
+from segskd.data.dataset import read_mask
+from segskd.data.pixels import Uint8, displayed, read_image
 from segskd.data.transforms import ViewMaker, unpad
 from segskd.distill.job import Job
 from segskd.distill.needs import last_trained, span
 from segskd.distill.phase import TEACHER, Phase
 from segskd.distill.store import Batch, FeatureStore
-from segskd.evaluate.metrics import ConfusionMatrix, Score, drop_surplus
+from segskd.evaluate.metrics import ConfusionMatrix, Score, class_logits
 from segskd.evaluate.pictures import (
     class_legend,
     colourised,
@@ -51,7 +52,7 @@ class Grafter:
         matrix = ConfusionMatrix(self._job.card, self._networks.device)
         drawn: list[tuple[int, Uint8]] = []
         for batch in store.batches():
-            classes = drop_surplus(unpad(self.logits(phase, batch), self._job.recipe.data.size), self._job.card).argmax(
+            classes = class_logits(unpad(self.logits(phase, batch), self._job.recipe.data.size), self._job.card).argmax(
                 1
             )
             if draw:
@@ -94,10 +95,10 @@ class Grafter:
         rows = []
         for number, classes in drawn:
             pair = self._job.subset.val[number]
-            image = read_image(pair.image)
+            image = read_image(pair.image, card)
             truth = unpad(view(image, read_mask(pair.mask, card), pair.name, 0)[1], size).numpy().astype(np.uint8)
             masks = [enlarged(colourised(mask, card), shown) for mask in (truth, classes)]
-            rows.append([resized(image, shown), *masks])
+            rows.append([resized(displayed(image), shown), *masks])
             name = Path(pair.name).name
             self._run.write(f"previews/{phase.name}/{name}.png", write_index_png(classes, card))
         sheet = contact_sheet(rows, ["image", "truth", f"graft after {phase.name}"], class_legend(card))

@@ -37,9 +37,9 @@ from segskd.distill.shadow import Shadow
 from segskd.distill.store import FeatureStore, Kind, Networks
 from segskd.errors import NoRoom, UserError
 from segskd.evaluate.diagnosis import Diagnosis, diagnose
-from segskd.evaluate.metrics import check_outputs
+from segskd.evaluate.metrics import check_fits
 from segskd.models.adapters import Adapters, probe_adapters
-from segskd.models.build import create, load, model_folder, output_classes, parse_spec, snapshot_folders
+from segskd.models.build import create, load, model_folder, parse_spec, snapshot_folders
 from segskd.models.cut import check_size, cut, kinds
 from segskd.models.narrow import narrow
 from segskd.models.pairing import paired, shared
@@ -331,7 +331,7 @@ def _teachers(recipe: Recipe, card: Card) -> dict[str, StagedNetwork]:
 
 def _teacher(recipe: Recipe, card: Card, place: str | Path) -> StagedNetwork:
     model = load(place)
-    check_outputs(output_classes(model), card, f"teacher {place}")
+    check_fits(model, card, f"teacher {place}")
     network = cut(_on_device(model, recipe))
     freeze([model])
     return network
@@ -345,7 +345,9 @@ def _partner(teacher: StagedNetwork, student: StagedNetwork, size: Size, recipe:
 
 def _student(recipe: Recipe, card: Card, folder: Path) -> StagedNetwork:
     torch.manual_seed(recipe.seed)
-    model = create(*parse_spec(recipe.student), classes=len(card.classes), weights=recipe.weights)
+    model = create(
+        *parse_spec(recipe.student), classes=len(card.classes), weights=recipe.weights, channels=card.channels
+    )
     if recipe.prune and (narrower := narrow_weights(recipe, folder)):
         narrow(model, narrower, recipe.prune.ratio)
     if recipe.sync_batchnorm:

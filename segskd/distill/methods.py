@@ -17,6 +17,7 @@ from torch import Tensor
 from segskd.distill.losses import attention_loss, channelwise_loss, flow_loss, soft_loss
 from segskd.distill.phase import Comparison, Phase, Setting
 from segskd.errors import UserError
+from segskd.evaluate.metrics import logits_of
 from segskd.models.stages import HEAD
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -218,9 +219,9 @@ def _soft_logits(temperature: float, weight: float) -> Comparison:
 
 
 def _softened(student: Sequence[Tensor], teacher: Sequence[Tensor], *, temperature: float) -> Tensor:
-    """Of the classes that both tell: a teacher may have a surplus output at the ignore index behind them."""
-    classes = student[0].shape[1]
-    return soft_loss(student[0], teacher[0][:, :classes], temperature=temperature)
+    """Of the classes that the student tells: a teacher may have one output for two, or a surplus one behind them."""
+    told = logits_of(teacher[0], student[0].shape[1])
+    return soft_loss(student[0], told, temperature=temperature)
 
 
 def _attention(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

@@ -14,7 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from segskd.data.cards import Card
-from segskd.data.dataset import Pair, Uint8, read_image
+from segskd.data.dataset import Pair
+from segskd.data.pixels import Uint8, displayed, read_image
 from segskd.errors import UserError
 from segskd.evaluate.metrics import ConfusionMatrix, Score
 from segskd.evaluate.pictures import class_legend, colourised, contact_sheet, enlarged, resized, shown_size, write_png
@@ -115,7 +116,8 @@ def gallery(teacher: Predictor, student: Predictor, pairs: Sequence[Pair], names
             drawn = [colourised(m, teacher.card) for m in (mask, by_teacher, by_student)]
             drawn.append(np.array(AGREEMENT_COLORS, dtype=np.uint8)[kinds])
             shown = shown_size(teacher.size)
-            rows.append([resized(read_image(pair.image), shown), *(enlarged(picture, shown) for picture in drawn)])
+            photograph = resized(displayed(read_image(pair.image, teacher.card)), shown)
+            rows.append([photograph, *(enlarged(picture, shown) for picture in drawn)])
     captions = ["image", "truth", "teacher", "student", "agreement"]
     legend = [*class_legend(teacher.card), *zip(AGREEMENT[:4], AGREEMENT_COLORS, strict=False)]
     return write_png(contact_sheet(rows, captions, legend))

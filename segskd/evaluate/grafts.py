@@ -15,11 +15,11 @@ from torch import Tensor
 
 from segskd.config import Device, Size
 from segskd.data.cards import Card, data_folder, load_card
-from segskd.data.dataset import Uint8
+from segskd.data.pixels import Uint8
 from segskd.data.transforms import padded_size, unpad
 from segskd.devices import choose_device
 from segskd.errors import UserError
-from segskd.evaluate.metrics import drop_surplus
+from segskd.evaluate.metrics import class_logits
 from segskd.models.adapters import Adapters, probe_adapters
 from segskd.models.build import load
 from segskd.models.cut import cut
@@ -83,7 +83,7 @@ class Grafts:
 
     @torch.inference_mode()
     def classes(self, image: Tensor) -> Uint8:
-        """The mask after every stage, for a normalised image (1, 3, h, w) at the padded size.
+        """The mask after every stage, for a normalised image (1, C, h, w) at the padded size.
 
         uint8 (S, H, W) at the run's size; that after the head is the student's own.
         """
@@ -111,7 +111,7 @@ class Grafts:
         return self._teacher.run(known, size, self._teacher.index(name) + 1)[HEAD]
 
     def _mask(self, logits: Tensor) -> Uint8:
-        return drop_surplus(unpad(logits, self._size), self._card)[0].argmax(0).cpu().numpy().astype(np.uint8)
+        return class_logits(unpad(logits, self._size), self._card)[0].argmax(0).cpu().numpy().astype(np.uint8)
 
 
 def trained_stages(run: Run, state: dict[str, Any] | None, names: Sequence[str]) -> list[str]:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from segskd.data.cards import Card
 from segskd.errors import UserError
+from segskd.models.build import input_channels, output_classes
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,13 @@ def score(counts: Tensor, card: Card, images: int) -> Score:
 def check_outputs(outputs: int, card: Card, who: str) -> None:
     """Raises UserError unless a network with that many outputs fits the card's classes.
 
-    One output a class that counts; one more is allowed at the ignore index when that follows the classes.
+    One output a class that counts; one more is allowed at the ignore index when that follows the classes, and a
+    single one stands for two classes (see `logits_of`).
     """
     classes = len(card.classes)
     if outputs == classes or (outputs == classes + 1 and card.ignore_index == classes):
+        return
+    if outputs == 1 and classes == 2:
         return
     raise UserError(
         f"{who} has {outputs} outputs, but '{card.name}' has {classes} classes: "
@@ -107,6 +111,32 @@ def check_outputs(outputs: int, card: Card, who: str) -> None:
     )
 
 
-def drop_surplus(logits: Tensor, card: Card) -> Tensor:
-    """(N, C or C+1, H, W) to (N, C, H, W): an output at the ignore index is not an answer."""
-    return logits[:, : len(card.classes)]
+def check_channels(channels: int, card: Card, who: str) -> None:
+    """Raises UserError unless a network of images with `channels` fits the card's."""
+    if channels != card.channels:
+        raise UserError(
+            f"{who} takes {channels}-channel images, but '{card.name}' has {card.channels}: "
+            "take a network trained on such images, or mend the card's channels"
+        )
+
+
+def check_fits(model: nn.Module, card: Card, who: str) -> None:
+    """Raises UserError unless a network takes the card's images and tells its classes."""
+    check_channels(input_channels(model), card, who)
+    check_outputs(output_classes(model), card, who)
+
+
+def class_logits(logits: Tensor, card: Card) -> Tensor:
+    """A network's outputs (N, 1, C or C+1, H, W) as one logit a class of the card, (N, C, H, W)."""
+    return logits_of(logits, len(card.classes))
+
+
+def logits_of(logits: Tensor, classes: int) -> Tensor:
+    """The same for so many classes.
+
+    A single output z, whose sigmoid is the share of class 1, becomes (0, z): their softmax is that sigmoid. An
+    output at the ignore index, behind the classes, is not an answer and falls away.
+    """
+    if logits.shape[1] == 1:
+        return torch.cat([torch.zeros_like(logits), logits], dim=1)
+    return logits[:, :classes]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from segskd.config import Size
 from segskd.data.cards import Card, Colour
-from segskd.data.dataset import Uint8
+from segskd.data.pixels import Uint8
 
 GAP = 4
 CAPTION = 22

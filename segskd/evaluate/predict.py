@@ -12,14 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segskd.config import Size
+from segskd.data.bands import Pixels
 from segskd.data.cards import Card
-from segskd.data.dataset import Pair, Uint8, read_image, read_mask
+from segskd.data.dataset import Pair, read_mask
+from segskd.data.pixels import Uint8, displayed, read_image
 from segskd.data.transforms import ViewMaker, unpad
 from segskd.errors import UserError
-from segskd.evaluate.metrics import ConfusionMatrix, Score, check_outputs, drop_surplus
+from segskd.evaluate.metrics import ConfusionMatrix, Score, check_fits, class_logits
 from segskd.evaluate.pictures import overlay, write_index_png, write_png
 from segskd.files import writing
-from segskd.models.build import describe, output_classes
+from segskd.models.build import describe
 
 Report = Callable[[int, int], None]
 
@@ -28,7 +30,7 @@ class Predictor:
     """A network with the pre-processing that it was trained with, in fp32 and eval mode."""
 
     def __init__(self, model: nn.Module, card: Card, size: Size, device: torch.device | str = "cpu") -> None:
-        check_outputs(output_classes(model), card, describe(model))
+        check_fits(model, card, describe(model))
         self.device = torch.device(device)
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
         self.card = card
@@ -37,12 +39,12 @@ class Predictor:
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
-        """(N, 3, h, w) at the padded size to (N, C, height, width) at `size`, without a surplus output."""
+        """(N, C, h, w) at the padded size to (N, C, height, width) at `size`, a logit a class."""
         out = self.model(images.to(self.device, memory_format=torch.channels_last))
-        return drop_surplus(unpad(out, self.size), self.card).float()
+        return class_logits(unpad(out, self.size), self.card).float()
 
-    def mask(self, image: Uint8) -> Uint8:
-        """Classes of an image (H, W, 3) at its own size: logits are scaled up bilinearly, then argmax. (H, W)"""
+    def mask(self, image: Pixels) -> Uint8:
+        """Classes of an image (H, W, C) at its own size: logits are scaled up bilinearly, then argmax. (H, W)"""
         logits = self.logits(self.view.image_only(image)[None])
         return scaled_classes(logits, image.shape[:2])[0].cpu().numpy().astype(np.uint8)
 
@@ -60,7 +62,7 @@ def predict_pairs(
     card = predictor.card
     for start in range(0, len(pairs), batch):
         part = pairs[start : start + batch]
-        views = [predictor.view(read_image(p.image), read_mask(p.mask, card), p.name, 0) for p in part]
+        views = [predictor.view(read_image(p.image, card), read_mask(p.mask, card), p.name, 0) for p in part]
         logits = predictor.logits(torch.stack([image for image, _ in views]))
         masks = unpad(torch.stack([mask for _, mask in views]), predictor.size)
         yield part, logits, masks.to(predictor.device)
@@ -111,7 +113,7 @@ def predict_files(
         out.mkdir(parents=True, exist_ok=True)
     for done, path in enumerate(images, start=1):
         try:
-            image = read_image(path)
+            image = read_image(path, predictor.card)
         except UserError:
             unreadable.append(str(path))
             continue
@@ -120,7 +122,7 @@ def predict_files(
         taken |= {target.resolve(), drawn.resolve()}
         with writing(target):
             target.write_bytes(write_index_png(mask, predictor.card))
-            drawn.write_bytes(write_png(overlay(image, mask, predictor.card)))
+            drawn.write_bytes(write_png(overlay(displayed(image), mask, predictor.card)))
         written.append(target)
         if report:
             report(done, len(images))

@@ -16,9 +16,11 @@ import numpy as np
 import torch
 
 from segskd.config import Device, Size
+from segskd.data.bands import Pixels
 from segskd.data.cards import data_folder, load_card
-from segskd.data.dataset import Pair, Uint8, list_pairs, read_image
+from segskd.data.dataset import Pair, list_pairs
 from segskd.data.kept import kept
+from segskd.data.pixels import Uint8, displayed, read_image
 from segskd.devices import choose_device
 from segskd.errors import UserError
 from segskd.evaluate.compare import AGREEMENT, Comparison, ImageGap
@@ -141,14 +143,14 @@ class SideBySide:
         """An image with everything to be shown of it. Raises UserError for an image that there isn't."""
         number = self._place(name)
         maps = ("truth", "teacher", "student", "teacher_confidence", "student_confidence")
-        image = shown(read_image(self._pairs[number].image), self.size)
+        image = shown(read_image(self._pairs[number].image, self.card), self.size)
         return Frame(image, *(np.array(self._kept[kind][number]) for kind in maps))
 
-    def predict_image(self, rgb: Uint8) -> Frame:
-        """A picture (H, W, 3) of no dataset, seen by both networks."""
-        pixels = self._teacher.view.image_only(rgb)[None]
+    def predict_image(self, image: Pixels) -> Frame:
+        """A picture (H, W, C) of no dataset, with the card's channels, seen by both networks."""
+        pixels = self._teacher.view.image_only(image)[None]
         teacher, student = (classes_and_confidence(net, pixels) for net in (self._teacher, self._student))
-        return Frame(shown(rgb, self.size), None, teacher[0][0], student[0][0], teacher[1][0], student[1][0])
+        return Frame(shown(image, self.size), None, teacher[0][0], student[0][0], teacher[1][0], student[1][0])
 
     def graft_classes(self, name: str) -> Uint8:
         """The mask after each of `stages`, uint8 (S, h, w); kept once it is computed.
@@ -163,7 +165,7 @@ class SideBySide:
         grafts, pair = self._grafts, self._pairs[number]
 
         def find() -> dict[str, Array]:
-            image = self._student.view.image_only(read_image(pair.image))
+            image = self._student.view.image_only(read_image(pair.image, self.card))
             return {"classes": grafts.classes(image[None])}
 
         about = [*self._grafts_are, pair.name]
@@ -286,7 +288,7 @@ def first_errors(grafts: Uint8, teacher: Uint8, truth: Uint8, ignore_index: int)
     return np.where(truth == ignore_index, IGNORED, found).astype(np.uint8)
 
 
-def shown(image: Uint8, size: Size) -> Uint8:
+def shown(image: Pixels, size: Size) -> Uint8:
     """A photograph in the aspect of `size` (height, width), at most WIDEST pixels wide."""
     width = min(WIDEST, image.shape[1])
-    return resized(image, (max(1, round(width * size[0] / size[1])), width))
+    return resized(displayed(image), (max(1, round(width * size[0] / size[1])), width))

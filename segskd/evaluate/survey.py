@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from segskd.config import Size
 from segskd.data.cards import Card
-from segskd.data.dataset import Pair, read_image
+from segskd.data.dataset import Pair
 from segskd.data.kept import Arrays, kept
+from segskd.data.pixels import read_image
 from segskd.data.transforms import padded_size, unpad
 from segskd.errors import UserError
-from segskd.evaluate.metrics import drop_surplus
+from segskd.evaluate.metrics import class_logits
 from segskd.evaluate.predict import Predictor, Report
 from segskd.models.build import digest
 from segskd.models.cut import cut
@@ -85,11 +86,11 @@ def _ask(network: StagedNetwork, predictor: Predictor, pairs: Sequence[Pair], re
 
 @torch.inference_mode()
 def _answers(network: StagedNetwork, predictor: Predictor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (N, C) and entropies (N,) of images (N, 3, h, w) at the padded size; padding has no entropy."""
+    """Features (N, C) and entropies (N,) of images (N, C, h, w) at the padded size; padding has no entropy."""
     deepest = [name for name in network.names if name.startswith("encoder.")][-1]
     images = images.to(predictor.device, memory_format=torch.channels_last)
     taps = network.run({IMAGE: images}, padded_size(predictor.size))
-    logits = drop_surplus(unpad(taps[HEAD], predictor.size), predictor.card).float()
+    logits = class_logits(unpad(taps[HEAD], predictor.size), predictor.card).float()
     entropy = torch.special.entr(logits.softmax(1)).sum(1)
     return taps[deepest].float().mean((2, 3)), entropy.mean((1, 2))
 
@@ -100,5 +101,5 @@ def _batches(predictor: Predictor, pairs: Sequence[Pair]) -> Iterator[tuple[Sequ
     with ThreadPoolExecutor(THREADS) as threads:
         for start in range(0, len(pairs), batch):
             part = pairs[start : start + batch]
-            views = threads.map(lambda pair: predictor.view.image_only(read_image(pair.image)), part)
+            views = threads.map(lambda pair: predictor.view.image_only(read_image(pair.image, predictor.card)), part)
             yield part, torch.stack(list(views))

@@ -10,8 +10,7 @@ from segskd.config import Recipe
 from segskd.data.cards import Card
 from segskd.data.transforms import RESIZE_FILTER, SIZE_MULTIPLE
 from segskd.export.certificate import LEAST_SIDE
-from segskd.export.formats import Spec
-from segskd.export.graph import SCALE
+from segskd.export.formats import ORDERS, Spec
 from segskd.models.build import describe, digest
 
 PACKAGES = ("segskd", "torch", "segmentation-models-pytorch")
@@ -28,8 +27,9 @@ def about(spec: Spec, model: nn.Module, card: Card, recipe: Recipe, result: dict
         "ignore_index": card.ignore_index,
         "input": "uint8" if spec.pixels else "float32",
         "layout": "NHWC" if spec.pixels else "NCHW",
-        "channel_order": "RGB",
-        "scale": SCALE,
+        "channels": card.channels,
+        "channel_order": ORDERS[card.channels],
+        "white": card.white,
         "mean": list(card.mean),
         "std": list(card.std),
         "size": list(recipe.data.size),

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from segskd.config import Size
 from segskd.data.cards import Card
-from segskd.data.dataset import Pair, read_image, read_mask
+from segskd.data.dataset import Pair, read_mask
+from segskd.data.pixels import read_image
 from segskd.data.transforms import SIZE_MULTIPLE, unpad
-from segskd.evaluate.metrics import ConfusionMatrix, drop_surplus
+from segskd.evaluate.metrics import ConfusionMatrix, class_logits
 from segskd.evaluate.predict import Predictor
 from segskd.export.formats import Limits
 from segskd.export.fresh import Array, FreshProcess
@@ -107,7 +108,7 @@ def compare(
     predictors = {size: Predictor(checkpoint.model, card, size) for size in sizes}
     before, after, count = ConfusionMatrix(card), ConfusionMatrix(card), _Count()
     for done, (size, pair) in enumerate(chosen, start=1):
-        predictor, image = predictors[size], read_image(pair.image)
+        predictor, image = predictors[size], read_image(pair.image, card)
         view, mask = predictor.view(image, read_mask(pair.mask, card), pair.name, 0)
         ours = predictor.logits(view[None])
         given = predictor.view.resized(image)[None] if pixels else view[None].numpy()
@@ -126,7 +127,7 @@ def compare(
 
 def finished(logits: Array, size: Size, card: Card) -> Tensor:
     """Padding and a surplus output taken off, as the checkpoint's own logits come."""
-    return drop_surplus(unpad(torch.from_numpy(logits), size), card)
+    return class_logits(unpad(torch.from_numpy(logits), size), card)
 
 
 def failures(difference: Difference, share_of_bytes: float, limits: Limits) -> list[str]:

@@ -29,6 +29,8 @@ class Limits:
     size: float | None = None
 
 
+ORDERS = {1: "grey", 3: "RGB", 4: "RGB and a fourth band"}
+"""Of an image's channels, by their number."""
 INT8_LIMITS = Limits(agreement=AGREEMENT, points=0.5, size=0.3)
 
 

@@ -42,7 +42,7 @@ class FreshProcess:
         self._said.close()
 
     def logits(self, image: Array) -> tuple[Array, float]:
-        """float32 (1, C, h, w) of an input (float32 (1, 3, h, w) or uint8 (1, h, w, 3)), and the seconds it took.
+        """float32 (1, C, h, w) of an input, float32 (1, channels, h, w) or uint8 (1, h, w, channels); and the seconds.
 
         Raises UserError with the process's last line when it has ended.
         """

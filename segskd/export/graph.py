@@ -11,11 +11,11 @@ from segskd.data.transforms import SIZE_MULTIPLE
 from segskd.models.build import output_classes
 
 SCALE = 255.0
-"""Of pixel values; mean and std of a card are those of pixels divided by it, as in albumentations' Normalize."""
+"""Of pixels in 8 bits; mean and std of a card are those of pixels divided by it, as in albumentations' Normalize."""
 
 
 class Logits(nn.Module):
-    """(N, 3, h, w) float32, normalised, sides a multiple of 32, to logits (N, C, h, w), a surplus output dropped."""
+    """(N, channels, h, w) float32, normalised, sides a multiple of 32, to logits (N, C, h, w) without a surplus."""
 
     def __init__(self, model: nn.Module, card: Card) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Logits(nn.Module):
 
 
 class FromPixels(nn.Module):
-    """(N, h, w, 3) uint8, RGB, sides of any length, to logits (N, C, h, w) and classes uint8 (N, h, w)."""
+    """(N, h, w, channels) uint8, sides of any length, to logits (N, C, h, w) and classes uint8 (N, h, w)."""
 
     mean: Tensor
     deviation: Tensor
@@ -38,8 +38,8 @@ class FromPixels(nn.Module):
     def __init__(self, model: nn.Module, card: Card) -> None:
         super().__init__()
         self.logits = Logits(model, card)
-        self.register_buffer("mean", SCALE * torch.tensor(card.mean).view(1, 3, 1, 1))
-        self.register_buffer("deviation", SCALE * torch.tensor(card.std).view(1, 3, 1, 1))
+        self.register_buffer("mean", SCALE * torch.tensor(card.mean).view(1, -1, 1, 1))
+        self.register_buffer("deviation", SCALE * torch.tensor(card.std).view(1, -1, 1, 1))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from segskd.data.cards import Card
 from segskd.export.certificate import Certificate
-from segskd.export.formats import FORMATS
+from segskd.export.formats import FORMATS, ORDERS
 
 
 def model_card(card: Card, result: dict[str, Any], proof: Certificate) -> str:
@@ -30,14 +30,14 @@ Classes, in the order of the mask's values: {", ".join(_plain(name) for name in 
 ## How to run it
 
 The network is {" and ".join(f"`{name}`" for name in kind.files)}: {kind.title}.{_narrow(proof, student)}
-`predict.py` needs that runtime, NumPy and Pillow, and nothing else:
+`predict.py` needs that runtime, NumPy, Pillow and the `bands.py` beside it, and nothing else:
 
 ```
 pip install numpy pillow {" ".join(kind.packages)}
 python predict.py image.png
 ```
 
-It writes `image_mask.png`. To do the same in your own program: {_input(proof)} `card.json` holds all
+It writes `image_mask.png`. To do the same in your own program: {_input(proof, card)} `card.json` holds all
 these figures, the classes and their colours (RGB).
 
 ## What was proved
@@ -50,13 +50,16 @@ The file was opened in a fresh process by its own runtime, through this `predict
 """
 
 
-def _input(proof: Certificate) -> str:
+def _input(proof: Certificate, card: Card) -> str:
+    shape = f"{card.channels}), {ORDERS[card.channels]}"
+    white = "the largest value of the file's type, 255 or 65535" if card.white is None else f"`white`, {card.white}"
     resize = "resize the image to `size` (`resize` says how)"
     if proof.input == "uint8":
-        return f"{resize}, and put in `image`, uint8, (1, height, width, 3), RGB; out come `logits` and `mask`."
+        return f"{resize}, and put in `image`, uint8, (1, height, width, {shape}; out come `logits` and `mask`."
     return (
-        f"{resize}, divide by `scale`, subtract `mean`, divide by `std`, pad with zeros at the bottom and right to "
-        "multiples of `size_multiple`, and put in float32, (1, 3, height, width), RGB; out come logits."
+        f"{resize}, divide by {white}, subtract `mean`, divide by `std`, pad with zeros at the bottom and right to "
+        f"multiples of `size_multiple`, and put in float32, (1, {card.channels}, height, width), "
+        f"{ORDERS[card.channels]}; out come logits."
     )
 
 

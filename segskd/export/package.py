@@ -8,20 +8,23 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from segskd.chosen import chosen_names
 from segskd.config import Recipe, Size
-from segskd.data.cards import data_folder, load_card
-from segskd.data.dataset import Pair, list_pairs, read_image
+from segskd.data import bands
+from segskd.data.cards import Card, data_folder, load_card
+from segskd.data.dataset import Pair, list_pairs
+from segskd.data.pixels import read_image
 from segskd.errors import UserError
 from segskd.evaluate.cost import weight_bytes
 from segskd.evaluate.predict import Predictor
@@ -40,6 +43,7 @@ from segskd.runs import Run
 
 REFUSED = "refused"
 RUNNER = Path(__file__).with_name("predict.py")
+READER = Path(str(bands.__file__))
 TEXTS = (".json", ".yaml", ".md", ".py", ".xml")
 ROOM = 4
 """Times the weights: the network in float and as it is exported, the zip, and what a runtime keeps beside them."""
@@ -89,6 +93,7 @@ class _Work:
         self.checkpoint = Predictor(load(run.model_folder), self.card, self.recipe.data.size)
         self.teacher, self.no_teacher = _teacher(self.recipe)
         _check_size(spec, self.checkpoint.view.padded)
+        _check_bits(spec, self.card, self.pairs)
 
     def make(self, files: Path) -> Certificate:
         """Writes all that goes into the zip into the new folder `files`; the certificate doesn't know the zip yet."""
@@ -96,7 +101,8 @@ class _Work:
         with writing(files):
             files.mkdir()
             quantized = self._write_network(files)
-            shutil.copyfile(RUNNER, files / RUNNER.name)
+            for program in (RUNNER, READER):
+                shutil.copyfile(program, files / program.name)
             shutil.copyfile(self.run.path / "recipe.yaml", files / "recipe.yaml")
             (files / "result.json").write_text(_json(self.result), encoding="utf-8")
         with FreshProcess(files) as fresh:
@@ -122,7 +128,7 @@ class _Work:
         return [self._input(pair) for pair in evenly(wanted or list(pairs.values()), CALIBRATION_IMAGES)]
 
     def _input(self, pair: Pair) -> Array:
-        view, image = self.checkpoint.view, read_image(pair.image)
+        view, image = self.checkpoint.view, read_image(pair.image, self.card)
         return (view.resized(image) if self.spec.pixels else view.image_only(image).numpy())[None]
 
     def _compare(self, fresh: FreshProcess) -> Difference:
@@ -186,6 +192,16 @@ def _check_size(spec: Spec, size: Size) -> None:
         raise UserError(
             f"images of {size[0]}x{size[1]} are too small for {spec.format}, which takes sides of {LEAST_SIDE} on: "
             "take --format safetensors"
+        )
+
+
+def _check_bits(spec: Spec, card: Card, pairs: Sequence[Pair]) -> None:
+    """Raises UserError for pixels that don't go into a file that takes uint8."""
+    deep = spec.pixels and next((pair for pair in pairs if read_image(pair.image, card).dtype != np.uint8), None)
+    if deep:
+        raise UserError(
+            f"--pixels puts 8 bits of each channel in, and {deep.image} has more, or its card a white of its own: "
+            "leave --pixels out"
         )
 
 

@@ -1,7 +1,7 @@
 """Masks of images by the network in this folder: python predict.py IMAGE … [--out DIR]
 
 Writes NAME_mask.png for each image, at its own size; pixel values are places in card.json's classes, shown in
-their colours. Needs NumPy, Pillow and the runtime of the file beside it: onnxruntime, openvino, or torch (and
+their colours. Needs bands.py, NumPy, Pillow and the runtime of the file beside it: onnxruntime, openvino, or torch (and
 segmentation-models-pytorch for model.safetensors).
 """
 
@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 
 def network(folder, threads=0):
@@ -53,13 +53,14 @@ def network(folder, threads=0):
 
 
 def mask(run, image, card):
-    """Classes uint8 (H, W) of an image uint8 (H, W, 3), RGB, at its own size."""
+    """Classes uint8 (H, W) of an image (H, W, channels), uint8 or float32 from 0 to 1, at its own size."""
     height, width = card["size"]
-    x = np.rint(resized(image.astype(np.float32).transpose(2, 0, 1), height, width)).transpose(1, 2, 0)
+    x = resized(image.astype(np.float32).transpose(2, 0, 1), height, width).transpose(1, 2, 0)
+    x = np.rint(x) if image.dtype == np.uint8 else x * 255
     if card["input"] == "uint8":  # the file normalises and pads by itself
         x = x.astype(np.uint8)[None]
     else:
-        x = ((x / card["scale"] - card["mean"]) / card["std"]).astype(np.float32).transpose(2, 0, 1)[None]
+        x = ((x / 255 - card["mean"]) / card["std"]).astype(np.float32).transpose(2, 0, 1)[None]
         x = np.pad(x, ((0, 0), (0, 0), (0, -height % card["size_multiple"]), (0, -width % card["size_multiple"])))
     logits = run(x)[0, : len(card["classes"]), :height, :width]
     return resized(logits, image.shape[0], image.shape[1], area=False).argmax(0).astype(np.uint8)
@@ -98,6 +99,8 @@ def between(old, new):
 
 
 def main():
+    import bands  # lies beside this file
+
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=Path())
@@ -107,7 +110,7 @@ def main():
     run = network(folder)
     given.out.mkdir(parents=True, exist_ok=True)
     for path in given.images:
-        drawn = Image.fromarray(mask(run, np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB")), card))
+        drawn = Image.fromarray(mask(run, bands.read(path, card["channels"], card["white"]), card))
         drawn.putpalette([value for one in card["classes"] for value in one["color"]])
         drawn.save(given.out / f"{path.stem}_mask.png")
 

@@ -15,6 +15,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+MOST_CHANNELS = 4  # no side of an image is as short
+
 
 def main(folder: str, threads: int) -> None:
     """Answers until there is no more to read."""
@@ -39,7 +41,7 @@ def _read(source: BinaryIO) -> np.ndarray | None:
     if not head:
         return None
     shape = np.frombuffer(source.read(4 * int.from_bytes(head, sys.byteorder)), np.int32)
-    kind = np.dtype(np.uint8 if shape[-1] == 3 else np.float32)
+    kind = np.dtype(np.uint8 if shape[-1] <= MOST_CHANNELS else np.float32)
     return np.frombuffer(bytearray(source.read(int(shape.prod()) * kind.itemsize)), kind).reshape(shape)
 
 

@@ -12,6 +12,7 @@ from torch.export import Dim
 from segskd.data.transforms import SIZE_MULTIPLE
 from segskd.errors import UserError
 from segskd.export.graph import FromPixels
+from segskd.models.build import input_channels
 
 
 def write_pt2(graph: nn.Module, target: Path) -> None:
@@ -34,9 +35,10 @@ def write_pt2(graph: nn.Module, target: Path) -> None:
 
 def example(graph: nn.Module) -> Tensor:
     """An input of two images. No two sides are equal and none is 1, so that none is taken for fixed."""
+    channels = input_channels(graph)
     if isinstance(graph, FromPixels):
-        return torch.zeros(2, 2 * SIZE_MULTIPLE + 6, 3 * SIZE_MULTIPLE + 14, 3, dtype=torch.uint8)
-    return torch.zeros(2, 3, 3 * SIZE_MULTIPLE, 4 * SIZE_MULTIPLE)
+        return torch.zeros(2, 2 * SIZE_MULTIPLE + 6, 3 * SIZE_MULTIPLE + 14, channels, dtype=torch.uint8)
+    return torch.zeros(2, channels, 3 * SIZE_MULTIPLE, 4 * SIZE_MULTIPLE)
 
 
 def free_axes(graph: nn.Module) -> dict[int, str]:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from segskd.data.cards import Card
 from segskd.data.census import Census, census, count_pixels
-from segskd.data.dataset import Pair, Uint8, read_mask
+from segskd.data.dataset import Pair, read_mask
+from segskd.data.pixels import Uint8
 from segskd.errors import UserError
 
 CONTENT: dict[str, Any] = {

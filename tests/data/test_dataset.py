@@ -14,7 +14,8 @@ from PIL import Image
 
 from segskd.data import dataset
 from segskd.data.cards import Card
-from segskd.data.dataset import has_split, hash_order, list_pairs, list_split, read_image, read_mask, read_upload
+from segskd.data.dataset import has_split, hash_order, list_pairs, list_split, read_mask
+from segskd.data.pixels import read_image, read_upload
 from segskd.errors import UserError
 
 IMAGES, MASKS = "images/{name}.png", "masks/{name}.png"
@@ -255,27 +256,27 @@ def test_unknown_values_are_named(tmp_path: Path, values: Any, changes: dict[str
 
 def test_image_is_rgb(tmp_path: Path) -> None:
     path = write(tmp_path / "i.png", [[[250, 10, 30], [0, 0, 255]]])
-    image = read_image(path)
+    image = read_image(path, make_card())
     assert image.dtype == np.uint8
     assert image.tolist() == [[[250, 10, 30], [0, 0, 255]]]
 
 
 def test_grey_image_gets_three_channels(tmp_path: Path) -> None:
-    assert read_image(write(tmp_path / "i.png", [[7, 200]])).tolist() == [[[7, 7, 7], [200, 200, 200]]]
+    assert read_image(write(tmp_path / "i.png", [[7, 200]]), make_card()).tolist() == [[[7, 7, 7], [200, 200, 200]]]
 
 
 def test_alpha_is_dropped(tmp_path: Path) -> None:
-    assert read_image(write(tmp_path / "i.png", [[[1, 2, 3, 128]]])).tolist() == [[[1, 2, 3]]]
+    assert read_image(write(tmp_path / "i.png", [[[1, 2, 3, 128]]]), make_card()).tolist() == [[[1, 2, 3]]]
 
 
 def test_unreadable_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"can't read image .*x\.png"):
-        read_image(tmp_path / "x.png")
+        read_image(tmp_path / "x.png", make_card())
     with pytest.raises(UserError, match=r"can't read mask .*x\.png"):
         read_mask(tmp_path / "x.png", make_card())
     with pytest.raises(UserError, match=r"can't read image .*none\.png"):
-        read_image(tmp_path / "none.png")
+        read_image(tmp_path / "none.png", make_card())
 
 
 # -- pictures of strange sizes and kinds ---------------------------------------------------------------
@@ -307,11 +308,11 @@ def test_large_pictures_are_refused_by_their_header(
     path = header_only(tmp_path / "huge.png", width, height)
     monkeypatch.setattr(dataset.cv2, "imread", None)
     with pytest.raises(UserError, match=rf"image .*huge\.png {said}"):
-        read_image(path)
+        read_image(path, make_card())
     with pytest.raises(UserError, match=rf"mask .*huge\.png {said}"):
         read_mask(path, make_card())
     with pytest.raises(UserError, match=rf"^'huge\.png' {said}"):
-        read_upload(path)
+        read_upload(path, make_card())
 
 
 def test_a_large_picture_is_refused_where_warnings_are_none(tmp_path: Path) -> None:
@@ -319,9 +320,9 @@ def test_a_large_picture_is_refused_where_warnings_are_none(tmp_path: Path) -> N
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(UserError, match=r"has 100\.1 megapixels"):
-            read_image(path)
+            read_image(path, make_card())
         with pytest.raises(UserError, match=r"has 100\.1 megapixels"):
-            read_upload(path)
+            read_upload(path, make_card())
 
 
 def test_a_picture_at_the_limit_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +331,7 @@ def test_a_picture_at_the_limit_is_decoded(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(dataset.cv2, "imread", lambda path, mode: asked.append(path))
     for width, height in ((16_384, 6_103), (10_000, 10_000)):
         with pytest.raises(UserError, match="can't read image"):
-            read_image(header_only(tmp_path / "x.png", width, height))
+            read_image(header_only(tmp_path / "x.png", width, height), make_card())
     assert len(asked) == 2
 
 
@@ -340,7 +341,7 @@ def test_what_opencv_refuses_is_a_plain_message(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(dataset.cv2, "imread", refuse)
     with pytest.raises(UserError, match=r"can't read image .*i\.png"):
-        read_image(write(tmp_path / "i.png", [[1]]))
+        read_image(write(tmp_path / "i.png", [[1]]), make_card())
 
 
 RED, HALF_RED = (255, 0, 0), (255, 0, 0, 128)
@@ -355,8 +356,9 @@ def test_uploads_become_rgb(tmp_path: Path) -> None:
     Image.new("LA", (3, 2), (0, 0)).save(tmp_path / "clear.png")
     write(tmp_path / "deep.png", [[0, 256 * 9, 65535]] * 2, dtype=np.uint16)
     plain.save(tmp_path / "one.gif")
-    found = {path.name: read_upload(path) for path in tmp_path.iterdir()}
+    found = {path.name: read_upload(path, make_card()) for path in tmp_path.iterdir()}
     assert {picture.shape for picture in found.values()} == {(2, 3, 3)}
+    deep = found.pop("deep.png")
     assert {picture.dtype for picture in found.values()} == {np.dtype(np.uint8)}
     first = {name: picture[0, 0].tolist() for name, picture in found.items()}
     # 128 of 255 red on white: green and blue are 255 · (1 - 128/255) = 127.
@@ -365,21 +367,21 @@ def test_uploads_become_rgb(tmp_path: Path) -> None:
         "grey.png": [7, 7, 7],
         "alpha.png": [255, 127, 127],
         "clear.png": [255, 255, 255],
-        "deep.png": [0, 0, 0],
     }
-    assert found["deep.png"][1, :, 2].tolist() == [0, 9, 255]
+    assert deep.dtype == np.float32
+    assert (deep[1, :, 2] * 65535).round().tolist() == [0, 256 * 9, 65535]
 
 
 def test_an_upload_in_cmyk_and_one_from_a_camera_held_sideways(tmp_path: Path) -> None:
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "print.jpg", quality=95)
-    red, green, blue = read_upload(tmp_path / "print.jpg")[8, 8].tolist()
+    red, green, blue = read_upload(tmp_path / "print.jpg", make_card())[8, 8].tolist()
     assert red > 230 > 25 > max(green, blue)
     photograph = Image.new("RGB", (32, 16), RED)
     photograph.paste((0, 0, 255), (0, 0, 16, 16))
     exif = Image.Exif()
     exif[0x0112] = 6  # turn a quarter to the right to see it upright: its left side is then on top
     photograph.save(tmp_path / "phone.jpg", exif=exif, quality=95)
-    upright = read_upload(tmp_path / "phone.jpg")
+    upright = read_upload(tmp_path / "phone.jpg", make_card())
     assert upright.shape == (32, 16, 3)
     assert upright[4, 8, 2] > 200 > 50 > upright[28, 8, 2]
 
@@ -407,10 +409,10 @@ def test_uploads_that_are_no_single_whole_picture(tmp_path: Path) -> None:
     }
     for name, reason in said.items():
         with pytest.raises(UserError, match=f"^'{name}' {reason}"):
-            read_upload(tmp_path / name)
+            read_upload(tmp_path / name, make_card())
 
 
 def test_a_cameras_two_pictures_in_one_file_are_the_first(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=frames[1:])
-    assert read_upload(tmp_path / "phone.jpg")[0, 0, 0] > 240
+    assert read_upload(tmp_path / "phone.jpg", make_card())[0, 0, 0] > 240

@@ -15,7 +15,8 @@ import pytest
 
 from segskd.data import scenes
 from segskd.data.cards import load_card
-from segskd.data.dataset import list_pairs, read_image, read_mask
+from segskd.data.dataset import list_pairs, read_mask
+from segskd.data.pixels import read_image
 from segskd.data.scene_cars import Car
 from segskd.data.scene_parts import CAR, PERSON, POLE, Camera, Canvas
 from segskd.data.scene_street import lay_out
@@ -174,7 +175,7 @@ def test_generate_writes_what_draw_scene_draws(tmp_path: Path) -> None:
         pairs = list_pairs(card, tmp_path, split)
         assert [pair.name for pair in pairs] == [f"scene_{n:04d}" for n in range(size)]
         image, mask = scenes.draw_scene(split, size - 1)
-        assert np.array_equal(read_image(pairs[-1].image), image)
+        assert np.array_equal(read_image(pairs[-1].image, card), image)
         assert np.array_equal(read_mask(pairs[-1].mask, card), mask)
         assert cv2.imread(str(pairs[-1].mask), cv2.IMREAD_UNCHANGED).ndim == 2
     assert scenes.is_current(tmp_path / "scenes")
@@ -318,7 +319,7 @@ def test_a_process_of_its_own_draws_the_same_and_tells(tmp_path: Path) -> None:
     command = [sys.executable, "-m", scenes.__name__, str(tmp_path), "405", "600"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "0\n"
     image, mask = scenes.draw_scene("val", 5)
-    assert np.array_equal(read_image(tmp_path / "val" / "images" / "scene_0005.png"), image)
+    assert np.array_equal(read_image(tmp_path / "val" / "images" / "scene_0005.png", load_card("scenes")), image)
     assert np.array_equal(cv2.imread(str(tmp_path / "val" / "masks" / "scene_0005.png"), cv2.IMREAD_UNCHANGED), mask)
     (tmp_path / "val" / "images").rename(tmp_path / "gone")
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"{errno.ENOENT}\n"

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from segskd.data.cards import load_card
-from segskd.data.dataset import Uint8
+from segskd.data.pixels import Uint8
 from segskd.data.transforms import ViewMaker
 from segskd.distill.session import start
 from segskd.errors import UserError

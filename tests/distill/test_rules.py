@@ -17,7 +17,8 @@ import torch
 from segskd.cli import main
 from segskd.config import dump_recipe
 from segskd.data.cards import load_card
-from segskd.data.dataset import list_pairs, read_image
+from segskd.data.dataset import list_pairs
+from segskd.data.pixels import read_image
 from segskd.distill import session
 from segskd.distill.job import prepare
 from segskd.errors import UserError
@@ -35,7 +36,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def answers(data: Path, card_path: Path, teacher_folder: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Features (12, 512) and mean entropies (12,) of the training images, by the library itself."""
     card = load_card(card_path)
-    pixels = np.stack([read_image(pair.image) for pair in list_pairs(card, data, "train")]) / 255
+    pixels = np.stack([read_image(pair.image, card) for pair in list_pairs(card, data, "train")]) / 255
     images = torch.from_numpy((pixels - card.mean) / card.std).permute(0, 3, 1, 2).float()
     model = smp.from_pretrained(teacher_folder).eval()
     with torch.no_grad():

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from segskd.data.cards import IMAGENET_MEAN, IMAGENET_STD, Card, load_card
-from segskd.data.dataset import Pair, list_pairs, read_image, read_mask
+from segskd.data.dataset import Pair, list_pairs, read_mask
+from segskd.data.pixels import read_image
 from segskd.data.transforms import ViewMaker
 from segskd.distill.session import start
 from segskd.errors import UserError

@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from segskd.data.cards import Card
 from segskd.errors import UserError
-from segskd.evaluate.metrics import ConfusionMatrix, Score, check_outputs, drop_surplus
+from segskd.evaluate.metrics import ConfusionMatrix, Score, check_outputs, class_logits
 
 # Truth and prediction of one image; 255 is ignored.
 TRUTH = torch.tensor([[[0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1], [1, 1, 255, 255]]])
@@ -101,8 +101,8 @@ def test_a_score_as_json_and_back(card: Card) -> None:
 
 def test_the_surplus_output_is_no_answer(make_card: Callable[..., Card]) -> None:
     logits = torch.tensor([1.0, 3.0, 2.0, 9.0])[None, :, None, None]
-    assert drop_surplus(logits, make_card(ignore_index=3)).argmax(1).item() == 1
-    assert torch.equal(drop_surplus(logits[:, :3], make_card()), logits[:, :3])
+    assert class_logits(logits, make_card(ignore_index=3)).argmax(1).item() == 1
+    assert torch.equal(class_logits(logits[:, :3], make_card()), logits[:, :3])
 
 
 @pytest.mark.parametrize(
@@ -116,3 +116,20 @@ def test_outputs_and_classes(make_card: Callable[..., Card], outputs: int, ignor
     else:
         with pytest.raises(UserError, match=f"the student has {outputs} outputs, but 'colours' has 3 classes"):
             check_outputs(outputs, card, "the student")
+
+
+def two(card: Card) -> Card:
+    return card.model_copy(update={"classes": card.classes[:2]})
+
+
+def test_one_output_stands_for_two_classes(make_card: Callable[..., Card]) -> None:
+    """Its sigmoid is the share of class 1, which wins from 0 on."""
+    card = two(make_card())
+    check_outputs(1, card, "the teacher")
+    z = torch.tensor([-3.0, -0.5, 0.5, 40.0]).view(1, 1, 2, 2)
+    logits = class_logits(z, card)
+    assert logits.tolist() == [[[[0, 0], [0, 0]], [[-3.0, -0.5], [0.5, 40.0]]]]
+    torch.testing.assert_close(logits.softmax(1)[:, 1:], torch.sigmoid(z))
+    assert logits.argmax(1).tolist() == [[[0, 0], [1, 1]]]
+    with pytest.raises(UserError, match="has 1 outputs, but 'colours' has 3 classes"):
+        check_outputs(1, make_card(), "the teacher")

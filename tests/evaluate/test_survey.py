@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from segskd.data.cards import Card, load_card
-from segskd.data.dataset import Pair, list_pairs, read_image
+from segskd.data.dataset import Pair, list_pairs
+from segskd.data.pixels import read_image
 from segskd.errors import UserError
 from segskd.evaluate.survey import Survey, survey
 from segskd.models.build import load
@@ -157,7 +158,7 @@ def test_a_unet_as_its_own_library_runs_it(data: Path, card_path: Path, teacher_
     pairs = list_pairs(card, data, "train")
     found = survey(load(teacher_folder).train(), card, pairs, (64, 96), "cpu", tmp_path)
     model = smp.from_pretrained(teacher_folder).eval()
-    pixels = np.stack([read_image(pair.image) for pair in pairs]) / 255
+    pixels = np.stack([read_image(pair.image, card) for pair in pairs]) / 255
     images = torch.from_numpy((pixels - card.mean) / card.std).permute(0, 3, 1, 2).float()
     with torch.no_grad():
         features, logits = model.encoder(images)[-1].mean((2, 3)), model(images)

@@ -16,7 +16,8 @@ import segmentation_models_pytorch as smp
 import torch
 
 from segskd.data.cards import load_card
-from segskd.data.dataset import Pair, list_pairs, read_image
+from segskd.data.dataset import Pair, list_pairs
+from segskd.data.pixels import read_image
 from segskd.errors import UserError
 from segskd.evaluate.predict import Predictor
 from segskd.export import fresh as processes
@@ -41,7 +42,7 @@ def test_differences_are_counted(run: Run, unpacked: Callable[[Spec], Path]) -> 
     with torch.no_grad():
         model.segmentation_head[0].bias[1] += 0.75
     before, moved = (Predictor(one, card, SIZE) for one in (load(run.model_folder), model))
-    views = [torch.stack([p.view.image_only(read_image(pair.image)) for pair in pairs(run)]) for p in (
+    views = [torch.stack([p.view.image_only(read_image(pair.image, p.card)) for pair in pairs(run)]) for p in (
         Predictor(model, card, size) for size in (SIZE, *other_sizes(SIZE))
     )]  # fmt: skip
     expected = 0

@@ -92,7 +92,7 @@ def test_an_onnx_file_says_all_that_it_takes_to_use_it(run: Run, unpacked: Unpac
     assert told == json.loads((folder / "card.json").read_text())
     assert [entry["name"] for entry in told["classes"]] == ["ground", "wall", "sky"]
     assert told["classes"][2]["color"] == [70, 130, 180]
-    assert (told["mean"], told["std"], told["scale"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], 255.0)
+    assert (told["mean"], told["std"], told["white"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], None)
     assert (told["size"], told["size_multiple"], told["ignore_index"]) == ([50, 90], 32, 255)
     assert (told["layout"], told["channel_order"], told["input"]) == ("NCHW", "RGB", "float32")
     assert (told["network"], told["encoder"]) == ("unet:resnet10", "tu-resnet18")

@@ -31,7 +31,7 @@ Packed = Callable[[Spec], Package]
 SAFETENSORS, ONNX = Spec(), Spec("onnx")
 PIXELS = 4 * (50 * 90 + 64 * 64 + 64 * 128)
 """Four validation images at the run's size, about half of it, and five quarters."""
-EXTRAS = ["README.md", "card.json", "certificate.json", "predict.py", "recipe.yaml", "result.json"]
+EXTRAS = ["README.md", "bands.py", "card.json", "certificate.json", "predict.py", "recipe.yaml", "result.json"]
 
 
 @pytest.fixture

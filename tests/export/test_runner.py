@@ -17,8 +17,10 @@ import pytest
 from packaging.requirements import Requirement
 from PIL import Image
 
+from segskd.data import bands
 from segskd.data.cards import load_card
-from segskd.data.dataset import list_pairs, read_image
+from segskd.data.dataset import list_pairs
+from segskd.data.pixels import read_image
 from segskd.evaluate.predict import Predictor
 from segskd.export import predict, timing
 from segskd.export.formats import FORMATS, Spec
@@ -67,7 +69,7 @@ def test_it_runs_where_there_is_nothing_else(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     drawn = Image.open(tmp_path / f"{pair.name}_mask.png")
-    expected = Predictor(load(run.model_folder), card, run.recipe.data.size).mask(read_image(pair.image))
+    expected = Predictor(load(run.model_folder), card, run.recipe.data.size).mask(read_image(pair.image, card))
     agreeing = (np.asarray(drawn) == expected).mean()
     assert agreeing > (0.99 if spec.int8 else 0.999)
     palette = drawn.getpalette()
@@ -91,7 +93,9 @@ def test_a_pruned_network_is_built_by_what_lies_beside_it(
     command = [python, folder / "predict.py", pair.image, "--out", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    expected = Predictor(load(narrow_run.model_folder), card, narrow_run.recipe.data.size).mask(read_image(pair.image))
+    expected = Predictor(load(narrow_run.model_folder), card, narrow_run.recipe.data.size).mask(
+        read_image(pair.image, card)
+    )
     assert (np.asarray(Image.open(tmp_path / f"{pair.name}_mask.png")) == expected).mean() > 0.999
 
 
@@ -126,15 +130,16 @@ def test_it_turns_a_photograph_upright(tmp_path: Path, monkeypatch: pytest.Monke
     exif[0x0112] = 6  # to be turned by 90 degrees
     Image.fromarray(np.rot90(upright)).save(tmp_path / "photo.jpg", exif=exif, quality=95)
     card = {"classes": [{"color": [0, 0, 0]}, {"color": [255, 255, 255]}], "size": [40, 20], "size_multiple": 1}
-    card |= {"input": "uint8", "layout": "NHWC", "scale": 255, "mean": [0, 0, 0], "std": [1, 1, 1]}
+    card |= {"input": "uint8", "layout": "NHWC", "channels": 3, "white": None, "mean": [0, 0, 0], "std": [1, 1, 1]}
     (tmp_path / "card.json").write_text(json.dumps(card))
     bright = lambda x: np.stack([128.0 - x[..., 0], x[..., 0] - 128.0], axis=1)  # noqa: E731
+    monkeypatch.syspath_prepend(str(Path(bands.__file__).parent))
     monkeypatch.setattr(predict, "network", lambda folder: bright)
     monkeypatch.setattr(predict, "__file__", str(tmp_path / "predict.py"))
     monkeypatch.setattr(sys, "argv", ["predict.py", str(tmp_path / "photo.jpg"), "--out", str(tmp_path)])
     predict.main()
     drawn = np.asarray(Image.open(tmp_path / "photo_mask.png"))
-    expected = (read_image(tmp_path / "photo.jpg")[..., 0] > 128).astype(np.uint8)
+    expected = (read_image(tmp_path / "photo.jpg", load_card("scenes"))[..., 0] > 128).astype(np.uint8)
     assert drawn.shape == (40, 20)
     assert (drawn == expected).all()
 

@@ -19,7 +19,8 @@ from lightning_fabric import Fabric
 
 from segskd.config import make_recipe
 from segskd.data.cards import load_card
-from segskd.data.dataset import Pair, list_pairs, read_image, read_mask
+from segskd.data.dataset import Pair, list_pairs, read_mask
+from segskd.data.pixels import read_image
 from segskd.devices import choose_device, out_of_memory
 from segskd.distill import budget, images, job
 from segskd.distill.budget import Choice, check_step_fits
@@ -109,7 +110,7 @@ def said_by(act: Callable[[], Any]) -> UserError:
         ("teacher", lambda folder: load(folder / "gone")),
         ("teacher", changed_teacher),
         ("data", lambda folder: load_card(folder / "gone.yaml")),
-        ("data", lambda folder: read_image(folder / "gone.png")),
+        ("data", lambda folder: read_image(folder / "gone.png", load_card("scenes"))),
         ("data", lambda _: images._named([Pair("a", Path("a"), Path("a"))], ["b"])),
         ("loss", loss_astray),
     ],

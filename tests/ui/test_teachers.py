@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from segskd.config import Recipe
-from segskd.data.cards import load_card
+from segskd.data.cards import Card, load_card
 from segskd.errors import UserError
 from segskd.runs import Run
 from ui.context import Context
@@ -254,10 +254,14 @@ def test_files_that_are_no_model(context: Context, tmp_path: Path, teacher_folde
         add_upload([tmp_path / "a.zip"], context.runs)
 
 
-def test_a_network_that_cannot_be_cut_is_refused(context: Context, tmp_path: Path, teacher_folder: Path) -> None:
+def test_a_teacher_of_grey_images_fits_no_dataset_in_colour(context: Context, tmp_path: Path, card_path: Path) -> None:
     import segmentation_models_pytorch as smp
 
     smp.Unet("resnet18", classes=3, encoder_weights=None, in_channels=1).save_pretrained(tmp_path / "grey")
-    with pytest.raises(UserError, match="1 channels"):
-        add_upload([tmp_path / "grey" / name for name in ("config.json", "model.safetensors")], context.runs)
-    assert list_teachers(context) == []
+    key = add_upload([tmp_path / "grey" / name for name in ("config.json", "model.safetensors")], context.runs)
+    grey, card = find_teacher(list_teachers(context), key), load_card(card_path)
+    assert grey is not None
+    assert not fits(grey, card)
+    with pytest.raises(UserError, match="takes 1-channel images, but 'bands' has 3: take a network"):
+        grey.check(card)
+    assert fits(grey, Card.model_validate({**card.model_dump(exclude={"mean", "std"}), "channels": 1}))

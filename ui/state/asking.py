@@ -15,9 +15,9 @@ from segskd.data.cards import Card
 from segskd.data.dataset import Pair
 from segskd.devices import choose_device, out_of_memory
 from segskd.errors import UserError
-from segskd.evaluate.metrics import check_outputs
+from segskd.evaluate.metrics import check_fits
 from segskd.evaluate.survey import Survey, survey
-from segskd.models.build import describe, load, output_classes
+from segskd.models.build import describe, load
 from ui.state.background import Report
 
 NICENESS = 10
@@ -82,7 +82,7 @@ def _answer(question: Question, mouth: Any) -> None:
         os.nice(NICENESS)
     try:
         model = load(question.teacher)
-        check_outputs(output_classes(model), question.card, describe(model))
+        check_fits(model, question.card, describe(model))
         found = survey(
             model,
             question.card,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from segskd.data.dataset import read_upload
+from segskd.data.pixels import read_upload
 from segskd.distill.branch import branch_recipe
 from segskd.errors import UserError
 from segskd.evaluate.compare import AGREEMENT, AGREEMENT_COLORS
@@ -165,7 +165,7 @@ class Comparisons:
             opened = self.opened(name)
         except NotOpen as error:
             raise UserError("no run is open yet: wait until its images are here, then give your image again") from error
-        found = opened.side.predict_image(read_upload(path))
+        found = opened.side.predict_image(read_upload(path, opened.side.card))
         word = secrets.token_hex(8)
         with self._lock:
             self._uploads[word] = path.name, found

@@ -6,7 +6,7 @@ import base64
 
 import cv2
 
-from segskd.data.dataset import Uint8
+from segskd.data.pixels import Uint8
 
 
 def data_url(content: bytes, kind: str) -> str:

@@ -15,7 +15,8 @@ from PIL import Image
 
 from segskd.config import Recipe, Size
 from segskd.data.cards import Card, data_folder, load_card
-from segskd.data.dataset import Pair, list_pairs, read_image, read_mask
+from segskd.data.dataset import Pair, list_pairs, read_mask
+from segskd.data.pixels import displayed, read_image
 from segskd.errors import UserError
 from segskd.evaluate.pictures import class_legend, palette_table, resized
 from segskd.runs import Run
@@ -74,7 +75,7 @@ def legend(run: Run) -> list[dict[str, Any]]:
 def photograph(run: Run, name: str) -> str:
     """The image as it is shown, a JPEG as data URL. Raises UserError when it is gone or can't be read."""
     path = _pair(run.recipe, name).image
-    return _photograph(path, path.stat().st_mtime_ns, _shown(run.recipe.data.size))
+    return _photograph(path, path.stat().st_mtime_ns, run.recipe.data.card, _shown(run.recipe.data.size))
 
 
 def truth(run: Run, name: str) -> str:
@@ -92,8 +93,8 @@ def mask(path: Path) -> str:
 
 
 @lru_cache(maxsize=64)
-def _photograph(path: Path, _changed: int, size: Size) -> str:
-    return jpeg_url(resized(read_image(path), size), QUALITY)
+def _photograph(path: Path, _changed: int, card_name: str, size: Size) -> str:
+    return jpeg_url(resized(displayed(read_image(path, load_card(card_name))), size), QUALITY)
 
 
 @lru_cache(maxsize=64)

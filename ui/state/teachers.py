@@ -15,7 +15,7 @@ from segskd.config import DataPart, Size
 from segskd.data.cards import Card
 from segskd.data.unpack import Limits, unpack
 from segskd.errors import UserError
-from segskd.evaluate.metrics import check_outputs
+from segskd.evaluate.metrics import check_channels, check_outputs
 from segskd.files import writing
 from segskd.models.build import HUB_ID, WEIGHTS_FILES, load
 from segskd.models.cut import cut
@@ -46,6 +46,7 @@ class Teacher:
     place: Path
     network: str
     outputs: int | None = None
+    channels: int = 3
     dataset: str | None = None
     size: Size | None = None
     miou: float | None = None
@@ -77,8 +78,9 @@ class Teacher:
         return " · ".join(parts)
 
     def check(self, card: Card) -> None:
-        """Raises UserError unless it has the card's classes."""
+        """Raises UserError unless it has the card's classes and channels."""
         if self.outputs is not None:
+            check_channels(self.channels, card, f"teacher {self.name}")
             check_outputs(self.outputs, card, f"teacher {self.name}")
         elif self.dataset is not None and self.dataset != card.name:
             raise UserError(
@@ -217,6 +219,7 @@ def _read_run(run: Run) -> Teacher | None:
         place=run.path,
         network=recipe.network,
         outputs=_outputs(config),
+        channels=_channels(config),
         dataset=(result or {}).get("dataset", Path(recipe.data.card).stem),
         size=recipe.data.size,
         miou=(result or {}).get("miou"),
@@ -244,8 +247,8 @@ def _read_folder(folder: Path, origin: Origin) -> Teacher | None:
     config = _read_config(folder)
     if config is None or not isinstance(config.get("_model_class"), str):
         return None
-    network = config.get("arch") or f"{config['_model_class'].lower()}:{config.get('encoder_name')}"
-    return Teacher(f"{origin}/{folder.name}", folder.name, origin, folder, str(network), _outputs(config))
+    network = str(config.get("arch") or f"{config['_model_class'].lower()}:{config.get('encoder_name')}")
+    return Teacher(f"{origin}/{folder.name}", folder.name, origin, folder, network, _outputs(config), _channels(config))
 
 
 def _read_config(folder: Path) -> dict[str, Any] | None:
@@ -262,6 +265,11 @@ def _read_config(folder: Path) -> dict[str, Any] | None:
 def _outputs(config: dict[str, Any] | None) -> int | None:
     classes = (config or {}).get("classes")
     return classes if isinstance(classes, int) else None
+
+
+def _channels(config: dict[str, Any] | None) -> int:
+    channels = (config or {}).get("in_channels")
+    return channels if isinstance(channels, int) else 3
 
 
 def _stamp(*paths: Path) -> tuple[int, ...]:

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 
 from segskd.data.cards import UNKNOWN, Card
-from segskd.data.dataset import Pair, Uint8, decode_mask, read_image
+from segskd.data.dataset import Pair, decode_mask
+from segskd.data.pixels import Uint8, displayed, read_image
 from segskd.errors import UserError
 from segskd.evaluate.pictures import overlay
 from ui.state.dataurl import jpeg_url
@@ -66,7 +67,7 @@ def thumbnail(card: Card, pair: Pair, masks: bool) -> Uint8:
 
     Raises UserError when a file can't be read.
     """
-    image = read_image(pair.image)
+    image = displayed(read_image(pair.image, card))
     scale = min(1.0, WIDTH / max(image.shape[:2]))
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
