@@ -88,7 +88,7 @@ def out_of_memory(error: BaseException) -> UserError | None:
     """What to tell a user when `error` means that memory ran out, else None."""
     refused = isinstance(error, OSError) and error.errno == errno.ENOMEM
     if refused or isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
-        return UserError("memory ran out: take a smaller --size, --batch or --store-budget")
+        return UserError("memory ran out: take a smaller --size, --batch or --store-budget, or predict by --tile")
     return None
 
 

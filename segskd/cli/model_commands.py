@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from tyro.conf import Positional
@@ -14,6 +14,7 @@ from segskd.errors import Echoed, UserError
 from segskd.export.formats import FormatName
 
 if TYPE_CHECKING:
+    from segskd.evaluate.tiles import Tiles
     from segskd.export.push import Hub
     from segskd.runs import Run
 
@@ -24,6 +25,8 @@ def evaluate(
     split: str = "val",
     size: str | None = None,
     native: bool = False,
+    tile: str | None = None,
+    overlap: int | None = None,
     data: str | None = None,
     device: Device = "auto",
     json: Json = False,
@@ -34,8 +37,10 @@ def evaluate(
         model: A model's folder, a run, or a hub id.
         dataset: A card (a run knows its own).
         split: train, val or test.
-        size: HEIGHTxWIDTH (a run knows its own).
+        size: HEIGHTxWIDTH (a run knows its own), or native: each image at its own size.
         native: Scale the logits up to each mask's own size instead of shrinking the masks.
+        tile: HEIGHTxWIDTH of tiles by which larger images go through the network, in multiples of 32.
+        overlap: Pixels by which tiles overlap at least, in multiples of 32 (a quarter of the shorter side).
         data: Where datasets lie.
         device: Where to compute.
         json: Print JSON.
@@ -44,18 +49,20 @@ def evaluate(
     from segskd.data.transforms import RESIZE_FILTER
     from segskd.evaluate.predict import evaluate as score_split
     from segskd.evaluate.source import find_source
+    from segskd.evaluate.tiles import choose_tiles
 
+    tiles = choose_tiles(tile, overlap)
     source = find_source(model, dataset, size, data)
-    predictor = source.predictor(device)
+    predictor = source.predictor(device, tiles)
     with bar(f"evaluating {model}") as report:
         score = score_split(predictor, list_pairs(source.card, source.data, split), native, report)
     found = {
         **score.as_dict(),
-        "resize": RESIZE_FILTER,
+        "resize": RESIZE_FILTER if source.size else None,
         "split": split,
-        "size": list(source.size),
         "native": native,
         **source.as_dict(),
+        **_tiling(tiles),
     }
     table = Table("class", "IoU %", title=f"{model}: mIoU {100 * score.miou:.2f} %")
     for name, value in score.per_class.items():
@@ -69,6 +76,8 @@ def predict(
     out: Path,
     dataset: str | None = None,
     size: str | None = None,
+    tile: str | None = None,
+    overlap: int | None = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -79,19 +88,25 @@ def predict(
         images: Image files.
         out: Folder for NAME.png and NAME_overlay.png.
         dataset: The card that the model was trained on (a run knows its own).
-        size: HEIGHTxWIDTH that the network sees (a run knows its own); masks come at the image's size.
+        size: HEIGHTxWIDTH that the network sees (a run knows its own), or native: each image at its own size;
+            masks come at the image's size.
+        tile: HEIGHTxWIDTH of tiles by which larger images go through the network, in multiples of 32.
+        overlap: Pixels by which tiles overlap at least, in multiples of 32 (a quarter of the shorter side).
         device: Where to compute.
         json: Print JSON.
     """
     from segskd.evaluate.predict import predict_files
     from segskd.evaluate.source import find_source
+    from segskd.evaluate.tiles import choose_tiles
 
     if not images:
         raise UserError("name at least one image")
+    tiles = choose_tiles(tile, overlap)
     source = find_source(model, dataset, size, None)
     with bar("predicting") as report:
-        written, unreadable = predict_files(source.predictor(device), images, out, report)
-    show("\n".join(map(str, written)), {"masks": [str(p) for p in written], "unreadable": unreadable}, json)
+        written, unreadable = predict_files(source.predictor(device, tiles), images, out, report)
+    found = {"masks": [str(p) for p in written], "unreadable": unreadable, **_tiling(tiles)}
+    show("\n".join(map(str, written)), found, json)
     if unreadable:
         raise UserError(f"can't read {', '.join(unreadable)}: the other {len(written)} masks are written")
 
@@ -103,6 +118,8 @@ def compare(
     dataset: str | None = None,
     split: str = "val",
     size: str | None = None,
+    tile: str | None = None,
+    overlap: int | None = None,
     data: str | None = None,
     device: Device = "auto",
     json: Json = False,
@@ -115,7 +132,9 @@ def compare(
         out: Folder for tables and pictures.
         dataset: A card (the student's run knows its own).
         split: train, val or test.
-        size: HEIGHTxWIDTH (the student's run knows its own).
+        size: HEIGHTxWIDTH (the student's run knows its own), or native: each image at its own size.
+        tile: HEIGHTxWIDTH of tiles by which larger images go through the networks, in multiples of 32.
+        overlap: Pixels by which tiles overlap at least, in multiples of 32 (a quarter of the shorter side).
         data: Where datasets lie.
         device: Where to compute.
         json: Print JSON.
@@ -123,17 +142,20 @@ def compare(
     from segskd.data.dataset import list_pairs
     from segskd.evaluate.compare import compare as compare_two
     from segskd.evaluate.source import find_source
+    from segskd.evaluate.tiles import choose_tiles
 
+    tiles = choose_tiles(tile, overlap)
     ours = find_source(student, dataset, size, data)
     theirs = ours.with_model(teacher)
     pairs = list_pairs(ours.card, ours.data, split)
     with bar("comparing") as report:
-        found = compare_two(theirs.predictor(device), ours.predictor(device), pairs, out, report)
+        found = compare_two(theirs.predictor(device, tiles), ours.predictor(device, tiles), pairs, out, report)
     table = Table("class", "teacher IoU %", "student IoU %", "difference", "pixels", title=f"written to {out}")
     for row in found.retention():
         shares = [row["teacher"], row["student"], row["difference"]]
         table.add_row(row["class"], *("–" if v is None else f"{100 * v:.1f}" for v in shares), f"{row['pixels']:,}")
-    show(table, {"out": str(out), "miou": found.student.miou, "teacher_miou": found.teacher.miou}, json)
+    mious = {"miou": found.student.miou, "teacher_miou": found.teacher.miou}
+    show(table, {"out": str(out), **mious, **_tiling(tiles)}, json)
 
 
 def export(
@@ -196,6 +218,11 @@ def export(
             raise UserError(f"{error}; the package itself is finished: {made.path}") from error
         lines.append(f"pushed to {pushed}")
     show("\n".join(lines), {**made.as_dict(), "pushed": pushed if hub else None}, json)
+
+
+def _tiling(tiles: Tiles | None) -> dict[str, Any]:
+    """Plain data for JSON: the tiles as they are used, None where images go whole."""
+    return {"tile": list(tiles.tile) if tiles else None, "overlap": tiles.overlap if tiles else None}
 
 
 def _hub(repository: str) -> Hub:

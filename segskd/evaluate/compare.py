@@ -75,12 +75,12 @@ def agreement(teacher: Uint8, student: Uint8, mask: Uint8, ignore_index: int) ->
 def compare(
     teacher: Predictor, student: Predictor, pairs: Sequence[Pair], out: Path, report: Report | None = None
 ) -> Comparison:
-    """Compares two networks of one card and size, and writes the comparison into `out`.
+    """Compares two networks of one card and size, or of images at their own, and writes the comparison into `out`.
 
     Writes comparison.json, retention.csv, images.csv (by falling gap), agreement/NAME.png, and gallery.png
     with the images on which the student falls most behind. Raises UserError when the sizes differ.
     """
-    if teacher.size != student.size:
+    if teacher.fixed_size != student.fixed_size:
         raise UserError("teacher and student must be compared at one --size")
     card = teacher.card
     totals = ConfusionMatrix(card), ConfusionMatrix(card)
@@ -103,9 +103,10 @@ def compare(
 
 
 def gallery(teacher: Predictor, student: Predictor, pairs: Sequence[Pair], names: Sequence[str]) -> bytes:
-    """PNG of the named images: image, truth, teacher, student, agreement side by side."""
+    """PNG of the named images: image, truth, teacher, student, agreement side by side, all as large as the first."""
     by_name = {pair.name: pair for pair in pairs}
     chosen = [by_name[name] for name in names]
+    shown = shown_size(teacher.fitted(read_image(chosen[0].image, teacher.card)).size)
     rows: list[list[Uint8]] = []
     for (part, ours, masks), (_, theirs, _) in zip(
         predict_pairs(teacher, chosen), predict_pairs(student, chosen), strict=True
@@ -115,7 +116,6 @@ def gallery(teacher: Predictor, student: Predictor, pairs: Sequence[Pair], names
             kinds = agreement(by_teacher, by_student, mask, teacher.card.ignore_index)
             drawn = [colourised(m, teacher.card) for m in (mask, by_teacher, by_student)]
             drawn.append(np.array(AGREEMENT_COLORS, dtype=np.uint8)[kinds])
-            shown = shown_size(teacher.size)
             photograph = resized(displayed(read_image(pair.image, teacher.card)), shown)
             rows.append([photograph, *(enlarged(picture, shown) for picture in drawn)])
     captions = ["image", "truth", "teacher", "student", "agreement"]

@@ -18,6 +18,7 @@ from segskd.data.pixels import Uint8
 GAP = 4
 CAPTION = 22
 LEAST_HEIGHT = 160
+MOST_SHOWN = 1024
 IGNORED = (0, 0, 0)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 FONT_SCALE = 0.45
@@ -42,7 +43,13 @@ def overlay(image: Uint8, mask: Uint8, card: Card, opacity: float = 0.55) -> Uin
 
 
 def shown_size(size: Size) -> Size:
-    """(height, width) at which pictures of that size are shown: enlarged by a whole number where they are small."""
+    """(height, width) at which pictures of that size are shown.
+
+    Enlarged by a whole number where they are small, and shrunk to MOST_SHOWN a side where they are large.
+    """
+    if max(size) > MOST_SHOWN:
+        height, width = (max(1, side * MOST_SHOWN // max(size)) for side in size)
+        return height, width
     scale = max(1, -(-LEAST_HEIGHT // size[0]))
     return size[0] * scale, size[1] * scale
 

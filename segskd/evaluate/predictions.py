@@ -32,7 +32,6 @@ from segskd.models.build import digest
 Array = npt.NDArray[Any]
 FORMAT = 1
 BATCH = 8
-BATCH_PIXELS = 2**21
 SAVE_SECONDS = 2.0
 SHORT = 16
 
@@ -137,8 +136,7 @@ class Predictions:
     def _go_on(self, progress: Progress, report: Report | None) -> None:
         teacher = self._networks[0]
         samples = Samples(self._pairs, 1, teacher.view, teacher.card)
-        height, width = teacher.size
-        batch = max(1, min(BATCH, BATCH_PIXELS // (height * width)))
+        batch = teacher.images_at_once(BATCH)
         saved = time.monotonic()
         while progress.done < len(self._pairs):
             wanted = range(progress.done, min(progress.done + batch, len(self._pairs)))
@@ -216,6 +214,7 @@ def _matrix(matrix: ConfusionMatrix, classes: Array, mask: Array) -> Array:
 
 
 def _key(teacher: Predictor, student: Predictor, pairs: Sequence[Pair]) -> dict[str, Any]:
+    tiles = [repr(network.tiles) for network in (teacher, student)]
     return {
         "format": FORMAT,
         "teacher": digest(teacher.model),
@@ -223,6 +222,7 @@ def _key(teacher: Predictor, student: Predictor, pairs: Sequence[Pair]) -> dict[
         "card": _sha(teacher.card.model_dump_json()),
         "size": list(teacher.size),
         "images": _sha("\n".join(f"{p.name} {stamp(p.image)} {stamp(p.mask)}" for p in pairs)),
+        **({"tiles": tiles} if teacher.tiles or student.tiles else {}),
     }
 
 

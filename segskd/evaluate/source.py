@@ -11,8 +11,12 @@ from segskd.data.cards import Card, data_folder, load_card
 from segskd.devices import choose_device
 from segskd.errors import UserError
 from segskd.evaluate.predict import Predictor
+from segskd.evaluate.tiles import Tiles
 from segskd.models.build import load
 from segskd.runs import Run, runs_folder
+
+NATIVE = "native"
+"""The size of images that keep their own."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +25,13 @@ class Source:
 
     place: str
     card: Card
-    size: Size
+    size: Size | None
+    """None: each image's own."""
     data: Path
 
-    def predictor(self, device: Device = "auto") -> Predictor:
+    def predictor(self, device: Device = "auto", tiles: Tiles | None = None) -> Predictor:
         """The network, loaded. Raises UserError when it can't be, or has not the card's classes."""
-        return Predictor(load(self.place), self.card, self.size, choose_device(device))
+        return Predictor(load(self.place), self.card, self.size, choose_device(device), tiles)
 
     def with_model(self, place: str) -> Source:
         """Another network on the same data at the same size."""
@@ -34,13 +39,15 @@ class Source:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {"model": self.place, "dataset": self.card.name}
+        size = NATIVE if self.size is None else list(self.size)
+        return {"model": self.place, "dataset": self.card.name, "size": size}
 
 
 def find_source(model: str, dataset: str | None, size: str | None, data: str | None) -> Source:
     """A model's folder, a run or a hub id, with what is not given taken from the run's recipe.
 
-    Raises UserError when the card or the size is neither given nor known.
+    The size "native" leaves each image at its own. Raises UserError when the card or the size is neither given nor
+    known.
     """
     place = model_place(model)
     recipe = Run(Path(place)).recipe if (Path(place) / "recipe.yaml").is_file() else None
@@ -49,12 +56,18 @@ def find_source(model: str, dataset: str | None, size: str | None, data: str | N
         raise UserError(f"{model} is no run, so name the classes it was trained on with --dataset")
     if size is None and recipe is None:
         raise UserError(f"{model} is no run, so give the size it was trained at with --size HEIGHTxWIDTH")
-    try:
-        chosen = parse_size(size) if size else recipe.data.size  # type: ignore[union-attr]
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    chosen = _chosen_size(size) if size else recipe.data.size  # type: ignore[union-attr]
     folder = data_folder(data or (recipe.data.folder if recipe else None))
     return Source(place, load_card(card, folder), chosen, folder)
+
+
+def _chosen_size(size: str) -> Size | None:
+    if size == NATIVE:
+        return None
+    try:
+        return parse_size(size)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def model_place(name: str) -> str:

@@ -42,7 +42,7 @@ def sound(card: Card, pairs: Sequence[Pair]) -> nn.Module:
     torch.manual_seed(0)
     model = smp.Unet("resnet18", encoder_depth=3, decoder_channels=(32, 16, 16), encoder_weights=None, classes=3)
     view = ViewMaker(card, SIZE)
-    made = [view(read_image(p.image), read_mask(p.mask, card), p.name, 0) for p in pairs]
+    made = [view(read_image(p.image, card), read_mask(p.mask, card), p.name, 0) for p in pairs]
     images, masks = torch.stack([image for image, _ in made]), torch.stack([mask for _, mask in made])
     optimiser = torch.optim.Adam(model.parameters(), 2e-3)
     for _ in range(40):

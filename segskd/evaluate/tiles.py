@@ -1,0 +1,107 @@
+"""Tiles: large images go through a network piece by piece, and the pieces' logits are blended without seams."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from segskd.config import Size, parse_size
+from segskd.data.transforms import SIZE_MULTIPLE, padded_size
+from segskd.errors import UserError
+
+LEAST_SIDE = 2 * SIZE_MULTIPLE
+OVERLAP_SHARE = 4
+# Pixels of the tiles that go through the network at once: four of 512x512.
+PIXELS_AT_ONCE = 2**20
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tiles of `tile` (height, width) that overlap by `overlap` pixels or more, all multiples of 32.
+
+    On that grid a network with strides up to 32 computes a tile's inner part just as it would in the whole image.
+    """
+
+    tile: Size
+    overlap: int
+
+    def cover(self, size: Size) -> bool:
+        """Whether a single tile holds a padded image (height, width)."""
+        return size[0] <= self.tile[0] and size[1] <= self.tile[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Strip:
+    """A tile along one axis: pixels [start, stop), and float32 weights (stop - start,) that fall off to its ends."""
+
+    start: int
+    stop: int
+    weights: Tensor
+
+
+def choose_tiles(tile: str | None, overlap: int | None) -> Tiles | None:
+    """What --tile and --overlap ask for; None without a tile.
+
+    Sides and overlap are rounded up to multiples of 32; an overlap that isn't given is a quarter of the shorter side.
+    Raises UserError when the tile is no size, or too small to overlap by so much.
+    """
+    if tile is None:
+        if overlap is not None:
+            raise UserError("--overlap is by how much tiles overlap: give their size, too, such as --tile 512x512")
+        return None
+    try:
+        sides = padded_size(parse_size(tile))
+    except ValueError as error:
+        raise UserError(f"--tile: {error}") from error
+    if min(sides) < LEAST_SIDE:
+        raise UserError(f"--tile {tile}: tiles of less than {LEAST_SIDE}x{LEAST_SIDE} can't overlap: take larger ones")
+    most = min(sides) - SIZE_MULTIPLE
+    asked = min(sides) // OVERLAP_SHARE if overlap is None else overlap
+    if not 0 <= asked <= most:
+        raise UserError(f"--overlap {asked} must lie between 0 and {most} for tiles of {sides[0]}x{sides[1]}")
+    return Tiles(sides, -(-asked // SIZE_MULTIPLE) * SIZE_MULTIPLE)
+
+
+def strips(length: int, side: int, overlap: int) -> list[Strip]:
+    """Covers `length` pixels exactly with as few tiles of `side` as can overlap by `overlap`, spread evenly.
+
+    All are multiples of 32, and so are the places. The weights of all tiles at a pixel sum to 1; where two tiles
+    overlap, one fades linearly into the other.
+    """
+    side = min(side, length)
+    count = 1 + math.ceil((length - side) / (side - overlap)) if length > side else 1
+    room = (length - side) // SIZE_MULTIPLE
+    starts = [room * number // max(1, count - 1) * SIZE_MULTIPLE for number in range(count)]
+    distance = torch.minimum(torch.arange(side) + 0.5, side - torch.arange(side) - 0.5)
+    total = torch.zeros(length)
+    for start in starts:
+        total[start : start + side] += distance
+    return [Strip(start, start + side, distance / total[start : start + side]) for start in starts]
+
+
+def blended(answer: Callable[[Tensor], Tensor], images: Tensor, tiles: Tiles) -> Tensor:
+    """Logits float32 (N, K, H, W) of padded images (N, C, H, W), on the device where `answer` has its own.
+
+    `answer` maps (n, C, h, w) to logits (n, K, h, w). Memory is what it takes for PIXELS_AT_ONCE, or for one
+    tile where that is larger, and the logits.
+    """
+    height, width = images.shape[-2:]
+    rows, columns = strips(height, tiles.tile[0], tiles.overlap), strips(width, tiles.tile[1], tiles.overlap)
+    places = list(product(range(len(images)), rows, columns))
+    at_once = max(1, PIXELS_AT_ONCE // (tiles.tile[0] * tiles.tile[1]))
+    total: Tensor | None = None
+    for first in range(0, len(places), at_once):
+        part = places[first : first + at_once]
+        logits = answer(torch.stack([images[n, :, y.start : y.stop, x.start : x.stop] for n, y, x in part]))
+        if total is None:
+            total = logits.new_zeros((len(images), logits.shape[1], height, width), dtype=torch.float32)
+        for (n, y, x), own in zip(part, logits, strict=True):
+            weights = (y.weights[:, None] * x.weights).to(own.device)
+            total[n, :, y.start : y.stop, x.start : x.stop] += own * weights
+    assert total is not None, "no images"
+    return total
