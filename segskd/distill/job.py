@@ -17,6 +17,7 @@ from segskd.config import Recipe, Size, make_recipe, merged
 from segskd.data.cards import Card, card_place, data_folder, load_card
 from segskd.data.dataset import Pair
 from segskd.data.fetch import Report, fetch
+from segskd.data.kept import cache_folder
 from segskd.data.samples import Samples
 from segskd.data.transforms import ViewMaker, padded_size
 from segskd.data.unlabelled import Example
@@ -44,6 +45,7 @@ from segskd.models.cut import check_size, cut, kinds
 from segskd.models.narrow import narrow
 from segskd.models.pairing import paired, shared
 from segskd.models.stages import HEAD, StagedNetwork, copy_matching, freeze, tap_shapes
+from segskd.runs import runs_folder
 
 LOOKING = "looking at the teacher's answers"
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -247,7 +249,9 @@ def _diagnosis(
     if report:
         report(LOOKING, 0, 1)
     labelled = [Pair(one.name, one.image, one.mask) for one in subset.train if one.mask is not None]
-    found = diagnose(teacher.model, card, labelled, subset.val, recipe.data.size, recipe.device)
+    found = diagnose(
+        teacher.model, card, labelled, subset.val, recipe.data.size, recipe.device, cache_folder(runs_folder())
+    )
     if report:
         report(LOOKING, 1, 1)
     return found

@@ -9,7 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
@@ -17,9 +21,13 @@ from torch import Tensor, nn
 from segskd.config import Size
 from segskd.data.cards import IMAGENET_MEAN, IMAGENET_STD, Card
 from segskd.data.dataset import Pair, hash_order
+from segskd.data.kept import Arrays, kept
 from segskd.errors import UserError
 from segskd.evaluate.metrics import ConfusionMatrix, score
 from segskd.evaluate.predict import Predictor, predict_pairs
+from segskd.models.build import digest
+
+Array = npt.NDArray[Any]
 
 MOST_IMAGES, FEWEST_IMAGES = 24, 8
 MOST_PIXELS = MOST_IMAGES * 192 * 256
@@ -97,23 +105,40 @@ class Diagnosis:
 
 
 def diagnose(
-    model: nn.Module, card: Card, train: Sequence[Pair], val: Sequence[Pair], size: Size, device: torch.device | str
+    model: nn.Module,
+    card: Card,
+    train: Sequence[Pair],
+    val: Sequence[Pair],
+    size: Size,
+    device: torch.device | str,
+    folder: Path,
 ) -> Diagnosis:
     """Scores a network on a few of the labelled images `train`, or of `val` where these are fewer than 8.
 
+    What it answers is kept in `folder` until its weights, the card, the size or one of these images changes.
     Raises UserError when it does hardly better than guessing, or when other channels, another normalisation or another
     order of its outputs fit much better; the message says which, and how to mend it.
     """
     split, pairs = ("training", train) if len(train) >= FEWEST_IMAGES else ("validation", val)
     pairs = _sample(pairs, size)
 
-    def ask(shown: Shown, some: Sequence[Pair] = pairs[:COMPARED_IMAGES]) -> Answers:
-        return Answers(shown, _counts(model, card, some, size, device, shown))
+    plain = Shown("the card's mean and std", tuple(card.mean), tuple(card.std))
+    ways = [plain, *_otherwise(plain)]
 
-    as_is = ask(Shown("the card's mean and std", tuple(card.mean), tuple(card.std)))
-    counts = as_is.counts + ask(as_is.shown, pairs[COMPARED_IMAGES:]).counts
+    def ask() -> Arrays:
+        def counted(shown: Shown, some: Sequence[Pair]) -> Array:
+            return _counts(model, card, some, size, device, shown).numpy()
+
+        compared = np.stack([counted(shown, pairs[:COMPARED_IMAGES]) for shown in ways])
+        return {"compared": compared, "further": counted(plain, pairs[COMPARED_IMAGES:])}
+
+    about = [digest(model), card.model_dump_json(), f"{size[0]}x{size[1]}", *map(str, ways)]
+    files = [file for pair in pairs for file in (pair.image, pair.mask)]
+    told = kept(folder, "diagnosis", about, files, ask)
+    as_is, *others = [Answers(way, torch.tensor(c)) for way, c in zip(ways, told["compared"], strict=True)]
+    counts = as_is.counts + torch.tensor(told["further"])
     found = Diagnosis(score(counts, card, len(pairs)).miou, *chance(counts), len(pairs), split)
-    problem = _explained(found, as_is, [ask(shown) for shown in _otherwise(as_is.shown)], card) or _guessing(found)
+    problem = _explained(found, as_is, others, card) or _guessing(found)
     if problem:
         raise UserError(f"the teacher {problem}; --trust-teacher skips this check")
     return found

@@ -64,8 +64,12 @@ class Asked:
 
     def shapes(self) -> Shapes:
         """The shapes of its weights by name, without computing or keeping any."""
-        with torch.device("meta"):
-            return {name: tuple(tensor.shape) for name, tensor in self.network().state_dict().items()}
+        try:
+            with torch.device("meta"):
+                network = self.network()
+        except UserError:  # some networks look at values while they are built
+            network = self.network()
+        return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
 @dataclass(frozen=True)

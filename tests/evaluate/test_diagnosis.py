@@ -54,8 +54,8 @@ def sound(card: Card, pairs: Sequence[Pair]) -> nn.Module:
 
 
 @pytest.fixture
-def ask(card: Card, pairs: Sequence[Pair]) -> Asked:
-    return lambda model: diagnose(model, card, pairs, [], SIZE, "cpu")
+def ask(card: Card, pairs: Sequence[Pair], tmp_path: Path) -> Asked:
+    return lambda model: diagnose(model, card, pairs, [], SIZE, "cpu", tmp_path)
 
 
 class Expecting(nn.Module):
@@ -87,10 +87,23 @@ def test_a_sound_teacher(sound: nn.Module, ask: Asked) -> None:
 
 
 def test_with_few_labels_the_validation_split_judges(
-    sound: nn.Module, card: Card, pairs: Sequence[Pair], data: Path
+    sound: nn.Module, card: Card, pairs: Sequence[Pair], data: Path, tmp_path: Path
 ) -> None:
-    found = diagnose(sound, card, pairs[:7], list_pairs(card, data, "val"), SIZE, "cpu")
+    found = diagnose(sound, card, pairs[:7], list_pairs(card, data, "val"), SIZE, "cpu", tmp_path)
     assert (found.images, found.split) == (4, "validation")
+
+
+def test_the_same_teacher_is_asked_once(sound: nn.Module, ask: Asked) -> None:
+    calls: list[int] = []
+    hook = sound.register_forward_hook(lambda module, inputs, output: calls.append(1))
+    first, asked = ask(sound), len(calls)
+    assert ask(sound) == first
+    assert len(calls) == asked > 0
+    hook.remove()
+    other = copy.deepcopy(sound)
+    Mends(bgr=True).apply(other)
+    with pytest.raises(UserError, match="BGR"):
+        ask(other)
 
 
 def test_bgr(sound: nn.Module, ask: Asked) -> None:

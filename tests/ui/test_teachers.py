@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from segskd.config import Recipe
 from segskd.data.cards import Card, load_card
 from segskd.errors import UserError
+from segskd.models.build import create, load
 from segskd.runs import Run
 from ui.context import Context
 from ui.jobs import Jobs
@@ -228,7 +229,7 @@ def config(teacher_folder: Path, **changes: object) -> str:
         ({"readme.txt": "x"}, "holds no config.json"),
         ({"config.json": "{}"}, "weights are missing"),
         ({"config.json": "[]", "model.safetensors": "x"}, "no JSON object"),
-        ({"config.json": '{"_model_class": "Linknet"}', "model.safetensors": "x"}, "this is a Linknet"),
+        ({"config.json": '{"_model_class": "Nonesuch"}', "model.safetensors": "x"}, "can't be loaded"),
         ({"config.json": '{"_model_class": "Unet"}', "model.safetensors": "x"}, "can't be loaded"),
         ({"../config.json": "{}"}, "outside"),
         ({f"{number}.txt": "" for number in range(1001)}, "at most 1000 are allowed"),
@@ -265,3 +266,23 @@ def test_a_teacher_of_grey_images_fits_no_dataset_in_colour(context: Context, tm
     with pytest.raises(UserError, match="takes 1-channel images, but 'bands' has 3: take a network"):
         grey.check(card)
     assert fits(grey, Card.model_validate({**card.model_dump(exclude={"mean", "std"}), "channels": 1}))
+
+
+def test_a_file_of_weights_is_uploaded_with_the_network_that_it_is_for(context: Context, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = create("linknet", "resnet18", 3).eval()
+    torch.save(
+        {"state_dict": {f"module.{key}": value for key, value in model.state_dict().items()}}, tmp_path / "w.pth"
+    )
+    with pytest.raises(UserError, match=r"^w\.pth is a file of weights: write beside it what network"):
+        add_upload([tmp_path / "w.pth"], context.runs)
+    with pytest.raises(UserError, match=r"^w\.pth "):
+        add_upload([tmp_path / "w.pth"], context.runs, "linknet:resnet34")
+    key = add_upload([tmp_path / "w.pth"], context.runs, " linknet:resnet18 ")
+    found = find_teacher(list_teachers(context), key)
+    assert found is not None
+    assert (key, found.network, found.outputs) == ("upload/w", "linknet:resnet18", 3)
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(load(found.place)(image), model(image))
+    assert not list(context.runs.glob("uploads/.new-*"))

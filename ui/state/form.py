@@ -129,7 +129,7 @@ class TeachForm:
         content: dict[str, Any] = {
             "kind": "teach",
             "data": {"card": student.choice.card},
-            "student": f"unet:{(self.encoder or '').removeprefix('unet:')}",
+            "student": self.encoder if self.encoder and ":" in self.encoder else f"unet:{self.encoder or ''}",
             "weights": self.weights or None,
             "method": "supervised",
             "optimisation": {"epochs": whole(self.epochs), "lr": whole(self.lr)},

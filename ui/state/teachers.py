@@ -19,6 +19,7 @@ from segskd.evaluate.metrics import check_channels, check_outputs
 from segskd.files import writing
 from segskd.models.build import HUB_ID, WEIGHTS_FILES, load
 from segskd.models.cut import cut
+from segskd.models.importing import Asked, Mends, import_model
 from segskd.runs import IMPORTED, Run, free_name, list_runs
 from ui.context import Context
 from ui.processes import ROOT
@@ -88,6 +89,8 @@ class Teacher:
             )
 
 
+WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt")
+"""Of files that hold weights and nothing that says what network they are for."""
 _known: dict[Path, tuple[tuple[int, ...], Teacher | None]] = {}
 
 
@@ -134,17 +137,18 @@ def check_hub_id(text: str) -> str:
     return text
 
 
-def add_upload(files: Sequence[Path], runs: Path) -> str:
+def add_upload(files: Sequence[Path], runs: Path, network: str = "") -> str:
     """Keeps an uploaded network below `runs` and returns its key.
 
-    `files` is one zip, or config.json with model.safetensors (or pytorch_model.bin, read as tensors alone).
+    `files` is one zip, or config.json with model.safetensors (or pytorch_model.bin, read as tensors alone), or one
+    file of weights for `network`, such as unet:resnet34 or torchvision's fcn_resnet50.
     Raises UserError when that is no network whose stages can be cut; then nothing is kept.
     """
     uploads = runs / UPLOADS
     with writing(uploads):
         uploads.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=uploads, prefix=".new-") as scratch:
-        folder, wish = _gather(files, Path(scratch))
+        folder, wish = _gather(files, Path(scratch), network.strip())
         _check(folder)
         kept = Path(scratch) / "kept"
         kept.mkdir()
@@ -157,7 +161,7 @@ def add_upload(files: Sequence[Path], runs: Path) -> str:
     return f"upload/{name}"
 
 
-def _gather(files: Sequence[Path], scratch: Path) -> tuple[Path, str]:
+def _gather(files: Sequence[Path], scratch: Path, network: str) -> tuple[Path, str]:
     """The folder of the model among the files, and a name for it."""
     if len(files) == 1 and files[0].suffix.lower() == ".zip":
         folder = scratch / "zip"
@@ -167,12 +171,26 @@ def _gather(files: Sequence[Path], scratch: Path) -> tuple[Path, str]:
         if not found:
             raise UserError(f"{files[0].name} holds no {CONFIG}: zip the folder that save_pretrained wrote")
         return found[0].parent, files[0].stem
+    if len(files) == 1 and (files[0].suffix.lower() in WEIGHT_SUFFIXES or (network and files[0].name != CONFIG)):
+        return _imported(files[0], scratch, network), files[0].stem
     for file in files:
         if file.name not in (CONFIG, *WEIGHTS_FILES):
             raise UserError(f"{file.name} is no part of a model: give one zip, or {CONFIG} and {WEIGHTS_FILES[0]}")
         with writing(scratch):
             shutil.copyfile(file, scratch / file.name)
     return scratch, "teacher"
+
+
+def _imported(file: Path, scratch: Path, network: str) -> Path:
+    """A file of weights as a folder."""
+    if not network:
+        raise UserError(f"{file.name} is a file of weights: write beside it what network they are for, then upload it")
+    arch, _, encoder = network.partition(":")
+    try:
+        import_model(str(file), Asked(arch, encoder or None), Mends(), scratch / "imported")
+    except UserError as error:
+        raise UserError(str(error).replace(str(file), file.name)) from error
+    return scratch / "imported"
 
 
 def _check(folder: Path) -> None:

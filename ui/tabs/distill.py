@@ -78,8 +78,8 @@ class Distill(Layout):
         on(self.preflight.proceed, self._proceeded, trigger_mode="multiple")
         on(self.unchecked.click, self._started_unchecked)
         on(self.teacher["alone"].click, self._taught)
-        upload = self.teacher["upload"]
-        on(upload.upload, self._uploaded, [upload], show_progress="minimal", show_progress_on=upload)
+        upload, network = self.teacher["upload"]
+        on(upload.upload, self._uploaded, [upload, network], show_progress="minimal", show_progress_on=upload)
         on(self.load.upload, self._loaded, [self.load])
         on(self.page.cloned.change, self._cloned, [self.page.cloned])
         self.preflight.take_batch(self._took_batch, None, inputs["batch"], **QUIET)
@@ -221,10 +221,10 @@ class Distill(Layout):
         inputs = {self.fields.inputs["teacher_from"]: "known", self.fields.inputs["teach_name"]: ""}
         return self._shown(self._draft(values), values) | inputs | self._teachers(values["known"], None)
 
-    def _uploaded(self, files: list[str] | None, *given: Any) -> Updates:
+    def _uploaded(self, files: list[str] | None, network: str | None, *given: Any) -> Updates:
         values = self._values(given)
         try:
-            key = add_upload([Path(file) for file in files or ()], self.context.runs)
+            key = add_upload([Path(file) for file in files or ()], self.context.runs, network or "")
         except UserError as error:
             return {self.fields.notices["teacher"]: notice(str(error))}
         values |= {"teacher_from": "known", "known": key}

@@ -9,12 +9,17 @@ from typing import Any
 import gradio as gr
 
 from segskd.distill.plan import TEACHER_LR
+from segskd.models.build import ARCHITECTURES, parse_spec
 from ui.parts import Notice
 from ui.state.outline import method_sentences, parameters
 from ui.state.places import as_text, default, help_text, if_empty, options
+from ui.state.teachers import WEIGHT_SUFFIXES
 
 STUDENTS = ("resnet10", "resnet14", "resnet20", "resnet26")
-OTHER_ENCODERS = ("resnet18", "resnet34", "tu-mobilenetv3_large_100", "tu-efficientnet_b0")
+OTHER_STUDENTS = (
+    *("unet:mobilenet_v2", "unet:tu-mobilenetv3_large_100", "unet:efficientnet-b0", "unet:mit_b0", "unet:resnet18"),
+    *("linknet:mobilenet_v2", "fpn:mobilenet_v2", "deeplabv3plus:mobilenet_v2", "segformer:mit_b0"),
+)
 SIZES = ("96x128", "128x128", "192x256", "256x256", "256x512", "384x512", "512x512", "512x1024", "1024x1024")
 TEACHER_ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101")
 TEACHER_SOURCES = [
@@ -77,14 +82,14 @@ class Fields:
 def student_fields(fields: Fields) -> None:
     """Student, method, size, epochs and seed."""
     own = [(f"{name} U-Net · {parameters(f'unet:{name}') / 1e6:.1f} M parameters", f"unet:{name}") for name in STUDENTS]
-    others = [(f"{name} U-Net", f"unet:{name}") for name in OTHER_ENCODERS]
+    others = [(f"{encoder} {_title(arch)}", f"{arch}:{encoder}") for arch, encoder in map(parse_spec, OTHER_STUDENTS)]
     fields.put(
         "student",
         gr.Dropdown,
         choices=[*own, *others],
         value=default("student"),
         label="Student",
-        info=f"{help_text('student')}; any other may be typed",
+        info=f"{help_text('student')}; any architecture and encoder may be typed",
         allow_custom_value=True,
     )
     fields.put(
@@ -119,6 +124,11 @@ def student_fields(fields: Fields) -> None:
         fields.put("seed", gr.Number, value=0, precision=None, label="Seed", info=help_text("seed"))
 
 
+def _title(arch: str) -> str:
+    """An architecture as people write it."""
+    return "U-Net" if arch == "unet" else ARCHITECTURES[arch].__name__
+
+
 def teacher_fields(fields: Fields) -> dict[str, Any]:
     """Where the teacher comes from, and what each origin needs; the groups by origin, and the upload's button."""
     fields.put(
@@ -144,11 +154,21 @@ def teacher_fields(fields: Fields) -> dict[str, Any]:
         upload = gr.UploadButton(
             "Upload …",
             file_count="multiple",
-            file_types=[".zip", ".json", ".safetensors", ".bin"],
+            file_types=[".zip", ".json", ".safetensors", ".bin", *WEIGHT_SUFFIXES],
             elem_id="distill-upload",
             size="md",
             scale=1,
             min_width=150,
+        )
+        network = gr.Textbox(
+            label="Network of an uploaded file of weights",
+            info="for .pth, .pt, .ckpt, .safetensors: ARCH:ENCODER, or torchvision's name",
+            placeholder="unet:resnet34",
+            elem_id="distill-upload-network",
+            max_lines=1,
+            max_length=200,
+            scale=3,
+            min_width=220,
         )
     with gr.Column(visible=False, elem_classes="bare") as hub:
         info = "OWNER/NAME of a model that segmentation_models_pytorch saved; it is downloaded when it is first needed"
@@ -156,7 +176,7 @@ def teacher_fields(fields: Fields) -> dict[str, Any]:
     with gr.Column(visible=False, elem_classes="bare") as train:
         _teach_fields(fields)
         alone = gr.Button("Train the teacher alone", size="sm", elem_id="distill-teach")
-    return {"groups": {"known": known, "hub": hub, "train": train}, "upload": upload, "alone": alone}
+    return {"groups": {"known": known, "hub": hub, "train": train}, "upload": (upload, network), "alone": alone}
 
 
 def _teach_fields(fields: Fields) -> None:
@@ -168,7 +188,7 @@ def _teach_fields(fields: Fields) -> None:
             choices=list(TEACHER_ENCODERS),
             value="resnet34",
             label="Teacher's encoder",
-            info="of a U-Net; any other may be typed",
+            info="of a U-Net; any other, or ARCH:ENCODER, may be typed",
             allow_custom_value=True,
         )
         fields.put(
