@@ -19,6 +19,7 @@ from segskd.evaluate.metrics import ConfusionMatrix, class_logits
 from segskd.evaluate.predict import Predictor
 from segskd.export.formats import Limits
 from segskd.export.fresh import Array, FreshProcess
+from segskd.models.cut import takes
 
 IMAGES = 128
 LEAST_SIDE = 64
@@ -97,12 +98,14 @@ class Certificate:
 def compare(
     fresh: FreshProcess, checkpoint: Predictor, pairs: Sequence[Pair], pixels: bool, report: Report | None = None
 ) -> Difference:
-    """Compares an exported network with `checkpoint`, on up to IMAGES pairs and a few at two other sizes.
+    """Compares an exported network with `checkpoint`, on up to IMAGES pairs and a few at two other sizes that it takes.
 
     Both compute one image at a time with the same number of threads. `pixels` says that uint8 goes in. Raises
     UserError when the network can't be opened.
     """
-    card, sizes = checkpoint.card, tuple(dict.fromkeys((checkpoint.size, *other_sizes(checkpoint.size))))
+    card, model = checkpoint.card, checkpoint.model
+    others = [size for size in other_sizes(checkpoint.size) if takes(model, size)]
+    sizes = tuple(dict.fromkeys((checkpoint.size, *others)))
     chosen = [(checkpoint.size, pair) for pair in evenly(pairs, IMAGES)]
     chosen += [(size, pair) for size in sizes[1:] for pair in evenly(pairs, OTHER_IMAGES)]
     predictors = {size: Predictor(checkpoint.model, card, size) for size in sizes}

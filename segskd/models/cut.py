@@ -104,6 +104,11 @@ def check_size(network: StagedNetwork, size: Size, who: str) -> None:
     raise UserError(f"{who} doesn't take images of {size[0]}x{size[1]} ({problem}): {mend}")
 
 
+def takes(model: nn.Module, size: Size) -> bool:
+    """Whether the network takes images of that padded size."""
+    return _refusal(ghost(model).eval(), size) is None
+
+
 def _sizes_near(size: Size) -> list[Size]:
     """Other sizes whose sides are multiples of 32 and differ little, and squares."""
     sides = [sorted({max(32, side + 32 * steps) for steps in range(-2, 3)}) for side in size]

@@ -140,7 +140,7 @@ def teacher_fields(fields: Fields) -> dict[str, Any]:
         container=False,
         label="From",
     )
-    with gr.Column(elem_classes="bare") as known, fields.noticed("teacher"), gr.Row(equal_height=True):
+    with gr.Column(elem_classes="bare") as known, fields.noticed("teacher"):
         fields.inputs["known"] = gr.Dropdown(
             choices=[],
             value=None,
@@ -148,6 +148,27 @@ def teacher_fields(fields: Fields) -> dict[str, Any]:
             info="runs and models of this server; the student learns to see as it does",
             elem_id="distill-known",
             filterable=False,
+        )
+        upload, network = _upload()
+    with gr.Column(visible=False, elem_classes="bare") as hub:
+        info = "OWNER/NAME of a model that segmentation_models_pytorch saved; it is downloaded when it is first needed"
+        fields.put("hub", gr.Textbox, value="", label="Hub id", info=info, max_lines=1, max_length=200)
+    with gr.Column(visible=False, elem_classes="bare") as train:
+        _teach_fields(fields)
+        alone = gr.Button("Train the teacher alone", size="sm", elem_id="distill-teach")
+    return {"groups": {"known": known, "hub": hub, "train": train}, "upload": (upload, network), "alone": alone}
+
+
+def _upload() -> tuple[Any, Any]:
+    """The button, and the network that an uploaded file of weights is for."""
+    with gr.Row(equal_height=True):
+        network = gr.Textbox(
+            label="Network of a file of weights",
+            info="to upload a .pth, .pt, .ckpt or .safetensors file, say what it is for: ARCH:ENCODER",
+            placeholder="unet:resnet34, or torchvision's fcn_resnet50",
+            elem_id="distill-upload-network",
+            max_lines=1,
+            max_length=200,
             scale=4,
             min_width=220,
         )
@@ -160,23 +181,7 @@ def teacher_fields(fields: Fields) -> dict[str, Any]:
             scale=1,
             min_width=150,
         )
-        network = gr.Textbox(
-            label="Network of an uploaded file of weights",
-            info="for .pth, .pt, .ckpt, .safetensors: ARCH:ENCODER, or torchvision's name",
-            placeholder="unet:resnet34",
-            elem_id="distill-upload-network",
-            max_lines=1,
-            max_length=200,
-            scale=3,
-            min_width=220,
-        )
-    with gr.Column(visible=False, elem_classes="bare") as hub:
-        info = "OWNER/NAME of a model that segmentation_models_pytorch saved; it is downloaded when it is first needed"
-        fields.put("hub", gr.Textbox, value="", label="Hub id", info=info, max_lines=1, max_length=200)
-    with gr.Column(visible=False, elem_classes="bare") as train:
-        _teach_fields(fields)
-        alone = gr.Button("Train the teacher alone", size="sm", elem_id="distill-teach")
-    return {"groups": {"known": known, "hub": hub, "train": train}, "upload": (upload, network), "alone": alone}
+    return upload, network
 
 
 def _teach_fields(fields: Fields) -> None:
