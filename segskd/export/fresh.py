@@ -48,7 +48,7 @@ class FreshProcess:
         """
         stdin = cast(IO[bytes], self._process.stdin)
         with suppress(BrokenPipeError):  # the answer that doesn't come tells
-            stdin.write(np.array([image.ndim, *image.shape], np.int32).tobytes())
+            stdin.write(np.array([image.ndim, *image.shape, image.itemsize], np.int32).tobytes())
             stdin.write(np.ascontiguousarray(image).tobytes())
             stdin.flush()
         seconds = float(self._read(1, np.float64)[0])

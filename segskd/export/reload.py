@@ -1,12 +1,13 @@
 """Run as a program of its own: opens an exported network as anybody would, by the predict.py beside it.
 
 Knows nothing of SegSKD. Arguments: the folder, threads. Reads from standard input: int32 number of dimensions,
-int32 each, then the bytes of one input, float32 where it has channels first and uint8 otherwise. Writes to standard
+int32 each, bytes a value, then one input: float32, or uint8 where a value has one byte. Writes to standard
 output: float64 seconds that the network took, int32 dimensions, int32 each, float32 logits.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -14,8 +15,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-
-MOST_CHANNELS = 4  # no side of an image is as short
 
 
 def main(folder: str, threads: int) -> None:
@@ -40,9 +39,9 @@ def _read(source: BinaryIO) -> np.ndarray | None:
     head = source.read(4)
     if not head:
         return None
-    shape = np.frombuffer(source.read(4 * int.from_bytes(head, sys.byteorder)), np.int32)
-    kind = np.dtype(np.uint8 if shape[-1] <= MOST_CHANNELS else np.float32)
-    return np.frombuffer(bytearray(source.read(int(shape.prod()) * kind.itemsize)), kind).reshape(shape)
+    *shape, size = np.frombuffer(source.read(4 * (int.from_bytes(head, sys.byteorder) + 1)), np.int32).tolist()
+    kind = np.dtype(np.uint8 if size == 1 else np.float32)
+    return np.frombuffer(bytearray(source.read(math.prod(shape) * kind.itemsize)), kind).reshape(shape)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def test_the_data_in_one_line(context: Context, values: dict[str, Any]) -> None:
         ({"teacher_from": "none"}, "teacher", "take method supervised"),
         ({"teacher_from": "hub", "hub": "../x"}, "hub", "OWNER/NAME"),
         ({"student": "unet:nothing"}, "student", "can't build"),
-        ({"student": "fpn:resnet18"}, "student", "ARCH:ENCODER"),
+        ({"student": "fpn9:resnet18"}, "student", "there is no architecture 'fpn9'"),
         ({"method": "magic"}, "method", "no method 'magic'"),
         ({"name": "../x"}, "name", "a run's name has"),
         ({"name": "<b>bold</b>"}, "name", "a run's name has"),

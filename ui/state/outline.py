@@ -138,7 +138,10 @@ def _built(spec: str) -> StagedNetwork:
 
 def _partners(recipe: Recipe, stages: tuple[str, ...]) -> tuple[str, ...]:
     """The teacher's stages, called as the student's; all of these as long as the teacher can't be asked."""
-    folder = model_folder(recipe.teacher) if recipe.teacher and Path(recipe.teacher).exists() else None
+    try:
+        folder = model_folder(recipe.teacher) if recipe.teacher else None
+    except UserError:  # a teacher that is yet to be trained; a wrong one is told of elsewhere
+        folder = None
     if folder is None:
         return stages
     changed = (folder / "config.json").stat().st_mtime_ns
