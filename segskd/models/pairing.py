@@ -28,11 +28,13 @@ def paired(teacher: StagedNetwork, student: StagedNetwork, size: Size) -> Staged
 
     Encoder and decoder are paired each by itself, in their order: as many stages as possible whose taps have the
     same stride at an input of `size`, then those with strides near to each other, whose taps an adapter resizes.
-    The head is the head's partner. What the student has no partner for is called "own.encoder.0" and so on.
+    The head is the head's partner; a stage that has nothing to train (VGG's last, a pooling) has none. What the student
+    has no partner for is called "own.encoder.0" and so on.
     """
     names = {HEAD: HEAD}
     for part in PARTS:
-        ours, theirs = ([n for n in network.names if n.startswith(part)] for network in (student, teacher))
+        ours = [name for name in student.names if name.startswith(part) and list(student.stages[name].parameters())]
+        theirs = [name for name in teacher.names if name.startswith(part)]
         strides = [_octaves(network, size, names) for network, names in ((student, ours), (teacher, theirs))]
         names |= {theirs[place]: ours[own] for own, place in match(*strides)}
     return teacher.renamed({name: names.get(name, OWN + name) for name in teacher.names})

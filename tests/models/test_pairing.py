@@ -75,3 +75,10 @@ def test_a_decoder_that_asks_for_tokens_is_lent_the_image() -> None:
 
 def test_without_a_teacher_all_stages_are_there() -> None:
     assert shared(["encoder.0", "head"], None) == ("encoder.0", "head")
+
+
+def test_a_stage_with_nothing_to_train_has_no_partner() -> None:
+    """VGG's last stage is a pooling, from stride 16 to 32."""
+    student = network("unet:vgg11")
+    names = paired(network("unet:resnet18"), student, SIZE).names
+    assert names[:5] == ["encoder.1", "encoder.2", "encoder.3", "encoder.4", "own.encoder.4"]
