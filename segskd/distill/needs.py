@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from segskd.distill.phase import TEACHER, Phase
-from segskd.models.pairing import lent
+from segskd.models.pairing import lent, taken_in
 from segskd.models.stages import HEAD, IMAGE, StagedNetwork
 
 DATA, STUDENT = "data", "student"
@@ -72,8 +72,10 @@ def graft_needs(phase: Phase, student: StagedNetwork, teacher: StagedNetwork | N
     needs = entering(student, part.first, len(student.names) - 1) | {MASK_KEY}
     if teacher is None or HEAD in phase.trained:
         return frozenset(needs)
-    names = lent(last_trained(phase, student), teacher, compared)
-    return frozenset(needs | {tap_key(TEACHER, name) for name in names})
+    last = last_trained(phase, student)
+    needs |= {tap_key(TEACHER, name) for name in lent(last, teacher, compared)}
+    own = taken_in(last, teacher) & set(compared)
+    return frozenset(needs | {tap_key(STUDENT, name) for name in own if student.index(name) < part.first})
 
 
 def last_trained(phase: Phase, student: StagedNetwork) -> str:

@@ -68,10 +68,14 @@ def lent(name: str, teacher: StagedNetwork, compared: Collection[str]) -> list[s
     They are those of stages whose taps nobody has compared with the student's: the student has none that would mean
     anything to the teacher.
     """
+    return sorted(taken_in(name, teacher) - set(compared))
+
+
+def taken_in(name: str, teacher: StagedNetwork) -> set[str]:
+    """The taps up to the stage called `name`, and "image", that the teacher's stages behind it take in."""
     last = teacher.index(name)
     sources = {source for place in range(last + 1, len(teacher.names)) for source in teacher.sources(place)}
-    before = {source for source in sources if source == IMAGE or teacher.index(source) <= last}
-    return sorted(before - set(compared))
+    return {source for source in sources if source == IMAGE or teacher.index(source) <= last}
 
 
 def _octaves(network: StagedNetwork, size: Size, names: Sequence[str]) -> list[float]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from segskd.distill.methods import stagewise, supervised
 from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key, Planner, graft_needs, phase_needs
 from segskd.distill.phase import Phase, Setting
 from segskd.models.build import create
 from segskd.models.cut import cut
+from segskd.models.pairing import paired, shared
 from segskd.models.stages import StagedNetwork
 
 
@@ -69,6 +71,20 @@ def test_a_joint_phase_at_the_end_keeps_the_image_till_then(network: StagedNetwo
     holdings = held([*stagewise(Setting(tuple(network.names), 1)), joint], network)
     assert all(IMAGE_KEY in keys for keys in holdings.values())
     assert holdings["joint"] == {IMAGE_KEY, MASK_KEY}
+
+
+def test_a_graft_needs_the_students_taps_that_the_teacher_alone_takes_in() -> None:
+    """A DeepLab looks at the taps of strides 4 and 16; a U-Net's last blocks at those of strides 2, 4 and 8, too."""
+    torch.manual_seed(0)
+    deeplab, unet = (cut(create(arch, "resnet18", 3)) for arch in ("deeplabv3plus", "unet"))
+    partner = paired(unet, deeplab, (96, 128))
+    setting = Setting(tuple(deeplab.names), 1, paired=shared(deeplab.names, partner.names))
+    phase = next(phase for phase in stagewise(setting) if phase.name == "decoder.0")
+    assert phase.trained == ("decoder.0",)
+    assert graft_needs(phase, deeplab, partner, deeplab.names) == {
+        *(student(f"encoder.{place}") for place in (0, 1, 4)),
+        MASK_KEY,
+    }
 
 
 def test_a_graft_needs_every_skip_that_is_still_to_come(network: StagedNetwork) -> None:
