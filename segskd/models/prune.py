@@ -34,7 +34,7 @@ def prune(student: StagedNetwork, teacher: StagedNetwork, adapters: Adapters, ra
     begins as what the old adapter, or the identity where taps agreed, made of the channels that stay.
     Raises UserError for a network whose layers can't be followed.
     """
-    names = [name for name in student.names if name != HEAD]
+    names = [name for name in student.names if name != HEAD and name in teacher.names]
     whole = copy.deepcopy(student.model)
     try:
         everywhere = at_every_tap(adapters, student, names, size)
