@@ -182,17 +182,18 @@ def prepare(
     if card.generator:
         fetch(card, data, report)
     teachers = _teachers(recipe, card)
-    teacher = teachers.get(TEACHER)
+    teacher, size = teachers.get(TEACHER), padded_size(recipe.data.size)
+    for network in teachers.values():
+        check_size(network, size, f"teacher {recipe.teacher}")
     beginning, pruning = Beginning.of(recipe, card, folder), Pruning.of(recipe, card, folder)
     earlier = beginning or pruning
     fresh = chosen is None
     chosen = chosen or (earlier.names() if earlier else None)
     subset = choose_images(recipe, card, data, chosen, teacher, report)
     _check_parts(recipe, subset, ranks)
-    size = padded_size(recipe.data.size)
     student = _student(recipe, card, folder)
     check_size(student, size, f"student {recipe.student}")
-    teachers = {owner: _partner(network, student, size, recipe) for owner, network in teachers.items()}
+    teachers = {owner: paired(network, student, size) for owner, network in teachers.items()}
     teacher = teachers.get(TEACHER)
     if teacher and recipe.init == "teacher" and recipe.method != "supervised":
         copy_matching(student, teacher)
@@ -341,12 +342,6 @@ def _teacher(recipe: Recipe, card: Card, place: str | Path) -> StagedNetwork:
     return network
 
 
-def _partner(teacher: StagedNetwork, student: StagedNetwork, size: Size, recipe: Recipe) -> StagedNetwork:
-    """The teacher with its stages called as the student's. Raises UserError where it doesn't take the size."""
-    check_size(teacher, size, f"teacher {recipe.teacher}")
-    return paired(teacher, student, size)
-
-
 def _student(recipe: Recipe, card: Card, folder: Path) -> StagedNetwork:
     torch.manual_seed(recipe.seed)
     model = create(
@@ -386,8 +381,13 @@ def _check_fed(phases: Sequence[Phase], student: StagedNetwork, teacher: StagedN
         )
     ours, theirs = tap_shapes(student, size), tap_shapes(teacher, size)
     for name in student.names:
-        if name != HEAD and ours[name] != theirs.get(name):
-            shapes = " and ".join("x".join(map(str, shape)) for shape in (ours[name], theirs.get(name, ("none",))))
+        if name not in theirs:
+            raise UserError(
+                f"phase '{fed.name}' feeds the student's stages with the teacher's taps, and {name} has no partner "
+                "among the teacher's stages: take another student, or another method"
+            )
+        if name != HEAD and ours[name] != theirs[name]:
+            shapes = " and ".join("x".join(map(str, shape)) for shape in (ours[name], theirs[name]))
             raise UserError(
                 f"phase '{fed.name}' feeds the student's stages with the teacher's taps, and those of {name} differ "
                 f"({shapes}): take a student of the teacher's widths, or another method"

@@ -33,7 +33,7 @@ class Preflight:
     `seconds` counts from the first evaluation to the last, `phases` holds {"phase", "seconds"} of each phase.
     `memory_bytes` is the run's peak where the networks compute, `free_memory` what is free there. `disk_bytes`
     is the most that lies on disk at once. `largest_batch` is the largest that fits, 0 when none does. `epochs`
-    are those of one phase. `problem` says in one line why the run doesn't fit, and what to change.
+    are those a stage. `problem` says in one line why the run doesn't fit, and what to change.
     """
 
     seconds: float | None
@@ -97,7 +97,7 @@ def _counted(job: Job, folder: Path, free: int) -> Preflight:
         store_bytes=job.store.bytes,
         views=job.recipe.data.views,
         images=images,
-        epochs=job.phases[0].epochs,
+        epochs=job.recipe.optimisation.epochs,
         fits=True,
         problem=None,
         device=job.recipe.device,
@@ -161,7 +161,7 @@ def _too_large(recipe: Recipe, folder: Path, error: NoRoom) -> Preflight:
         store_bytes=None,
         views=None,
         images=images,
-        epochs=job.phases[0].epochs if job else None,
+        epochs=job.recipe.optimisation.epochs if job else None,
         fits=False,
         problem=str(error),
         device=device,

@@ -22,7 +22,7 @@ from segskd.errors import UserError
 from segskd.evaluate.metrics import class_logits
 from segskd.evaluate.predict import Predictor, Report
 from segskd.models.build import digest
-from segskd.models.cut import cut
+from segskd.models.cut import check_size, cut
 from segskd.models.stages import HEAD, IMAGE, StagedNetwork
 
 THREADS = 2
@@ -59,13 +59,19 @@ def survey(
     images in all) while the teacher runs. Raises UserError for a network that can't be cut or hasn't the
     card's classes, for an image that can't be read, and when the teacher's answers are no numbers.
     """
-    network = teacher if isinstance(teacher, StagedNetwork) else cut(teacher)
+    network = teacher if isinstance(teacher, StagedNetwork) else _cut(teacher, size)
     predictor = Predictor(network.model, card, size, device)
     height, width = size
     about = [digest(network.model), card.model_dump_json(), f"{height}x{width}", *(pair.name for pair in pairs)]
     images = [pair.image for pair in pairs]
     arrays = kept(folder, "survey", about, images, lambda: _ask(network, predictor, pairs, report))
     return Survey(tuple(pair.name for pair in pairs), arrays["features"], arrays["entropy"])
+
+
+def _cut(teacher: nn.Module, size: Size) -> StagedNetwork:
+    network = cut(teacher)
+    check_size(network, padded_size(size), "the teacher")
+    return network
 
 
 def _ask(network: StagedNetwork, predictor: Predictor, pairs: Sequence[Pair], report: Report | None) -> Arrays:

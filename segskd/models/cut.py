@@ -33,7 +33,7 @@ from segskd.models.stages import (
 SIZES: tuple[Size, Size] = ((256, 320), (384, 448))
 """What networks are watched at. No side of a level of one is a side of another level."""
 ONLY_SIDES = (224, 256, 288, 384, 448, 512)
-"""Of square images, of which some transformers take one size alone."""
+"""Of images of which some transformers take multiples, or one square alone."""
 Kind = Literal["exact", "pyramid", "one stage"]
 
 
@@ -94,7 +94,7 @@ def kinds(network: StagedNetwork) -> tuple[Kind, Kind]:
 
 def check_size(network: StagedNetwork, size: Size, who: str) -> None:
     """Raises UserError when the network doesn't take images of that padded size; it names the nearest one it takes."""
-    shadow = ghost(network.model).eval()
+    shadow = network.on(ghost(network.model).eval())
     problem = _refusal(shadow, size)
     if problem is None:
         return
@@ -116,11 +116,14 @@ def _sizes_near(size: Size) -> list[Size]:
     return [(height, width) for height in sides[0] for width in sides[1]] + squares
 
 
-def _refusal(shadow: nn.Module, size: Size) -> str | None:
-    """What the network says to images of that size, in one line; None when it takes them."""
+def _refusal(shadow: nn.Module | StagedNetwork, size: Size) -> str | None:
+    """What the network, and its stages, say to images of that size, in one line; None when they take them."""
+    model = shadow.model if isinstance(shadow, StagedNetwork) else shadow
+    image = torch.empty(2, input_channels(model), *size, device="meta")
     try:
         with torch.no_grad():
-            made = shadow(torch.empty(2, input_channels(shadow), *size, device="meta"))
+            made = model(image)
+            made = shadow.logits(image) if isinstance(shadow, StagedNetwork) else made
     except Exception as error:  # networks say in all ways that they don't take a size
         return _first_line(error)
     sides = tuple(made.shape[-2:])
@@ -131,11 +134,13 @@ def _refusal(shadow: nn.Module, size: Size) -> str | None:
 
 
 def _watch_twice(shadow: nn.Module) -> tuple[_Watched, _Watched]:
-    """At two sizes, or twice at the one size that the network takes."""
+    """At two sizes and with two numbers of images; at the same size only where the network takes no other."""
     said: Exception | None = None
-    for sizes in (SIZES, *(((side, side), (side, side)) for side in ONLY_SIDES)):
+    multiples = (((side, 2 * side), (2 * side, 3 * side)) for side in ONLY_SIDES)
+    squares = (((side, side), (side, side)) for side in ONLY_SIDES)
+    for sizes in (SIZES, *multiples, *squares):
         try:
-            return _watch(shadow, sizes[0]), _watch(shadow, sizes[1])
+            return _watch(shadow, sizes[0], 2), _watch(shadow, sizes[1], 3)
         except Exception as error:  # networks say in all ways that they don't take a size
             said = said or error
     raise UserError(
@@ -143,8 +148,8 @@ def _watch_twice(shadow: nn.Module) -> tuple[_Watched, _Watched]:
     ) from said
 
 
-def _watch(shadow: nn.Module, size: Size) -> _Watched:
-    image = torch.empty(1, input_channels(shadow), *size, device="meta")
+def _watch(shadow: nn.Module, size: Size, images: int) -> _Watched:
+    image = torch.empty(images, input_channels(shadow), *size, device="meta")
     encoder = record(cast(Any, shadow).encoder, image)
     encoded = encoder.output
     given = encoded if isinstance(encoded, tuple) else (encoded,)
@@ -314,8 +319,11 @@ def _whole_decoder(seen: _Watched, model: nn.Module) -> DecoderStage:
     values = seen.decoder.given[0]
     tokens = [isinstance(value, Value) for value in seen.decoder.given[1]] if seen.with_tokens else None
     needed = seen.decoder.needed([seen.decoder.result])
+    calls = [call for call in seen.decoder.calls if call.result in needed]
+    if seen.decoder.overwritten or any(FOREIGN in call.inputs for call in calls):
+        needed |= set(values)  # what goes ways that were not seen may come from any of them
     features = [
-        Tap(level.name) if level.name and value in needed else Blank(level.channels, level.divisor)
+        Tap(level.name) if level.channels and value in needed else Blank(level.channels, level.divisor)
         for value, level in zip(values, seen.levels, strict=True)
     ]
     sources = [feature.name for feature in reversed(features) if isinstance(feature, Tap)]

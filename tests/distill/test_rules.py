@@ -22,6 +22,7 @@ from segskd.data.pixels import read_image
 from segskd.distill import session
 from segskd.distill.job import prepare
 from segskd.errors import UserError
+from segskd.models.build import create, save
 
 NAMES = [f"b{number:02}" for number in range(12)]
 
@@ -157,3 +158,13 @@ def test_flags_take_the_place_of_a_recipe_s_subset(
     assert "rule hand takes names (--names FILE)" in distill({"fraction": 0.5}, "--rule", "hand")
     names.write_text("b05\n")
     assert "1 images are named" in distill(hand, "--names", str(names))
+
+
+def test_a_teacher_that_does_not_take_the_size_is_told_before_it_is_asked(
+    recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    save(create("pan", "resnet18", 3), tmp_path / "pan")
+    asking = recipe(teacher=str(tmp_path / "pan"), subset={"rule": "hardest", "count": 4})
+    with pytest.raises(UserError, match=r"teacher .*pan doesn't take images of 64x96 \(.*\): take --size \d+x\d+"):
+        prepare(asking, tmp_path / "run")

@@ -155,3 +155,42 @@ def test_a_size_that_a_network_does_not_take() -> None:
         check_size(swin, (192, 256), "student")
     with pytest.raises(UserError, match=r"teacher t doesn't take images of 96x128 \(.*\): take --size 128x128"):
         check_size(pan, (96, 128), "teacher t")
+
+
+def test_a_network_of_windows_is_cut_for_all_sizes_that_it_takes() -> None:
+    """It refuses the sizes that others are watched at, and takes multiples of its own."""
+    model = made("unet:tu-maxvit_nano_rw_256").to("meta").eval()
+    network = cut(model)
+    for size in ((256, 256), (512, 512), (256, 512)):
+        assert network.logits(torch.empty(2, 3, *size, device="meta")).shape == (2, 3, *size)
+
+
+class Split(nn.Module):
+    """Encoder and decoder of a network whose decoder takes its second feature apart by a function of many results."""
+
+    def __init__(self, encodes: bool) -> None:
+        super().__init__()
+        self.encodes = encodes
+        self.first, self.second = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1)
+        self.joint = nn.Conv2d(6, 3, 1)
+
+    def forward(self, x: Any) -> Any:
+        if self.encodes:
+            half = self.first(x)
+            return [x, half, self.second(half)]
+        _, half, quarter = x
+        part, _ = half.chunk(2, dim=1)
+        return self.joint(torch.cat([part, nn.functional.interpolate(quarter, size=half.shape[-2:])], 1))
+
+
+def test_a_decoder_gets_every_feature_where_not_all_that_it_does_is_seen() -> None:
+    model: Any = nn.Module()
+    model.encoder, model.decoder = Split(True), Split(False)
+    model.segmentation_head = nn.Upsample(scale_factor=2.0)
+    network = cut(model)
+    assert kinds(network) == (EXACT, WHOLE)
+    assert network.sources(network.index("decoder.0")) == ["encoder.1", "encoder.0", IMAGE]
+    image = torch.randn(2, 3, *SIZE)
+    with torch.no_grad():
+        expected = model.segmentation_head(model.decoder(model.encoder(image)))
+        assert torch.equal(network.logits(image), expected)

@@ -17,6 +17,7 @@ from segskd.models.adapters import Adapters, at_every_tap, probe_adapters
 from segskd.models.build import create, describe, load, save
 from segskd.models.cut import cut
 from segskd.models.narrow import PRUNED
+from segskd.models.pairing import paired, shared
 from segskd.models.prune import prune
 from segskd.models.stages import HEAD, IMAGE, StagedNetwork, tap_shapes
 
@@ -205,3 +206,15 @@ def test_a_pruned_network_of_a_hub(pruned: StagedNetwork, tmp_path: Path, monkey
     assert describe(load("somebody/small")) == "unet:resnet10 pruned by 50 %"
     assert asked == [("somebody/small", "config.json"), ("somebody/small", "model.safetensors")]
     assert json.loads((tmp_path / "config.json").read_text())[PRUNED] == 0.5
+
+
+def test_stages_without_a_partner_are_pruned_without_adapters() -> None:
+    """A PSPNet's decoder ends at stride 8, where of the student's only decoder.1 does."""
+    student = network()
+    torch.manual_seed(1)
+    teacher = paired(cut(create("pspnet", "resnet18", 4).eval()), student, SIZE)
+    names = [name for name in shared(student.names, teacher.names) if name != HEAD]
+    assert names == ["encoder.0", "encoder.1", "encoder.2", "decoder.1"]
+    adapters = prune(student, teacher, probe_adapters(student, teacher, names, SIZE), 0.5, SIZE)
+    assert sorted(adapters) == ["decoder_1", "encoder_0", "encoder_1", "encoder_2"]
+    assert tap_shapes(student, SIZE)["encoder.4"][0] == 256

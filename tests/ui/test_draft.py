@@ -100,6 +100,7 @@ def test_the_data_in_one_line(context: Context, values: dict[str, Any]) -> None:
         ({"teacher_from": "hub", "hub": "../x"}, "hub", "OWNER/NAME"),
         ({"student": "unet:nothing"}, "student", "can't build"),
         ({"student": "fpn9:resnet18"}, "student", "there is no architecture 'fpn9'"),
+        ({"student": "pan:resnet18"}, "size", "student pan:resnet18 doesn't take images of 64x96"),
         ({"method": "magic"}, "method", "no method 'magic'"),
         ({"name": "../x"}, "name", "a run's name has"),
         ({"name": "<b>bold</b>"}, "name", "a run's name has"),

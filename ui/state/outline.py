@@ -23,7 +23,7 @@ from segskd.distill.phase import TEACHER, Phase
 from segskd.distill.plan import default_epochs, plan
 from segskd.errors import UserError
 from segskd.models.build import create, load, model_folder, parse_spec, snapshot_folders
-from segskd.models.cut import cut
+from segskd.models.cut import check_size, cut
 from segskd.models.pairing import paired
 from segskd.models.stages import HEAD, StagedNetwork, ghost
 from ui.state.form import FieldError
@@ -82,6 +82,8 @@ def outline(recipe: Recipe, data: Path) -> Outline:
     images = size - held_out + further
     with beside("student"):
         stages = stage_names(recipe.student)
+    with beside("size"):
+        _check_takes(recipe.student, padded_size(recipe.data.size))
     with beside("teacher"):
         teachers, partners = _teachers(recipe), _partners(recipe, stages)
     try:
@@ -136,6 +138,12 @@ def _built(spec: str) -> StagedNetwork:
     return cut(ghost(create(*parse_spec(spec), classes=2)))
 
 
+@lru_cache(maxsize=64)
+def _check_takes(student: str, size: Size) -> None:
+    """Raises UserError where the student doesn't take images of the padded size."""
+    check_size(_built(student), size, f"student {student}")
+
+
 def _partners(recipe: Recipe, stages: tuple[str, ...]) -> tuple[str, ...]:
     """The teacher's stages, called as the student's; all of these as long as the teacher can't be asked."""
     try:
@@ -151,7 +159,9 @@ def _partners(recipe: Recipe, stages: tuple[str, ...]) -> tuple[str, ...]:
 @lru_cache(maxsize=64)
 def _paired_names(student: str, teacher: Path, changed: int, size: Size) -> tuple[str, ...]:
     """Of the teacher in a folder whose config was last `changed` then."""
-    return tuple(paired(cut(ghost(load(teacher))), _built(student), size).names)
+    network = cut(ghost(load(teacher)))
+    check_size(network, size, f"teacher {teacher.name}")
+    return tuple(paired(network, _built(student), size).names)
 
 
 @lru_cache(maxsize=64)
