@@ -53,6 +53,17 @@ def test_proposals_are_made_one_after_the_other(context: Context, built: Built) 
     assert [(len(function.targets), function.trigger_mode) for function in proposing] == [(1, "always_last")]
 
 
+def test_answers_come_in_the_order_of_their_questions(context: Context, built: Built) -> None:
+    """An answer that waited, to what was chosen before, would hide the fields of what is chosen by now."""
+    every = built(context).fns.values()
+    (changed,) = (function for function in every if function.name == "_changed")
+    answering = [function for function in every if set(changed.outputs) <= set(function.outputs)]
+    names = {function.name for function in answering}
+    assert {"_adopted", "_moved", "_changed", "_started", "_proceeded", "_uploaded", "_cloned"} <= names
+    assert {function.concurrency_id for function in answering} == {"distill"}
+    assert {function.concurrency_limit for function in answering} == {1}
+
+
 def test_a_list_that_is_read_anew_chooses_nobody(distill: Distill, card_path: Path) -> None:
     """Another teacher may have been chosen while the answer was on its way; one that is gone is chosen no longer."""
     assert "value" not in known(distill, distill._adopted("", "", *form(distill, card_path)))

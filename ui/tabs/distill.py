@@ -28,6 +28,8 @@ from ui.tabs.distill_fields import ADVANCED_LISTS, ADVANCED_NUMBERS, ADVANCED_TE
 from ui.tabs.distill_layout import Layout
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+# One handler after the other: an answer to what stood in the form before is never laid over a later one.
+IN_TURN: dict[str, Any] = {**QUIET, "concurrency_id": "distill", "concurrency_limit": 1}
 ADVANCED = {*ADVANCED_NUMBERS, *ADVANCED_LISTS, *ADVANCED_TEXTS, "unlabelled", "trust_teacher"}
 Updates = dict[Any, Any]
 
@@ -59,14 +61,14 @@ class Distill(Layout):
         ]  # fmt: skip
 
         def on(trigger: Any, handler: Callable[..., Updates], more: Any = (), **arguments: Any) -> None:
-            trigger(handler, [*more, *given], every, **{**QUIET, **arguments})
+            trigger(handler, [*more, *given], every, **{**IN_TURN, **arguments})
 
         for trigger in (self.pulse.shown, self.page.choice.change):
             trigger(None, None, self.looked, js="() => String(performance.now())", api_visibility="private")
         on(self.looked.change, self._adopted, [self.insisted, self.page.cloned], trigger_mode="always_last")
-        on(self.pulse.moved, self._moved)
+        on(self.pulse.moved, self._moved, trigger_mode="always_last")
         changes = [component.change for component in inputs.values()]
-        gr.on(changes, self._changed, given, every, trigger_mode="always_last", **QUIET)
+        gr.on(changes, self._changed, given, every, trigger_mode="always_last", **IN_TURN)
         edited = [component.input for component in inputs.values()]
         gr.on(edited, None, None, self.fields.notices["form"], js="() => ({ text: '' })", api_visibility="private")
         source = inputs["teacher_from"]
