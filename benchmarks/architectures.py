@@ -189,10 +189,20 @@ def cut_in_words(network: StagedNetwork) -> str:
     return ", ".join(parts)
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """In Markdown."""
-    lines = [HEADER, ["---"] * len(HEADER), *(row.cells() for row in rows)]
+    lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def replace_table(file: Path, made: str) -> None:
+    """Puts a table where one with the same first column's title stands in a Markdown file."""
+    first = made[: made.index("|", 1) + 1]
+    before, found, after = file.read_text(encoding="utf-8").partition("\n" + first)
+    if not found:
+        raise SystemExit(f"no table that begins with {first} in {file}")
+    rest = after.partition("\n\n")
+    file.write_text(before + "\n" + made + "".join(rest[1:]), encoding="utf-8")
 
 
 def main() -> None:
@@ -204,11 +214,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(train_pair(teacher, student, Path(folder)))
         print(f"{teacher} -> {student}: {rows[-1].seconds:.0f} s; {', '.join(rows[-1].phases)}", flush=True)
-    print(table(rows))
+    made = table(HEADER, [row.cells() for row in rows])
+    print(made)
     if given.write:
-        text = given.write.read_text(encoding="utf-8")
-        before = text[: text.index("| teacher |")] if "| teacher |" in text else text
-        given.write.write_text(before + table(rows), encoding="utf-8")
+        replace_table(given.write, made)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,14 @@ def test_snapshots_and_discriminators_are_told(
     assert (len(told), told[-1]) == (21, "labels")
 
 
+def test_stages_that_train_with_another_are_told(recipe: Callable[..., Any], data: Path) -> None:
+    """VGG's first block lies before the teacher's first tap, and its last, a pooling, behind the last one."""
+    phases = outline(recipe(student="unet:vgg11"), data).as_dict()["phases"]
+    beside = {phase["name"]: phase["beside"] for phase in phases if phase["beside"]}
+    assert beside == {"encoder.1": "encoder.0", "decoder.0": "encoder.5"}
+    assert {phase["beside"] for phase in outline(recipe(method="simultaneous"), data).as_dict()["phases"]} == {""}
+
+
 def test_labels_and_further_images_are_counted(recipe: Callable[..., Any], data: Path, tmp_path: Path) -> None:
     shutil.copy(data / "bands" / "train" / "images" / "b00.png", tmp_path / "one.png")
     made = recipe(data={"unlabelled": str(tmp_path)}, subset={"labels": 0.25})

@@ -14,8 +14,9 @@ function cells(phases, alike) {
   for (const phase of phases) {
     const cell = make("li", "cell");
     cell.append(make("span", "cell-name", phase.name), make("span", "cell-epochs", plural(phase.epochs)));
+    if (phase.beside) cell.append(make("span", "cell-on", `with ${phase.beside}`));
     if (!alike) cell.append(make("span", "cell-on", phase.on));
-    cell.title = `${phase.name}: ${plural(phase.epochs)} on ${phase.on}`;
+    cell.title = `${phase.name}${phase.beside && ` with ${phase.beside}`}: ${plural(phase.epochs)} on ${phase.on}`;
     list.append(cell);
   }
   return list;

@@ -62,7 +62,8 @@ class Outline:
             "epochs": self.epochs,
             "chosen": self.chosen,
             "phases": [
-                {"name": phase.name, "epochs": phase.epochs, "on": _learns_from(phase)} for phase in self.phases
+                {"name": phase.name, "epochs": phase.epochs, "on": _learns_from(phase), "beside": _beside(phase)}
+                for phase in self.phases
             ],
         }
 
@@ -215,6 +216,11 @@ def _teachers(recipe: Recipe) -> list[str]:
     if recipe.method not in FROM_SNAPSHOTS or not recipe.teacher or not Path(recipe.teacher).exists():
         return [TEACHER]
     return [*snapshot_folders(recipe.teacher), TEACHER]
+
+
+def _beside(phase: Phase) -> str:
+    """Stages that train together with the one that the phase is called by."""
+    return ", ".join(name for name in phase.trained if name != phase.name) if phase.name in phase.trained else ""
 
 
 def _learns_from(phase: Phase) -> str:

@@ -1,0 +1,90 @@
+"""Prunes and exports a student of every kind in PAIRS of `architectures.py`, and tells what became of it.
+
+    python benchmarks/students.py --write docs/architectures.md
+
+For each student: a run of two steps a stage from the first teacher beside it, its packages as ONNX, OpenVINO and
+PyTorch's exported program with their certificates, half of its channels taken away and the rest repaired, and that
+one's ONNX package. A cell tells the certificate's time against the checkpoint's, or why there is no package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+from architectures import PAIRS, replace_table, table, train_pair
+
+from segskd.distill.pruning import plan_pruned
+from segskd.distill.session import pruned
+from segskd.errors import UserError
+from segskd.export.formats import Spec, all_specs
+from segskd.export.package import package
+from segskd.models.build import load
+from segskd.runs import Run
+
+SPECS = tuple(spec for spec in all_specs() if spec.format != "safetensors" and not spec.pixels and not spec.int8)
+HEADER = ("student", "parameters", *(spec.name for spec in SPECS), "half of the channels", "pruned, onnx")
+SHARE = 0.5
+
+
+def students() -> dict[str, str]:
+    """Each student with the first teacher that it has."""
+    found: dict[str, str] = {}
+    for teacher, student in PAIRS:
+        found.setdefault(student, teacher)
+    return found
+
+
+def row(student: str, teacher: str, folder: Path) -> list[str]:
+    """What became of a student."""
+    train_pair(teacher, student, folder)
+    run = Run.open(folder / "run")
+    cells = [student, f"{parameters(run) / 1e6:.2f} M", *(exported(run, spec) for spec in SPECS)]
+    try:
+        narrow = pruned(*plan_pruned(run, SHARE, 1))
+    except UserError as error:
+        return [*cells, str(error), ""]
+    return [*cells, f"{parameters(narrow) / 1e6:.2f} M", exported(narrow, Spec("onnx"))]
+
+
+def exported(run: Run, spec: Spec) -> str:
+    """How an export agrees with its checkpoint, and how fast it is against it; or what the export says."""
+    try:
+        own = package(run, spec).certificate
+    except UserError as error:
+        return str(error)
+    faster = (own.latency or {}).get("than_student")
+    return f"{100 * (1 - own.share_differing):.4g} %" + (f", {faster[1]:.1f}×" if faster else "")
+
+
+def parameters(run: Run) -> int:
+    """Of the student on disk."""
+    return sum(parameter.numel() for parameter in load(run.model_folder).parameters())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("students", nargs="*", help="some of them alone")
+    parser.add_argument("--write", type=Path, help="the Markdown file whose table is replaced")
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    rows = []
+    for student, teacher in students().items():
+        if given.students and student not in given.students:
+            continue
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(row(student, teacher, Path(folder)))
+        print(f"{time.perf_counter() - began:.0f} s: {' | '.join(rows[-1])}", flush=True)
+    print(table(HEADER, rows))
+    if given.write:
+        replace_table(given.write, table(HEADER, rows))
+
+
+if __name__ == "__main__":
+    main()
