@@ -39,11 +39,12 @@ from segskd.config import make_recipe
 from segskd.data.samples import Samples
 from segskd.devices import synchronise, use_cpu
 from segskd.distill.budget import Sizes
-from segskd.distill.job import Job, prepare
+from segskd.distill.job import Job
 from segskd.distill.loop import Loop
 from segskd.distill.module import PhaseModule, epoch_batches
 from segskd.distill.needs import DATA, IMAGE_KEY, MASK_KEY, Key, Keys, phase_needs, reach, tap_key
 from segskd.distill.phase import TEACHER, Phase
+from segskd.distill.prepare import prepare
 from segskd.distill.rehearsal import ENDLESS
 from segskd.distill.store import Batch, FeatureStore
 from segskd.errors import UserError

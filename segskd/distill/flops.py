@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from segskd.config import Recipe, make_recipe, merged
-from segskd.distill.job import Job, prepare
+from segskd.distill.job import Job
 from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key, Keys, reach
 from segskd.distill.phase import Phase
+from segskd.distill.prepare import prepare
 from segskd.models.build import input_channels
 from segskd.models.stages import IMAGE, StagedNetwork, ghost
 

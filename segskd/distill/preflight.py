@@ -14,8 +14,9 @@ from segskd.config import Recipe, make_recipe, merged
 from segskd.data.fetch import Report
 from segskd.devices import choose_device, choose_precision, free_device_memory
 from segskd.distill.budget import ADAM_COPIES, GIB, Sizes, step_bytes
-from segskd.distill.job import DTYPES, Job, prepare
+from segskd.distill.job import DTYPES, Job
 from segskd.distill.needs import IMAGE_KEY, MASK_KEY, reach
+from segskd.distill.prepare import prepare
 from segskd.distill.rehearsal import Rehearsal, rehearse
 from segskd.errors import NoRoom
 from segskd.evaluate.cost import weight_bytes

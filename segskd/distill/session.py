@@ -19,8 +19,10 @@ from segskd.config import Recipe
 from segskd.data.fetch import Report
 from segskd.data.transforms import RESIZE_FILTER
 from segskd.devices import out_of_memory
+from segskd.distill.checks import can_sync
 from segskd.distill.flops import image_passes, training_flops
-from segskd.distill.job import Job, can_sync, prepare, settled
+from segskd.distill.job import Job
+from segskd.distill.prepare import prepare, settled
 from segskd.distill.ranks import Ranks, another_ended, gather_ranks
 from segskd.distill.trainer import Trainer
 from segskd.errors import Echoed, Stopped, UserError

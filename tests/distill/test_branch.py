@@ -18,7 +18,7 @@ from segskd.cli import main
 from segskd.config import Recipe, make_recipe, merged
 from segskd.data.dataset import hash_order
 from segskd.distill.branch import branch_recipe
-from segskd.distill.job import prepare
+from segskd.distill.prepare import prepare
 from segskd.distill.session import resume, start
 from segskd.errors import UserError
 from segskd.evaluate.sidebyside import SideBySide

@@ -11,8 +11,8 @@ import torch
 
 from segskd.config import StorePart
 from segskd.distill.budget import Holding, Room, Sizes, choose_store, choose_views, step_bytes
-from segskd.distill.job import prepare
 from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key
+from segskd.distill.prepare import prepare
 from segskd.errors import UserError
 from segskd.models.build import create
 from segskd.models.cut import cut

@@ -11,7 +11,7 @@ import torch
 
 from segskd.config import Recipe
 from segskd.distill.flops import training_flops
-from segskd.distill.job import prepare
+from segskd.distill.prepare import prepare
 from segskd.distill.session import start
 from segskd.distill.trainer import has_stalled
 from segskd.errors import UserError

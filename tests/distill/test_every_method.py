@@ -17,11 +17,12 @@ import torch.nn.functional as functional
 
 from segskd.distill import loop, module, session, store, trainer
 from segskd.distill.flops import epochs_within, training_flops
-from segskd.distill.job import Job, prepare
+from segskd.distill.job import Job
 from segskd.distill.losses import soft_loss
 from segskd.distill.methods import METHODS
 from segskd.distill.module import adapted_stages
 from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key
+from segskd.distill.prepare import prepare
 from segskd.distill.session import resume, start
 from segskd.distill.trainer import Trainer
 from segskd.errors import Stopped, UserError

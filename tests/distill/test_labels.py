@@ -21,7 +21,7 @@ from segskd.data.subset import read_names
 from segskd.data.transforms import ViewMaker
 from segskd.data.unlabelled import Example, list_unlabelled
 from segskd.distill import rehearsal
-from segskd.distill.job import prepare
+from segskd.distill.prepare import prepare
 from segskd.distill.session import resume, start
 from segskd.errors import UserError
 from segskd.runs import Run

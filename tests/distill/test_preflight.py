@@ -12,11 +12,12 @@ import pytest
 
 from segskd import cli
 from segskd.config import dump_recipe
-from segskd.distill import budget, job, preflight
+from segskd.distill import budget, checks, preflight
 from segskd.distill.budget import step_bytes
-from segskd.distill.job import Job, prepare
+from segskd.distill.job import Job
 from segskd.distill.preflight import LIBRARIES, MemoryNeeds
 from segskd.distill.preflight import preflight as fly
+from segskd.distill.prepare import prepare
 from segskd.distill.rehearsal import Rehearsal
 from segskd.distill.shadow import Shadow
 from segskd.errors import UserError
@@ -50,7 +51,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(budget, "free_device_memory", lambda _: memory)
         monkeypatch.setattr(preflight, "free_device_memory", lambda _: memory)
         monkeypatch.setattr(budget, "free_memory", lambda: memory)
-        monkeypatch.setattr(job, "free_memory", lambda: memory)
+        monkeypatch.setattr(checks, "free_memory", lambda: memory)
         monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(disk, 0, disk))
 
     return give

@@ -15,7 +15,7 @@ from segskd.cli import main
 from segskd.config import Recipe, make_recipe, merged
 from segskd.data.dataset import hash_order
 from segskd.distill.branch import branch_recipe
-from segskd.distill.job import prepare
+from segskd.distill.prepare import prepare
 from segskd.distill.pruning import plan_pruned, prune_recipe, pruned_runs
 from segskd.distill.retry import halve_batch
 from segskd.distill.session import pruned, resume, start

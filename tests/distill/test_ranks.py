@@ -18,8 +18,9 @@ from processes import PATIENCE, began, command, ended, workers
 from torch import Tensor
 
 from segskd.config import Recipe
-from segskd.distill.job import Job, prepare
+from segskd.distill.job import Job
 from segskd.distill.module import PhaseModule, epoch_batches
+from segskd.distill.prepare import prepare
 from segskd.distill.ranks import Ranks, gather_ranks, is_first, started_by_others
 from segskd.distill.session import resume, start
 from segskd.distill.store import Batch

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from segskd.data.samples import Samples
-from segskd.distill import job, phase, rehearsal, session, trainer
+from segskd.distill import phase, rehearsal, session, trainer
+from segskd.distill import prepare as preparing
 from segskd.distill.graft import Grafter
-from segskd.distill.job import prepare
 from segskd.distill.module import PhaseModule
+from segskd.distill.prepare import prepare
 from segskd.distill.rehearsal import rehearse
 from segskd.distill.session import start
 from segskd.distill.store import Networks
@@ -57,7 +58,7 @@ def load_cost(samples: Samples, numbers: Iterable[int]) -> float:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(job, "_check_memory", lambda *_: None)
+    monkeypatch.setattr(preparing, "check_memory", lambda *_: None)
     for module in (rehearsal, trainer):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock, monotonic=clock, process_time=clock))
         clock.instead(monkeypatch, module, "save", lambda *_: SAVE_SECONDS, lambda *_: None)

@@ -20,7 +20,7 @@ from segskd.data.cards import load_card
 from segskd.data.dataset import list_pairs
 from segskd.data.pixels import read_image
 from segskd.distill import session
-from segskd.distill.job import prepare
+from segskd.distill.prepare import prepare
 from segskd.errors import UserError
 from segskd.models.build import create, save
 

@@ -20,9 +20,9 @@ from segskd.distill.apart import LoopApart, place, step_seconds
 from segskd.distill.budget import Sizes
 from segskd.distill.flops import training_flops
 from segskd.distill.holdings import plan_holdings
-from segskd.distill.job import prepare
 from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key, phase_needs
 from segskd.distill.phase import part_of
+from segskd.distill.prepare import prepare
 from segskd.distill.session import start
 from segskd.models.build import load
 from segskd.runs import Run

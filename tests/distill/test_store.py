@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from segskd.distill.job import Job, prepare
+from segskd.distill.job import Job
 from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key
+from segskd.distill.prepare import prepare
 from segskd.distill.rows import InEightBits, in_memory
 from segskd.distill.store import FeatureStore, Kind
 from segskd.errors import UserError

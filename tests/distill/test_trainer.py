@@ -15,7 +15,7 @@ import torch
 
 from segskd.distill import session
 from segskd.distill.graft import Grafter
-from segskd.distill.job import prepare
+from segskd.distill.prepare import prepare
 from segskd.distill.session import resume, start
 from segskd.distill.trainer import Trainer
 from segskd.errors import Stopped, UserError

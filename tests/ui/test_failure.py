@@ -22,7 +22,7 @@ from segskd.data.cards import load_card
 from segskd.data.dataset import Pair, list_pairs, read_mask
 from segskd.data.pixels import read_image
 from segskd.devices import choose_device, out_of_memory
-from segskd.distill import budget, images, job
+from segskd.distill import budget, checks, images
 from segskd.distill.budget import Choice, check_step_fits
 from segskd.distill.images import Subset
 from segskd.distill.loop import Loop
@@ -161,7 +161,7 @@ def test_a_step_that_does_not_fit_offers_half_the_batch(monkeypatch: pytest.Monk
 def test_a_store_that_does_not_fit_is_not_helped_by_half_the_batch() -> None:
     recipe = SimpleNamespace(device="cpu", optimisation=SimpleNamespace(batch=2))
     subset, store = Subset([], [], []), Choice("memory", 1, 2**62)
-    error = said_by(lambda: job._check_memory(recipe, subset, None, [], store, 1))
+    error = said_by(lambda: checks.check_memory(recipe, subset, None, [], store, 1))
     failure = diagnose(failed(error))
     assert failure is not None
     assert (failure.kind, failure.halve) == ("memory", False)
