@@ -41,10 +41,9 @@ def prune(student: StagedNetwork, teacher: StagedNetwork, adapters: Adapters, ra
         _prune(student, everywhere, ratio)
         _check(student.model, whole, ratio)
         needed = probe_adapters(student, teacher, names, size)
-    except Exception as error:  # torch_pruning follows operations that it doesn't know to any error
-        what = " ".join(str(error).split()) or type(error).__name__
+    except Exception as error:  # a network that lost the wrong channels ends in any error
         raise out_of_memory(error) or UserError(
-            f"the channels of this {type(whole).__name__} can't be pruned: {what}"
+            f"the channels of this {type(whole).__name__} can't be pruned: {_told(error)}"
         ) from error
     return Adapters({key: everywhere[key] for key in needed})
 
@@ -55,17 +54,26 @@ def _prune(student: StagedNetwork, adapters: Adapters, ratio: float) -> None:
     gradients = [parameter.requires_grad for parameter in tapped.parameters()]
     training, device = student.model.training, next(tapped.parameters()).device
     tapped.eval().requires_grad_(True)  # layers are followed along the functions of the gradients
-    with torch.enable_grad():
-        torch_pruning.pruner.BasePruner(
-            tapped,
-            torch.zeros(1, input_channels(student.model), *TRACED, device=device),
-            importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
-            pruning_ratio_dict={layer: 1 - _kept(layer, ratio) / _width(layer) for layer in _layers(student.model)},
-            ignored_layers=[layer for layer in outputs if isinstance(layer, nn.Conv2d)],
-            round_to=ROUND_TO,
-        ).step()
+    image = torch.zeros(1, input_channels(student.model), *TRACED, device=device)
+    kept = {layer: 1 - _kept(layer, ratio) / _width(layer) for layer in _layers(student.model)}
+    try:
+        with torch.enable_grad():
+            torch_pruning.pruner.BasePruner(
+                tapped,
+                image,
+                importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+                pruning_ratio_dict=kept,
+                ignored_layers=[layer for layer in outputs if isinstance(layer, nn.Conv2d)],
+                round_to=ROUND_TO,
+            ).step()
+    except Exception as error:  # operations that it doesn't know, such as attention, end in any error
+        raise out_of_memory(error) or RuntimeError(f"torch-pruning can't follow its layers ({_told(error)})") from error
     tapped.requires_grad_(all(gradients))
     student.model.train(training)
+
+
+def _told(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _check(model: nn.Module, whole: nn.Module, ratio: float) -> None:

@@ -170,7 +170,11 @@ def test_grouped_convolutions_and_gates(encoder: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("encoder", "said"),
-    [("tu-ghostnet_100", r"would have \d+ channels in place of \d+"), ("tu-skresnet18", "can't be")],
+    [
+        ("tu-ghostnet_100", r"would have \d+ channels in place of \d+"),
+        ("tu-skresnet18", "can't be"),
+        ("mit_b0", "torch-pruning can't follow its layers"),
+    ],
 )
 def test_networks_that_would_lose_more_or_break(encoder: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
@@ -190,7 +194,8 @@ def test_a_network_that_can_not_be_followed(monkeypatch: pytest.MonkeyPatch) -> 
         raise KeyError("a node\nof the graph")
 
     monkeypatch.setattr("torch_pruning.pruner.BasePruner", fail)
-    with pytest.raises(UserError, match=r"the channels of this Unet can't be pruned: 'a node\\nof the graph'"):
+    said = r"this Unet can't be pruned: torch-pruning can't follow its layers \('a node\\nof the graph'\)"
+    with pytest.raises(UserError, match=said):
         prune(network(), network("resnet34"), Adapters(), 0.5, SIZE)
 
 
