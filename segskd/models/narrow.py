@@ -45,6 +45,8 @@ def narrow(model: nn.Module, weights: Mapping[str, Tensor], ratio: float) -> Non
         given = {key: weights[f"{name}.{key}"] for key in own if f"{name}.{key}" in weights}
         if all(own[key].shape == tensor.shape for key, tensor in given.items()):
             continue
+        if "weight" not in given:
+            raise RuntimeError(f"a {type(layer).__name__} can't be given other channels")
         for key, tensor in given.items():
             empty = torch.empty_like(tensor)
             setattr(layer, key, nn.Parameter(empty) if isinstance(own[key], nn.Parameter) else empty)
@@ -52,14 +54,20 @@ def narrow(model: nn.Module, weights: Mapping[str, Tensor], ratio: float) -> Non
 
 
 def _count(layer: nn.Module, weight: Tensor) -> None:
-    """Makes the layer's own numbers those of its new weight (out, in / groups, …)."""
+    """Makes the layer's own numbers those of its new weight: (out, in / groups, …), or (in, …) of a transposed one."""
     if isinstance(layer, nn.Conv2d):
         depthwise = 1 < layer.groups == layer.in_channels == layer.out_channels
         layer.groups = weight.shape[0] if depthwise else layer.groups
         layer.out_channels, layer.in_channels = weight.shape[0], weight.shape[1] * layer.groups
+    elif isinstance(layer, nn.ConvTranspose2d):
+        depthwise = 1 < layer.groups == layer.in_channels == layer.out_channels
+        layer.groups = weight.shape[0] if depthwise else layer.groups
+        layer.in_channels, layer.out_channels = weight.shape[0], weight.shape[1] * layer.groups
     elif isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = weight.shape
     elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
         layer.num_features = weight.shape[0]
+    elif isinstance(layer, nn.LayerNorm):
+        layer.normalized_shape = tuple(weight.shape)
     else:
         raise RuntimeError(f"a {type(layer).__name__} can't be given other channels")

@@ -11,6 +11,7 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
+from segskd.config import Size
 from segskd.errors import UserError
 from segskd.models import build, narrow
 from segskd.models.adapters import Adapters, at_every_tap, probe_adapters
@@ -24,11 +25,11 @@ from segskd.models.stages import HEAD, IMAGE, StagedNetwork, tap_shapes
 SIZE = (64, 96)
 
 
-def network(encoder: str = "resnet10", seed: int = 0) -> StagedNetwork:
+def network(encoder: str = "resnet10", seed: int = 0, arch: str = "unet", size: Size = SIZE) -> StagedNetwork:
     torch.manual_seed(seed)
-    model = create("unet", encoder, 4)
+    model = create(arch, encoder, 4)
     with torch.no_grad():
-        model.train()(torch.randn(4, 3, *SIZE))
+        model.train()(torch.randn(4, 3, *size))
     return cut(model.eval())
 
 
@@ -139,9 +140,9 @@ def test_weights_of_another_network_are_refused(pruned: StagedNetwork, tmp_path:
 
 
 def test_layers_that_can_not_be_narrowed_are_named() -> None:
-    model = nn.Sequential(nn.LayerNorm(4))
+    model = nn.Sequential(nn.GroupNorm(2, 4))
     model.config = {}  # type: ignore[assignment]
-    with pytest.raises(RuntimeError, match="LayerNorm can't be given other channels"):
+    with pytest.raises(RuntimeError, match="GroupNorm can't be given other channels"):
         narrow.narrow(model, {"0.weight": torch.ones(2), "0.bias": torch.ones(2)}, 0.5)
 
 
@@ -169,11 +170,41 @@ def test_grouped_convolutions_and_gates(encoder: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arch", "encoder", "layer", "width"),
+    [
+        ("linknet", "resnet18", "decoder.blocks.0.block.1.0", 64),  # of 128, a transposed convolution
+        ("deeplabv3plus", "mobilenet_v2", "decoder.aspp.1.1", 128),  # of 256: its channels are read beside others
+        ("upernet", "resnet10", "decoder.fpn_lateral_blocks.0.conv_norm_relu.0", 128),  # of 256, behind a LayerNorm
+        ("pan", "resnet10", "encoder.model.layer4.0.conv1", 256),  # of 512, in a network that takes no small image
+        ("pspnet", "mobilenet_v2", "decoder.conv.0", 256),  # of 512, before blocks of the encoder that idle
+    ],
+)
+def test_decoders_of_all_kinds(arch: str, encoder: str, layer: str, width: int, tmp_path: Path) -> None:
+    size = (128, 128)
+    made = network(encoder, arch=arch, size=size)
+    whole = made.model.get_submodule(layer).out_channels
+    prune(made, network("resnet18"), Adapters(), 0.5, size)
+    assert (whole, made.model.get_submodule(layer).out_channels) == (2 * width, width)
+    save(made.model, tmp_path)
+    again, image = load(tmp_path), torch.randn(1, 3, *size)
+    with torch.no_grad():
+        assert torch.equal(again(image), made.model.eval()(image))
+
+
+def test_attention_is_refused_before_it_takes_all_memory() -> None:
+    """A MAnet's decoder multiplies all places with all: following their channels filled 24 GiB."""
+    with pytest.raises(UserError, match="this MAnet can't be pruned: it multiplies features with each other"):
+        prune(network(arch="manet"), network("resnet18"), Adapters(), 0.5, SIZE)
+
+
+@pytest.mark.filterwarnings("ignore:Unwrapped parameters")  # ConvNeXt's own factors
+@pytest.mark.parametrize(
     ("encoder", "said"),
     [
         ("tu-ghostnet_100", r"would have \d+ channels in place of \d+"),
         ("tu-skresnet18", "can't be"),
-        ("mit_b0", "torch-pruning can't follow its layers"),
+        ("mit_b0", "it multiplies features with each other"),
+        ("tu-convnext_atto", r"a \w+ can't be given other channels"),
     ],
 )
 def test_networks_that_would_lose_more_or_break(encoder: str, said: str) -> None:

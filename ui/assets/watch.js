@@ -127,6 +127,8 @@ function table(head, rows) {
   return make("table", {}, [make("thead", {}, [make("tr", {}, titles)]), make("tbody", {}, body)]);
 }
 
+const breakable = (name) => name.replace(/[:_]/g, "$&\u200b");
+
 const drawResult = onChange((result, run) => {
   const card = part("result");
   card.hidden = !result;
@@ -153,7 +155,7 @@ const drawResult = onChange((result, run) => {
   if (result.models.teacher) acts.append(action("Compare", () => openTab("compare", run.name), "main"));
   else if (run.kind === "teach") acts.append(action("Distill a student", () => trigger("distill", { run: run.name }), "main"));
   acts.append(action("Export", () => openTab("export", run.name)));
-  const names = models.map(([who, model]) => `${result.models.teacher ? who : "network"} ${model.network}`);
+  const names = models.map(([who, model]) => `${result.models.teacher ? who : "network"} ${breakable(model.network)}`);
   return card.replaceChildren(head, make("div", { class: "wide" }, [table(["", ...names], rows)]), make("p", { class: "quiet", text: words }), acts);
 });
 
