@@ -169,7 +169,7 @@ def _levels(encoder: Recording, features: Sequence[Tensor], size: Size) -> tuple
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 # -- encoders -------------------------------------------------------------------------------------------
