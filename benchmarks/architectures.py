@@ -197,18 +197,28 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def replace_table(file: Path, made: str) -> None:
     """Puts a table where one with the same first column's title stands in a Markdown file."""
-    first = made[: made.index("|", 1) + 1]
-    before, found, after = file.read_text(encoding="utf-8").partition("\n" + first)
-    if not found:
-        raise SystemExit(f"no table that begins with {first} in {file}")
-    rest = after.partition("\n\n")
-    file.write_text(before + "\n" + made + "".join(rest[1:]), encoding="utf-8")
+    before, _, after = file.read_text(encoding="utf-8").partition(first_column(made))
+    rest = after.partition("\n\n")[2]
+    file.write_text(before + "\n" + made + ("\n" + rest if rest else ""), encoding="utf-8")
+
+
+def check_table(file: Path, header: Sequence[str]) -> None:
+    """Ends the program, before anything is trained, where the file has no such table."""
+    if first_column(table(header, [])) not in file.read_text(encoding="utf-8"):
+        raise SystemExit(f"no table of a {header[0]} in {file}")
+
+
+def first_column(made: str) -> str:
+    """Where a table begins in a text."""
+    return "\n" + made[: made.index("|", 1) + 1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--write", type=Path, help="the Markdown file whose table is replaced")
     given = parser.parse_args()
+    if given.write:
+        check_table(given.write, HEADER)
     rows = []
     for teacher, student in PAIRS:
         with tempfile.TemporaryDirectory() as folder:

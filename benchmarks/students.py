@@ -16,7 +16,8 @@ import time
 import warnings
 from pathlib import Path
 
-from architectures import PAIRS, replace_table, table, train_pair
+import torch
+from architectures import PAIRS, check_table, replace_table, table, train_pair
 
 from segskd.distill.pruning import plan_pruned
 from segskd.distill.session import pruned
@@ -68,14 +69,19 @@ def parameters(run: Run) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("students", nargs="*", help="some of them alone")
+    parser.add_argument("--only", choices=students(), help="print the row of one student")
     parser.add_argument("--write", type=Path, help="the Markdown file whose table is replaced")
     given = parser.parse_args()
+    if given.only and given.write:
+        parser.error("--write takes the rows of all students: leave --only out")
+    if given.write:
+        check_table(given.write, HEADER)
+    torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     rows = []
     for student, teacher in students().items():
-        if given.students and student not in given.students:
+        if given.only not in (None, student):
             continue
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:

@@ -81,6 +81,7 @@ def check_fed(phases: Sequence[Phase], student: StagedNetwork, teacher: StagedNe
 def check_memory(
     recipe: Recipe, subset: Subset, shadow: Shadow, phases: Sequence[Phase], store: Choice, processes: int
 ) -> None:
+    """Raises NoRoom when the store in memory, or a step of a phase beside it, needs more memory than is free."""
     device = torch.device(recipe.device)
     batch = min(recipe.optimisation.batch, len(subset.train))
     in_memory = store.bytes if store.kind == "memory" else 0

@@ -56,6 +56,7 @@ def _teacher(recipe: Recipe, card: Card, place: str | Path) -> StagedNetwork:
 
 
 def make_student(recipe: Recipe, card: Card, folder: Path) -> StagedNetwork:
+    """The recipe's student with the first weights of its seed; a pruned run's is as narrow as that in `folder`."""
     torch.manual_seed(recipe.seed)
     model = create(
         *parse_spec(recipe.student), classes=len(card.classes), weights=recipe.weights, channels=card.channels
@@ -74,6 +75,7 @@ def _on_device(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
 def make_adapters(
     recipe: Recipe, student: StagedNetwork, teacher: StagedNetwork | None, phases: Sequence[Phase]
 ) -> Adapters:
+    """Those that the phases need to compare taps of different shapes; none without a teacher."""
     if teacher is None:
         return Adapters()
     wanted = adapted_stages(phases)

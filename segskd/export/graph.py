@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from segskd.data.cards import Card
 from segskd.data.transforms import SIZE_MULTIPLE
@@ -48,3 +51,36 @@ class FromPixels(nn.Module):
         padded = F.pad(pixels, (0, -width % SIZE_MULTIPLE, 0, -height % SIZE_MULTIPLE))
         logits = self.logits(padded)[..., :height, :width]
         return logits, logits.argmax(1).to(torch.uint8)
+
+
+class PoolingByProducts(TorchFunctionMode):
+    """Inside, adaptive average pooling to several places is a product of matrices.
+
+    ONNX knows no such pooling, and the exporter's way round it holds at the size of its example alone.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See torch.overrides."""
+        given = kwargs or {}
+        if func is F.adaptive_avg_pool2d:
+            x, size = args[0], args[1] if len(args) > 1 else given["output_size"]
+        elif func is F.interpolate and given.get("mode") == "area":  # another name for it
+            x, size = args[0], args[1] if len(args) > 1 else given.get("size")
+        else:
+            return func(*args, **given)
+        return func(*args, **given) if size in (None, 1, (1, 1)) else _pooled(x, size)
+
+
+def _pooled(x: Tensor, size: int | tuple[int | None, int | None]) -> Tensor:
+    """(N, C, h, w) to (N, C, rows, columns): a product with each axis's means."""
+    for axis, count in zip((-2, -1), (size, size) if isinstance(size, int) else size, strict=True):
+        if count is not None:
+            x = (x.transpose(axis, -1) @ _means(x.shape[axis], count).to(x)).transpose(axis, -1)
+    return x
+
+
+def _means(length: int, count: int) -> Tensor:
+    """(length, count): in each column a mean over the places that adaptive pooling takes together, others 0."""
+    place, part = torch.arange(length).unsqueeze(1), torch.arange(count)
+    begin, end = part * length // count, ((part + 1) * length + count - 1) // count
+    return ((place >= begin) & (place < end)) / (end - begin)

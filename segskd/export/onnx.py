@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from segskd.errors import UserError
-from segskd.export.graph import FromPixels
+from segskd.export.graph import FromPixels, PoolingByProducts
 from segskd.export.torch_export import example, free_axes
 
 PART = re.compile(r"(encoder|decoder|segmentation_head)\..*")
@@ -29,7 +29,7 @@ def write_onnx(graph: nn.Module, target: Path, about: Mapping[str, Any]) -> None
     """
     outputs = ["logits", "mask"] if isinstance(graph, FromPixels) else ["logits"]
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), PoolingByProducts():
             warnings.simplefilter("ignore")  # of the exporter about its own libraries
             program = torch.onnx.export(
                 graph,

@@ -9,10 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from segskd.config import Size
 from segskd.data.transforms import SIZE_MULTIPLE
 from segskd.errors import UserError
 from segskd.export.graph import FromPixels
 from segskd.models.build import input_channels
+from segskd.models.cut import takes
+
+EXAMPLES: tuple[Size, ...] = tuple((side, side + SIZE_MULTIPLE) for side in (96, 128, 160, 192, 224, 256))
 
 
 def write_pt2(graph: nn.Module, target: Path) -> None:
@@ -34,11 +38,16 @@ def write_pt2(graph: nn.Module, target: Path) -> None:
 
 
 def example(graph: nn.Module) -> Tensor:
-    """An input of two images. No two sides are equal and none is 1, so that none is taken for fixed."""
+    """An input of two images. No two sides are equal and none is 1, so that none is taken for fixed.
+
+    It is the smallest of a few that the network takes: a file holds for sides down to the shortest that could be its.
+    """
     channels = input_channels(graph)
+    network = graph.logits if isinstance(graph, FromPixels) else graph
+    height, width = next((size for size in EXAMPLES if takes(network, size)), EXAMPLES[0])
     if isinstance(graph, FromPixels):
-        return torch.zeros(2, 2 * SIZE_MULTIPLE + 6, 3 * SIZE_MULTIPLE + 14, channels, dtype=torch.uint8)
-    return torch.zeros(2, channels, 3 * SIZE_MULTIPLE, 4 * SIZE_MULTIPLE)
+        return torch.zeros(2, height - 26, width - 18, channels, dtype=torch.uint8)
+    return torch.zeros(2, channels, height, width)
 
 
 def free_axes(graph: nn.Module) -> dict[int, str]:

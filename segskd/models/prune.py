@@ -70,16 +70,16 @@ def _prune(student: StagedNetwork, adapters: Adapters, ratio: float, image: Tens
                 image,
                 importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
                 pruning_ratio_dict=kept,
-                root_module_types=LAYERS,
                 ignored_layers=[layer for layer in outputs if isinstance(layer, nn.Conv2d)],
                 round_to=ROUND_TO,
             )
             # Begun at a depthwise layer that reads several others, it would take each one's channels as they come.
             pruner.DG.module2node = dict(sorted(pruner.DG.module2node.items(), key=lambda item: _depthwise(item[0])))
             pruner.step()
-            _fit(set(_layers(student.model)) - pruner.DG.module2node.keys(), tapped.model, image)
     except Exception as error:  # operations that it doesn't know, such as attention, end in any error
         raise out_of_memory(error) or RuntimeError(f"torch-pruning can't follow its layers ({_told(error)})") from error
+    if idle := set(_layers(student.model)) - pruner.DG.module2node.keys():
+        _fit(idle, student.model, image)
     tapped.requires_grad_(all(gradients))
     student.model.train(training)
 
@@ -90,11 +90,14 @@ def _check_followed(model: nn.Module, image: Tensor) -> None:
     with torch.no_grad(), products:
         ghost(model).eval()(image.to("meta"))
     if products.found:
-        raise RuntimeError("it multiplies features with each other (attention), and their channels can't be followed")
+        raise RuntimeError(
+            "it multiplies features with each other (attention), through which channels can't be followed: take a "
+            "student of convolutions, or export this one in 8 bits"
+        )
 
 
 class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees whether two computed tensors are multiplied as matrices; of a linear layer one is a parameter."""
+    """Sees batched products of matrices: those of features with features, and the rare ones with a parameter."""
 
     found = False
 

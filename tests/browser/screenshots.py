@@ -90,7 +90,6 @@ def _take(browser: Browser, url: str, tab: str, width: int, shade: str, target: 
     page: Page = context.new_page()
     page.goto(url)
     page.locator(READY[tab]).first.wait_for(timeout=120_000)
-    page.wait_for_load_state("networkidle")
     for place in ("document.body.scrollHeight", "0"):  # pictures are fetched when they come into sight
         page.evaluate(f"window.scrollTo(0, {place})")
         page.wait_for_timeout(1500)

@@ -13,14 +13,17 @@ import onnxruntime
 import openvino
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from segskd.data.cards import load_card
 from segskd.errors import UserError
 from segskd.export import quantize as quantizing
 from segskd.export.formats import Spec
-from segskd.export.graph import FromPixels, Logits
+from segskd.export.graph import FromPixels, Logits, PoolingByProducts
 from segskd.export.onnx import metadata, write_onnx
+from segskd.export.openvino import write_openvino
 from segskd.export.quantize import (
     OnnxQuantizer,
     OpenvinoQuantizer,
@@ -31,7 +34,7 @@ from segskd.export.quantize import (
     quantize,
 )
 from segskd.export.torch_export import write_pt2
-from segskd.models.build import load
+from segskd.models.build import create, load
 from segskd.runs import Run
 
 Unpacked = Callable[[Spec], Path]
@@ -58,6 +61,42 @@ def test_any_batch_and_size(run: Run, unpacked: Unpacked, shape: tuple[int, ...]
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(unpacked(Spec("openvino")) / "model.xml", "CPU", exact)
     assert np.allclose(compiled(given)["logits"], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (12, 3), (2, 6)])
+@pytest.mark.parametrize("output", [2, 3, 6, (3, 6), (None, 2)])
+def test_pooling_by_products_is_pooling(size: tuple[int, int], output: Any) -> None:
+    pooling, given = nn.AdaptiveAvgPool2d(output), torch.randn(2, 3, *size)
+    expected = pooling(given)
+    with PoolingByProducts(), FlopCounterMode(display=False) as products:
+        made = pooling(given)
+        area = F.interpolate(given, size=output, mode="area") if isinstance(output, int) else expected
+    assert products.get_total_flops() > 0
+    assert torch.allclose(made, expected, atol=1e-6)
+    assert torch.allclose(area, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("arch", ["pspnet", "upernet", "pan"])
+def test_decoders_take_other_sizes_than_the_exporters(arch: str, tmp_path: Path) -> None:
+    """The exporter's own way to pool holds at the size of its example; a PAN takes no sides of 96, as that has."""
+    torch.manual_seed(0)
+    model = create(arch, "resnet10", 9)
+    with torch.no_grad():
+        model.train()(torch.randn(4, 3, 128, 128))
+        given = torch.randn(1, 3, 192, 160)
+        expected = model.eval()(given).numpy()
+    card = load_card("scenes")
+    write_onnx(Logits(model, card).eval(), tmp_path / "model.onnx", {})
+    write_openvino(tmp_path / "model.onnx", tmp_path / "model.xml")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(tmp_path / "model.xml", "CPU", exact)
+    write_pt2(Logits(model, card).eval(), tmp_path / "model.pt2")
+    exported = torch.export.load(tmp_path / "model.pt2").module()(given).detach().numpy()
+    atol = 1e-4 * float(np.abs(expected).max())
+    assert np.allclose(exported, expected, atol=atol)
+    assert np.allclose(session.run(["logits"], {"image": given.numpy()})[0], expected, atol=atol)
+    assert np.allclose(compiled(given.numpy())["logits"], expected, atol=atol)
 
 
 def test_pixels_go_in_and_masks_come_out(run: Run, tmp_path: Path) -> None:

@@ -51,12 +51,19 @@ def test_snapshots_and_discriminators_are_told(
     assert (len(told), told[-1]) == (21, "labels")
 
 
-def test_stages_that_train_with_another_are_told(recipe: Callable[..., Any], data: Path) -> None:
+def test_stages_that_train_with_another_are_told(
+    recipe: Callable[..., Any], data: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
     """VGG's first block lies before the teacher's first tap, and its last, a pooling, behind the last one."""
     phases = outline(recipe(student="unet:vgg11"), data).as_dict()["phases"]
     beside = {phase["name"]: phase["beside"] for phase in phases if phase["beside"]}
     assert beside == {"encoder.1": "encoder.0", "decoder.0": "encoder.5"}
     assert {phase["beside"] for phase in outline(recipe(method="simultaneous"), data).as_dict()["phases"]} == {""}
+    shutil.copytree(teacher_folder, tmp_path / "teacher")
+    shutil.copytree(teacher_folder, tmp_path / "teacher" / "snapshots" / "1")
+    several = recipe(method="multi_teacher_gan", student="unet:vgg11", teacher=str(tmp_path / "teacher"))
+    told = [phase["beside"] for phase in outline(several, data).as_dict()["phases"] if "encoder.1" in phase["name"]]
+    assert told == ["encoder.0", "encoder.0"]
 
 
 def test_labels_and_further_images_are_counted(recipe: Callable[..., Any], data: Path, tmp_path: Path) -> None:

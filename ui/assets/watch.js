@@ -121,13 +121,13 @@ async function retry(name, halve) {
 // -- figures --------------------------------------------------------------------------------------
 
 function table(head, rows) {
-  const titles = head.map((text) => make("th", { scope: "col", text }));
+  // A long name may go on in the next line behind a colon or an underscore.
+  const pieces = (text) => text.split(/(?<=[:_])/).flatMap((piece) => [make("wbr"), piece]).slice(1);
+  const titles = head.map((text) => make("th", { scope: "col" }, pieces(text)));
   const body = rows.map(([first, ...rest]) =>
     make("tr", {}, [make("th", { scope: "row", text: first }), ...rest.map((text) => make("td", { text }))]));
   return make("table", {}, [make("thead", {}, [make("tr", {}, titles)]), make("tbody", {}, body)]);
 }
-
-const breakable = (name) => name.replace(/[:_]/g, "$&\u200b");
 
 const drawResult = onChange((result, run) => {
   const card = part("result");
@@ -155,7 +155,7 @@ const drawResult = onChange((result, run) => {
   if (result.models.teacher) acts.append(action("Compare", () => openTab("compare", run.name), "main"));
   else if (run.kind === "teach") acts.append(action("Distill a student", () => trigger("distill", { run: run.name }), "main"));
   acts.append(action("Export", () => openTab("export", run.name)));
-  const names = models.map(([who, model]) => `${result.models.teacher ? who : "network"} ${breakable(model.network)}`);
+  const names = models.map(([who, model]) => `${result.models.teacher ? who : "network"} ${model.network}`);
   return card.replaceChildren(head, make("div", { class: "wide" }, [table(["", ...names], rows)]), make("p", { class: "quiet", text: words }), acts);
 });
 

@@ -62,7 +62,7 @@ class Outline:
             "epochs": self.epochs,
             "chosen": self.chosen,
             "phases": [
-                {"name": phase.name, "epochs": phase.epochs, "on": _learns_from(phase), "beside": _beside(phase)}
+                {"name": phase.name, "epochs": phase.epochs, "on": _learns_from(phase), "beside": _trains_with(phase)}
                 for phase in self.phases
             ],
         }
@@ -218,9 +218,10 @@ def _teachers(recipe: Recipe) -> list[str]:
     return [*snapshot_folders(recipe.teacher), TEACHER]
 
 
-def _beside(phase: Phase) -> str:
-    """Stages that train together with the one that the phase is called by."""
-    return ", ".join(name for name in phase.trained if name != phase.name) if phase.name in phase.trained else ""
+def _trains_with(phase: Phase) -> str:
+    """The stages before the one that the phase is called by, where they train in it; a snapshot's name may follow."""
+    *before, last = phase.trained
+    return ", ".join(before) if phase.name == last or phase.name.startswith(f"{last}-") else ""
 
 
 def _learns_from(phase: Phase) -> str:

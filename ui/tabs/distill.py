@@ -28,7 +28,8 @@ from ui.tabs.distill_fields import ADVANCED_LISTS, ADVANCED_NUMBERS, ADVANCED_TE
 from ui.tabs.distill_layout import Layout
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-# One handler after the other: an answer to what stood in the form before is never laid over a later one.
+# One handler after the other, of all visitors: an answer never comes after that to a later question. What takes long
+# has a queue of its own.
 IN_TURN: dict[str, Any] = {**QUIET, "concurrency_id": "distill", "concurrency_limit": 1}
 ADVANCED = {*ADVANCED_NUMBERS, *ADVANCED_LISTS, *ADVANCED_TEXTS, "unlabelled", "trust_teacher"}
 Updates = dict[Any, Any]
@@ -81,7 +82,9 @@ class Distill(Layout):
         on(self.unchecked.click, self._started_unchecked)
         on(self.teacher["alone"].click, self._taught)
         upload, network = self.teacher["upload"]
-        on(upload.upload, self._uploaded, [upload, network], show_progress="minimal", show_progress_on=upload)
+        progress = {"show_progress": "minimal", "show_progress_on": upload}
+        unpacked = upload.upload(self._unpacked, [upload, network], self.uploaded, **{**QUIET, **progress})
+        on(unpacked.then, self._uploaded, [self.uploaded])
         on(self.load.upload, self._loaded, [self.load])
         on(self.page.cloned.change, self._cloned, [self.page.cloned])
         self.preflight.take_batch(self._took_batch, None, inputs["batch"], **QUIET)
@@ -114,7 +117,7 @@ class Distill(Layout):
         # What is there already is not set again: somebody may have changed it while this was on its way.
         proposed = {name: value for name, value in proposed.items() if values[name] != value}
         values |= proposed
-        if values["choice"] is not None:
+        if values["choice"] is not None and values["seed"] != choice.seed:
             values["seed"] = proposed["seed"] = choice.seed
         inputs = {self.fields.inputs[name]: value for name, value in proposed.items() if name != "known"}
         return self._shown(self._draft(values), values) | inputs | self._teachers(values["known"], before)
@@ -223,14 +226,18 @@ class Distill(Layout):
         inputs = {self.fields.inputs["teacher_from"]: "known", self.fields.inputs["teach_name"]: ""}
         return self._shown(self._draft(values), values) | inputs | self._teachers(values["known"], None)
 
-    def _uploaded(self, files: list[str] | None, network: str | None, *given: Any) -> Updates:
-        values = self._values(given)
+    def _unpacked(self, files: list[str] | None, network: str | None) -> dict[str, str]:
+        """The key of the teacher that was uploaded, or the problem with it."""
         try:
-            key = add_upload([Path(file) for file in files or ()], self.context.runs, network or "")
+            return {"key": add_upload([Path(file) for file in files or ()], self.context.runs, network or "")}
         except UserError as error:
-            return {self.fields.notices["teacher"]: notice(str(error))}
-        values |= {"teacher_from": "known", "known": key}
-        return self._shown(self._draft(values), values) | self._teachers(key, None)
+            return {"problem": str(error)}
+
+    def _uploaded(self, found: dict[str, str], *given: Any) -> Updates:
+        if "problem" in found:
+            return {self.fields.notices["teacher"]: notice(found["problem"])}
+        values = self._values(given) | {"teacher_from": "known", "known": found["key"]}
+        return self._shown(self._draft(values), values) | self._teachers(found["key"], None)
 
     def _loaded(self, file: str, *given: Any) -> Updates:
         """Fills the form with a recipe's file."""

@@ -50,6 +50,7 @@ class Layout:
         # When the tab was looked at, or Data chose something else. One component for both, so that its proposals
         # are made one after the other: two at once, and the later is laid over what somebody chose after the first.
         self.looked = gr.Textbox("", visible="hidden")
+        self.uploaded = gr.State({})
         with gr.Row(elem_id="distill-columns"):
             with gr.Column(scale=3, min_width=300, elem_id="distill-form"):
                 self._lay_out_form()
