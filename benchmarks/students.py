@@ -48,7 +48,7 @@ def row(student: str, teacher: str, folder: Path) -> list[str]:
     try:
         narrow = pruned(*plan_pruned(run, SHARE, 1))
     except UserError as error:
-        return [*cells, str(error), ""]
+        return [*cells, f"none: {str(error).rpartition(' pruned: ')[2]}", ""]
     return [*cells, f"{parameters(narrow) / 1e6:.2f} M", exported(narrow, Spec("onnx"))]
 
 
@@ -57,7 +57,7 @@ def exported(run: Run, spec: Spec) -> str:
     try:
         own = package(run, spec).certificate
     except UserError as error:
-        return str(error)
+        return str(error).partition(". It is kept in ")[0]
     faster = (own.latency or {}).get("than_student")
     return f"{100 * (1 - own.share_differing):.4g} %" + (f", {faster[1]:.1f}×" if faster else "")
 
