@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from starlette.exceptions import HTTPException
 
 from segskd.data.cards import data_folder
 from segskd.errors import UserError
@@ -79,11 +81,23 @@ def serve(arguments: Arguments) -> None:
     blocks = build(Context(data, runs, jobs)).queue(default_concurrency_limit=8)
     try:
         blocks.launch(server_name=_in_address(arguments.host), server_port=port, auth=auth, **_launch(arguments))
+        logging.getLogger("uvicorn.error").addFilter(tells_of_a_fault)
         print(f"SegSKD is open at http://{_in_address(arguments.host)}:{port}", flush=True)
         over.wait()
     finally:
         jobs.close()
         blocks.close()
+
+
+def tells_of_a_fault(record: logging.LogRecord) -> bool:
+    """Whether a record of the web server's is worth printing.
+
+    Where a page is closed with a question under way, Gradio's stream of answers ends in a "not found" that nobody is
+    left to hear.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    cause = error.__cause__ if isinstance(error, RuntimeError) else None
+    return not (isinstance(cause, HTTPException) and cause.status_code == 404 and "already started" in str(error))
 
 
 def _folders(arguments: Arguments) -> tuple[Path, Path]:

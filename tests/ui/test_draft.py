@@ -72,7 +72,7 @@ def test_the_phases_are_the_methods_own(context: Context, values: dict[str, Any]
     draft = make_draft(context, values | {"method": "supervised", "teacher_from": "none"})
     assert draft.outline is not None
     # 3,000 passes over 6 images are 500 epochs, for each of 11 stages.
-    assert draft.outline.as_dict()["phases"] == [{"name": "supervised", "epochs": 5500, "on": "labels"}]
+    assert draft.outline.as_dict()["phases"] == [{"name": "supervised", "epochs": 5500, "on": "labels", "beside": ""}]
     held = make_draft(context, values | {"select": "best"}).outline
     assert held is not None
     assert (held.images, held.held_out, held.epochs) == (5, 1, 600)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import sys
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.exceptions import HTTPException
 
 from segskd.errors import UserError
 from ui import server
-from ui.server import Arguments, choose_port, main, read_auth, serve
+from ui.server import Arguments, choose_port, main, read_auth, serve, tells_of_a_fault
 
 LOCAL = "127.0.0.1"
 
@@ -185,3 +187,18 @@ def test_what_can_not_be_is_one_line_and_status_2(
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == f"segskd: --port {busy} on 127.0.0.1 can't be taken: Address already in use; name another one\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "told"),
+    [
+        (RuntimeError("Caught handled exception, but response already started."), HTTPException(404), False),
+        (RuntimeError("Caught handled exception, but response already started."), HTTPException(500), True),
+        (RuntimeError("Caught handled exception, but response already started."), None, True),
+        (ValueError("anything else"), HTTPException(404), True),
+    ],
+)
+def test_a_page_that_was_closed_is_no_fault(error: Exception, cause: Exception | None, told: bool) -> None:
+    error.__cause__ = cause
+    record = logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, "", None, (type(error), error, None))
+    assert tells_of_a_fault(record) is told
