@@ -76,7 +76,7 @@ def _prune(student: StagedNetwork, adapters: Adapters, ratio: float, image: Tens
             # Begun at a depthwise layer that reads several others, it would take each one's channels as they come.
             pruner.DG.module2node = dict(sorted(pruner.DG.module2node.items(), key=lambda item: _depthwise(item[0])))
             pruner.step()
-    except Exception as error:  # operations that it doesn't know, such as attention, end in any error
+    except Exception as error:  # operations that it doesn't know end in any error
         raise out_of_memory(error) or RuntimeError(f"torch-pruning can't follow its layers ({_told(error)})") from error
     if idle := set(_layers(student.model)) - pruner.DG.module2node.keys():
         _fit(idle, student.model, image)
