@@ -31,7 +31,8 @@ class Loop:
         self.phase = phase = phase or module.phase
         self.module = module
         self.steps = job.steps_an_epoch(phase)
-        self.loss = math.nan
+        self.loss = self.rate = math.nan
+        """Of the last step."""
         part = job.recipe.optimisation
         self._ranks = job.ranks
         self.needs = phase_needs(module.phase, job.student)
@@ -49,10 +50,6 @@ class Loop:
         self.wrapped: nn.Module = wrapped
         self._stepper: Any = optimiser
 
-    @property
-    def rate(self) -> float:
-        return float(self._optimiser.param_groups[0]["lr"])
-
     def step(self, batch: Batch) -> float:
         """One step of the optimiser; the student's loss, over all processes.
 
@@ -66,6 +63,7 @@ class Loop:
             message = f"the loss of {self.phase.name} became {self.loss}: use a smaller --lr, or --precision 32"
             raise self._ranks.refuse(UserError(message))
         self._fabric.backward(loss * share)
+        self.rate = float(self._optimiser.param_groups[0]["lr"])
         self._stepper.step()
         self._stepper.zero_grad()
         self._schedule.step()

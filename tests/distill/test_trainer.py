@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,24 @@ def test_training_lowers_the_tap_loss(finished: tuple[Path, dict[str, Any]]) -> 
     events = Run.open(finished[0]).events()
     losses = {(e["phase"], e["epoch"]): e["loss"] for e in events if e["kind"] == "epoch"}
     assert losses["encoder.0", 2] < losses["encoder.0", 1]
+
+
+def test_a_step_tells_the_rate_that_it_was_taken_at(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    """Of one cycle: from a 25th of the highest up to it in three tenths of the steps, and down by cosines."""
+    rates: list[float] = []
+
+    def listen(event: dict[str, Any]) -> None:
+        if event["kind"] == "step":
+            rates.append(event["lr"])
+
+    made = recipe(subset={"count": 4}, optimisation={"epochs": 10})
+    start(made, tmp_path / "run", [listen], until="encoder.0")
+    assert rates == pytest.approx([4e-5, 5.2e-4, 1e-3, *(down(step / 7) for step in range(1, 8))])
+
+
+def down(share: float) -> float:
+    """From 1e-3 to a ten-thousandth of the first rate."""
+    return 4e-9 + (1e-3 - 4e-9) * (1 + math.cos(math.pi * share)) / 2
 
 
 def test_until_gives_the_weights_that_a_whole_run_gives(
