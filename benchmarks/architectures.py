@@ -49,6 +49,7 @@ PAIRS = (
     ("unet:se_resnet50", "unet:mobileone_s0"),
     ("unet:tu-hrnet_w18_small", "unet:mobilenet_v2"),
     ("unet:tu-swin_tiny_patch4_window7_224", "unet:resnet10"),
+    ("unet:resnet34", "unet:tu-swin_tiny_patch4_window7_224"),
     ("unet:tu-pvt_v2_b0", "unet:efficientnet-b0"),
     ("unet:tu-regnety_002", "unet:tu-repvgg_a0"),
     ("unetplusplus:resnet34", "unet:resnet10"),

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from segskd.config import Recipe
+from segskd.config import Recipe, Size
 from segskd.data.cards import Card
 from segskd.data.transforms import RESIZE_FILTER, SIZE_MULTIPLE
 from segskd.export.certificate import LEAST_SIDE
@@ -16,8 +16,10 @@ from segskd.models.build import describe, digest
 PACKAGES = ("segskd", "torch", "segmentation-models-pytorch")
 
 
-def about(spec: Spec, model: nn.Module, card: Card, recipe: Recipe, result: dict[str, Any]) -> dict[str, Any]:
-    """Plain data for card.json and for a file's metadata."""
+def about(
+    spec: Spec, model: nn.Module, card: Card, recipe: Recipe, result: dict[str, Any], only: Size | None
+) -> dict[str, Any]:
+    """Plain data for card.json and a file's metadata; `only` is the size of images where the file takes no other."""
     config: dict[str, Any] = cast(Any, model).config
     return {
         "name": card.name,
@@ -33,6 +35,7 @@ def about(spec: Spec, model: nn.Module, card: Card, recipe: Recipe, result: dict
         "mean": list(card.mean),
         "std": list(card.std),
         "size": list(recipe.data.size),
+        "only_size": list(only) if only else None,
         "size_multiple": 1 if spec.pixels else SIZE_MULTIPLE,
         "least_side": LEAST_SIDE,
         "resize": RESIZE_FILTER,

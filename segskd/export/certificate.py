@@ -56,7 +56,8 @@ class Certificate:
     """What an export proves about itself, beside what it is.
 
     `file`, `bytes` and `sha256` are the zip's, `model_bytes` what the network's own files in it weigh, `float_bytes`
-    what they weigh in float. `latency` is that of `timing.Latency`. `failures` says what lies beyond `limits`.
+    what they weigh in float. `latency` is that of `timing.Latency`. `failures` says what lies beyond `limits`,
+    `only_size` the size of images where the file takes no other.
     """
 
     file: str
@@ -84,6 +85,7 @@ class Certificate:
     limits: dict[str, float | None]
     failures: tuple[str, ...]
     versions: dict[str, str]
+    only_size: tuple[int, int] | None = None
 
     @property
     def holds(self) -> bool:
@@ -96,15 +98,20 @@ class Certificate:
 
 
 def compare(
-    fresh: FreshProcess, checkpoint: Predictor, pairs: Sequence[Pair], pixels: bool, report: Report | None = None
+    fresh: FreshProcess,
+    checkpoint: Predictor,
+    pairs: Sequence[Pair],
+    pixels: bool,
+    only: Size | None = None,
+    report: Report | None = None,
 ) -> Difference:
     """Compares an exported network with `checkpoint`, on up to IMAGES pairs and a few at two other sizes that it takes.
 
-    Both compute one image at a time with the same number of threads. `pixels` says that uint8 goes in. Raises
-    UserError when the network can't be opened.
+    Both compute one image at a time with the same number of threads. `pixels` says that uint8 goes in, `only` is the
+    size of images where the export takes no other. Raises UserError when the network can't be opened.
     """
     card, model = checkpoint.card, checkpoint.model
-    others = [size for size in other_sizes(checkpoint.size) if takes(model, size)]
+    others = [] if only else [size for size in other_sizes(checkpoint.size) if takes(model, size)]
     sizes = tuple(dict.fromkeys((checkpoint.size, *others)))
     chosen = [(checkpoint.size, pair) for pair in evenly(pairs, IMAGES)]
     chosen += [(size, pair) for size in sizes[1:] for pair in evenly(pairs, OTHER_IMAGES)]

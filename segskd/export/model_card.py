@@ -53,7 +53,9 @@ The file was opened in a fresh process by its own runtime, through this `predict
 def _input(proof: Certificate, card: Card) -> str:
     shape = f"{card.channels}), {ORDERS[card.channels]}"
     white = "the largest value of the file's type, 255 or 65535" if card.white is None else f"`white`, {card.white}"
-    resize = "resize the image to `size` (`resize` says how)"
+    resize = "resize the image to `size` (`resize` says how)" + (
+        ", the only one that it takes" if proof.only_size else ""
+    )
     if proof.input == "uint8":
         return f"{resize}, and put in `image`, uint8, (1, height, width, {shape}; out come `logits` and `mask`."
     return (

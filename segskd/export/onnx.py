@@ -13,16 +13,19 @@ import onnx
 import torch
 from torch import nn
 
+from segskd.config import Size
 from segskd.errors import UserError
 from segskd.export.graph import FromPixels, PoolingByProducts
-from segskd.export.torch_export import example, free_axes
+from segskd.export.tracing import example, free_axes
 
 PART = re.compile(r"(encoder|decoder|segmentation_head)\..*")
 OPERATOR = re.compile(r"aten[.:]+\w+(?:\.\w+)?|OpOverload\(op='([\w.]+)'")
 
 
-def write_onnx(graph: nn.Module, target: Path, about: Mapping[str, Any]) -> None:
+def write_onnx(graph: nn.Module, target: Path, about: Mapping[str, Any], only: Size | None = None) -> None:
     """Writes `graph` (in eval mode) with dynamic batch, height and width, checked by onnx's own checker.
+
+    Of a network that takes one size alone, `only` is that of the images, and the file's.
 
     Input `image`, output `logits`, and `mask` where pixels go in. `about` goes into the metadata, each value as JSON.
     Raises UserError that names an operator that ONNX, or its exporter, doesn't know.
@@ -33,10 +36,10 @@ def write_onnx(graph: nn.Module, target: Path, about: Mapping[str, Any]) -> None
             warnings.simplefilter("ignore")  # of the exporter about its own libraries
             program = torch.onnx.export(
                 graph,
-                (example(graph),),
+                (example(graph, only),),
                 input_names=["image"],
                 output_names=outputs,
-                dynamic_shapes=(free_axes(graph),),
+                dynamic_shapes=(free_axes(graph, only),),
                 dynamo=True,
                 verbose=False,
             )

@@ -36,6 +36,7 @@ from segskd.export.fresh import Array, FreshProcess
 from segskd.export.model_card import model_card
 from segskd.export.quantize import CALIBRATION_IMAGES, Quantized
 from segskd.export.timing import Latency, measure
+from segskd.export.tracing import only_size
 from segskd.export.write import write
 from segskd.files import write_whole, writing
 from segskd.models.build import describe, load
@@ -93,6 +94,8 @@ class _Work:
         self.checkpoint = Predictor(load(run.model_folder), self.card, self.recipe.data.size)
         self.teacher, self.no_teacher = _teacher(self.recipe)
         _check_size(spec, self.checkpoint.view.padded)
+        size = self.recipe.data.size
+        self.only = None if spec.format == "safetensors" else only_size(self.checkpoint.model, size)
         _check_bits(spec, self.card, self.pairs)
 
     def make(self, files: Path) -> Certificate:
@@ -116,9 +119,9 @@ class _Work:
 
     def _write_network(self, files: Path) -> Quantized | None:
         model = self.checkpoint.model
-        told = about(self.spec, model, self.card, self.recipe, self.result)
+        told = about(self.spec, model, self.card, self.recipe, self.result, self.only)
         (files / "card.json").write_text(_json(told), encoding="utf-8")
-        return write(self.spec, model, files, self.card, told, self.run.model_folder, self._calibration)
+        return write(self.spec, model, files, self.card, told, self.run.model_folder, self._calibration, self.only)
 
     def _calibration(self) -> list[Array]:
         """Inputs of the network: the images that the run was trained on."""
@@ -135,7 +138,7 @@ class _Work:
         def report(done: int, total: int) -> None:
             self.report("comparing with the checkpoint", done, total)
 
-        return compare(fresh, self.checkpoint, self.pairs, self.spec.pixels, report)
+        return compare(fresh, self.checkpoint, self.pairs, self.spec.pixels, self.only, report)
 
     def _time(self, fresh: FreshProcess) -> Latency:
         self.report("timing", 0, None)
@@ -173,6 +176,7 @@ class _Work:
             limits=asdict(spec.limits),
             failures=tuple(failures(difference, model_bytes / weight_bytes(model), spec.limits)),
             versions={**self.versions, **{name: version(name) for name in PACKAGES}},
+            only_size=self.only,
         )
 
 

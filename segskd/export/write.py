@@ -13,6 +13,7 @@ from typing import Any
 import numpy.typing as npt
 from torch import nn
 
+from segskd.config import Size
 from segskd.data.cards import Card
 from segskd.export import onnx, openvino, torch_export
 from segskd.export.formats import FORMATS, Spec
@@ -25,12 +26,19 @@ Images = Callable[[], Sequence[npt.NDArray[Any]]]
 
 
 def write(
-    spec: Spec, model: nn.Module, folder: Path, card: Card, about: Mapping[str, Any], source: Path, calibration: Images
+    spec: Spec,
+    model: nn.Module,
+    folder: Path,
+    card: Card,
+    about: Mapping[str, Any],
+    source: Path,
+    calibration: Images,
+    only: Size | None = None,
 ) -> Quantized | None:
     """Writes the network's files into `folder`; `source` holds the model as SegSKD keeps it.
 
-    `calibration` gives inputs of the network (1, …) for INT8. Raises UserError when the format can't take the
-    network, or when the disk is full.
+    `calibration` gives inputs of the network (1, …) for INT8; `only` is the size of the images where the network takes
+    no other. Raises UserError when the format can't take the network, or when the disk is full.
     """
     with writing(folder):
         if spec.format == "safetensors":
@@ -38,11 +46,11 @@ def write(
             return None
         graph = (FromPixels if spec.pixels else Logits)(model, card).eval()
         if spec.format == "pt2":
-            torch_export.write_pt2(graph, folder / FORMATS["pt2"].files[0])
+            torch_export.write_pt2(graph, folder / FORMATS["pt2"].files[0], only)
             return None
         with tempfile.TemporaryDirectory(prefix="segskd-", dir=folder.parent) as scratch:
             plain = Path(scratch) / "model.onnx"
-            onnx.write_onnx(graph, plain, about)
+            onnx.write_onnx(graph, plain, about, only)
             return _from_onnx(spec, plain, folder, about, calibration)
 
 

@@ -51,7 +51,7 @@ def test_differences_are_counted(run: Run, unpacked: Callable[[Spec], Path]) -> 
         expected += int((one != other).sum())
     heard: list[tuple[int, int]] = []
     with FreshProcess(folder) as fresh:
-        found = compare(fresh, moved, pairs(run), False, lambda done, total: heard.append((done, total)))
+        found = compare(fresh, moved, pairs(run), False, report=lambda done, total: heard.append((done, total)))
     assert heard == [(n, 12) for n in range(1, 13)]
     assert expected > 0
     assert found.differing == pytest.approx(expected, abs=3)

@@ -12,12 +12,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnxruntime
 import pytest
+import torch
 
 from segskd import cli
 from segskd.data.cards import load_card
 from segskd.errors import UserError
-from segskd.export import formats
+from segskd.export import formats, timing
 from segskd.export import package as packing
 from segskd.export.certificate import Difference
 from segskd.export.formats import Spec, all_specs
@@ -25,6 +27,9 @@ from segskd.export.found import Package, find_package
 from segskd.export.model_card import model_card
 from segskd.export.package import package
 from segskd.export.timing import Latency
+from segskd.export.torch_export import write_pt2
+from segskd.export.tracing import only_size
+from segskd.models.build import create, save
 from segskd.runs import Run
 
 Packed = Callable[[Spec], Package]
@@ -43,6 +48,32 @@ def same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "measure", lambda *_: times)
 
 
+def test_a_network_that_takes_one_size_comes_for_that(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Swin transformer's windows fit 224x224 alone, whether pixels go in or what became of them."""
+    monkeypatch.setattr(timing, "REPEATS", 5)
+    shutil.copytree(run.path, tmp_path / "swin", ignore=shutil.ignore_patterns("exports"))
+    recipe = tmp_path / "swin" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("50x90", "224x224"))
+    model = create("unet", "tu-swin_tiny_patch4_window7_224", 3).eval()
+    save(model, tmp_path / "swin" / "student")
+    run = Run.open(tmp_path / "swin")
+    made = package(run, Spec("onnx", pixels=True))
+    assert made.certificate.sizes == ((224, 224),)
+    assert made.certificate.only_size == (224, 224)
+    inside = made.path.stem
+    with zipfile.ZipFile(made.path) as content:
+        session = onnxruntime.InferenceSession(content.read(f"{inside}/model.onnx"))
+        assert json.loads(content.read(f"{inside}/card.json"))["only_size"] == [224, 224]
+        assert "`size` (`resize` says how), the only one that it takes" in content.read(f"{inside}/README.md").decode()
+    assert session.get_inputs()[0].shape == ["batch", 224, 224, 3]
+    write_pt2(model, tmp_path / "model.pt2", only_size(model, (224, 224)))
+    given = torch.rand(1, 3, 224, 224)
+    with torch.inference_mode():
+        assert torch.equal(torch.export.load(tmp_path / "model.pt2").module()(given), model(given))
+
+
 def test_it_lies_in_the_run_with_its_certificate(run: Run, packed: Packed) -> None:
     made, folder = packed(SAFETENSORS), run.path / "exports" / "safetensors"
     assert made.path == folder / "small-safetensors.zip"
@@ -53,6 +84,7 @@ def test_it_lies_in_the_run_with_its_certificate(run: Run, packed: Packed) -> No
     assert (certificate["bytes"], certificate["run"]) == (len(content), "small")
     assert (certificate["images"], certificate["pixels"]) == (4, PIXELS)
     assert certificate["sizes"] == [[50, 90], [64, 64], [64, 128]]
+    assert certificate["only_size"] is None
     assert (certificate["pixels_differing"], certificate["max_logit_difference"]) == (0, 0.0)
     found = find_package(run)
     assert found is not None
