@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from segskd.data.bands import UnfitError
+from segskd.data.bands import UnfitError, read_bands
 from segskd.data.cards import UNKNOWN, Card
 from segskd.data.dataset import Pair, decode_mask, describe_unknown, has_split, list_split
 from segskd.data.pixels import read_image, read_kind
@@ -23,6 +23,7 @@ Kind = Literal[
     "unreadable",
     "kind differs",
     "bits differ",
+    "brighter than white",
     "sizes differ",
     "unknown values",
     "incomplete",
@@ -111,6 +112,7 @@ def _check_pair(report: Report, split: str, pair: Pair) -> None:
         report.add("kind differs" if isinstance(error.__cause__, UnfitError) else "unreadable", broken, str(error))
         return
     _note_kind(report, pair.image)
+    _check_white(report, pair.image)
     report.sizes[f"{image.shape[0]}x{image.shape[1]}"] += 1
     if image.shape[:2] != mask.shape:
         sizes = f"{image.shape[0]}x{image.shape[1]} and {mask.shape[0]}x{mask.shape[1]}"
@@ -120,6 +122,15 @@ def _check_pair(report: Report, split: str, pair: Pair) -> None:
         report.add("unknown values", pair.mask, f"mask {pair.mask} has {values}, unknown to the card")
     counted = mask[(mask >= 0) & (mask < len(report.card.classes))]
     report.pixels[split] += np.bincount(counted, minlength=len(report.card.classes))
+
+
+def _check_white(report: Report, image: Path) -> None:
+    """Pixels that the card's own `white` cuts off."""
+    white = report.card.white
+    brightest = int(read_bands(image).max()) if white else 0
+    if white and brightest > white:
+        text = f"image {image} has pixels up to {brightest}, and all above the card's white, {white}, become that"
+        report.add("brighter than white", image, text)
 
 
 def _note_kind(report: Report, image: Path) -> None:

@@ -85,6 +85,15 @@ def test_files_that_disagree_are_named(tmp_path: Path) -> None:
     assert any("has colours, and its card says channels: 1" in p.text for p in found)
 
 
+def test_pixels_that_white_cuts_off_are_named(tmp_path: Path) -> None:
+    added = add(tmp_path, [plain(1000, dtype=np.uint16)] * 5 + [plain(4095, dtype=np.uint16)], suffix="tif")
+    for white, named in ((4095, []), (4094, ["5.tif"])):
+        found = check(added.card.model_copy(update={"white": white}), tmp_path / "data").problems
+        cut = [problem for problem in found if problem.kind == "brighter than white"]
+        assert [Path(problem.file).name for problem in cut] == named
+    assert "has pixels up to 4095, and all above the card's white, 4094, become that" in cut[0].text
+
+
 def masks_of(added: Added, tmp_path: Path) -> list[list[int]]:
     pairs = [pair for split in added.card.splits for pair in list_pairs(added.card, tmp_path / "data", split)]
     return [read_mask(pair.mask, added.card).ravel().tolist() for pair in sorted(pairs)]
