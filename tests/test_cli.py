@@ -18,7 +18,11 @@ from PIL import Image
 from segskd import cli, runs
 from segskd.cli import run_commands
 from segskd.config import dump_recipe
+from segskd.data.cards import load_card
 from segskd.distill.methods import METHODS
+from segskd.evaluate.predict import Predictor
+from segskd.evaluate.tiles import Tiles
+from segskd.models.build import load
 
 
 @pytest.fixture
@@ -190,6 +194,28 @@ def test_an_unreadable_image_is_skipped_and_named(
     assert str(tmp_path / "broken.png") in err
     assert [Path(path).name for path in last_line(out)["masks"]] == ["b00.png"]
     assert call("predict", teacher_folder, *flags)[0] == 2
+
+
+def test_large_images_by_tiles(
+    call: Callable[..., Any], data: Path, card_path: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    """The mask is that of the library's call; what tiles were rounded to is told."""
+    pixels = np.random.default_rng(0).integers(0, 256, (120, 200, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "large.png")
+    flags = ("--dataset", card_path, "--size", "native", "--tile", "60x90", "--overlap", 10, "--json")
+    status, out, _ = call("predict", teacher_folder, tmp_path / "large.png", *flags, "--out", tmp_path / "masks")
+    assert (status, last_line(out)["tile"], last_line(out)["overlap"]) == (0, [64, 96], 32)
+    made = np.asarray(Image.open(last_line(out)["masks"][0]))
+    assert (made == mask_by(teacher_folder, card_path, Tiles((64, 96), 32), pixels)).all()
+    assert (made != mask_by(teacher_folder, card_path, None, pixels)).any()
+
+    status, out, _ = call("evaluate", teacher_folder, "--data", data, "--split", "val", *flags)
+    assert (status, last_line(out)["tile"], last_line(out)["overlap"]) == (0, [64, 96], 32)
+    assert call("predict", teacher_folder, tmp_path / "large.png", "--tile", "32x32", "--out", tmp_path)[0] == 2
+
+
+def mask_by(network: Path, card: Path, tiles: Tiles | None, image: np.ndarray) -> np.ndarray:
+    return Predictor(load(network), load_card(str(card)), None, tiles=tiles).mask(image)
 
 
 def test_a_bug_shows_its_traceback(call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

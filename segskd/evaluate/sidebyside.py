@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from segskd.data.cards import data_folder, load_card
 from segskd.data.dataset import Pair, list_pairs
 from segskd.data.kept import kept
 from segskd.data.pixels import Uint8, displayed, read_image
+from segskd.data.transforms import padded_size
 from segskd.devices import choose_device
 from segskd.errors import UserError
 from segskd.evaluate.compare import AGREEMENT, Comparison, ImageGap
@@ -29,12 +30,15 @@ from segskd.evaluate.metrics import Score, score
 from segskd.evaluate.pictures import resized
 from segskd.evaluate.predict import Predictor, Report
 from segskd.evaluate.predictions import Array, Predictions, classes_and_confidence
+from segskd.evaluate.tiles import tiles_of
 from segskd.models.build import describe, digest, load
-from segskd.models.cut import cut
+from segskd.models.cut import cut, takes
 from segskd.models.stages import HEAD
 from segskd.runs import Run
 
 WIDEST = 1024
+NATIVE_SIDE = 2048
+"""Longest side of a picture that both networks see at its own resolution; larger ones are scaled down to it."""
 TEACHER_TOO = 254
 """In a map of first errors: the teacher is wrong there as well, so no stage is to blame."""
 IGNORED = 255
@@ -44,7 +48,8 @@ IGNORED = 255
 class Frame:
     """One image: the photograph RGB (H, W, 3), and masks and confidences in percent, uint8 (h, w) at the run's size.
 
-    The photograph has the run's aspect and is at most WIDEST pixels wide. `truth` is None for an uploaded one.
+    The photograph has the run's aspect and is at most WIDEST pixels wide. `truth` is None for an uploaded one; one seen
+    at its own resolution gives all of them at that, and the `tile` by which it went through the networks.
     """
 
     image: Uint8
@@ -53,6 +58,7 @@ class Frame:
     student: Uint8
     teacher_confidence: Uint8
     student_confidence: Uint8
+    tile: Size | None = field(default=None, kw_only=True)
 
 
 class Gap(NamedTuple):
@@ -146,11 +152,34 @@ class SideBySide:
         image = shown(read_image(self._pairs[number].image, self.card), self.size)
         return Frame(image, *(np.array(self._kept[kind][number]) for kind in maps))
 
-    def predict_image(self, image: Pixels) -> Frame:
-        """A picture (H, W, C) of no dataset, with the card's channels, seen by both networks."""
-        pixels = self._teacher.view.image_only(image)[None]
-        teacher, student = (classes_and_confidence(net, pixels) for net in (self._teacher, self._student))
-        return Frame(shown(image, self.size), None, teacher[0][0], student[0][0], teacher[1][0], student[1][0])
+    def predict_image(self, image: Pixels, native: bool = False) -> Frame:
+        """A picture (H, W, C) of no dataset, with the card's channels, seen by both networks.
+
+        At the run's size or, where `native`, at its own, by overlapping tiles of the run's. Raises UserError where a
+        network doesn't take the tiles of a small picture.
+        """
+        networks = (self._teacher, self._student)
+        if native:
+            networks = (self._native(self._teacher, image), self._native(self._student, image))
+        size, tiles = networks[0].size, networks[0].tiles
+        photograph = resized(displayed(image), size) if tiles else shown(image, size)
+        pixels = networks[0].view.image_only(image)[None]
+        teacher, student = (classes_and_confidence(net, pixels) for net in networks)
+        tile = tiles.tile if tiles else None
+        return Frame(photograph, None, teacher[0][0], student[0][0], teacher[1][0], student[1][0], tile=tile)
+
+    def _native(self, network: Predictor, image: Pixels) -> Predictor:
+        scale = min(1.0, NATIVE_SIDE / max(image.shape[:2]))
+        height, width = (max(1, round(scale * side)) for side in image.shape[:2])
+        tiles = tiles_of(self.size)
+        sides = padded_size((height, width))
+        piece = min(sides[0], tiles.tile[0]), min(sides[1], tiles.tile[1])
+        if not takes(network.model, piece):
+            raise UserError(
+                f"{describe(network.model)} doesn't take pieces of {piece[0]}x{piece[1]}, as this image would give: "
+                "look at it at the run's size"
+            )
+        return Predictor(network.model, self.card, (height, width), network.device, tiles)
 
     def graft_classes(self, name: str) -> Uint8:
         """The mask after each of `stages`, uint8 (S, h, w); kept once it is computed.

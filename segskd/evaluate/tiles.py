@@ -61,10 +61,16 @@ def choose_tiles(tile: str | None, overlap: int | None) -> Tiles | None:
     if min(sides) < LEAST_SIDE:
         raise UserError(f"--tile {tile}: tiles of less than {LEAST_SIDE}x{LEAST_SIDE} can't overlap: take larger ones")
     most = min(sides) - SIZE_MULTIPLE
-    asked = min(sides) // OVERLAP_SHARE if overlap is None else overlap
-    if not 0 <= asked <= most:
-        raise UserError(f"--overlap {asked} must lie between 0 and {most} for tiles of {sides[0]}x{sides[1]}")
-    return Tiles(sides, -(-asked // SIZE_MULTIPLE) * SIZE_MULTIPLE)
+    if overlap is not None and not 0 <= overlap <= most:
+        raise UserError(f"--overlap {overlap} must lie between 0 and {most} for tiles of {sides[0]}x{sides[1]}")
+    return tiles_of(sides, overlap)
+
+
+def tiles_of(size: Size, overlap: int | None = None) -> Tiles:
+    """Tiles of that size, rounded up to multiples of 32 and LEAST_SIDE; they overlap by a quarter, if not told."""
+    height, width = (max(LEAST_SIDE, side) for side in padded_size(size))
+    wanted = min(height, width) // OVERLAP_SHARE if overlap is None else overlap
+    return Tiles((height, width), -(-wanted // SIZE_MULTIPLE) * SIZE_MULTIPLE)
 
 
 def strips(length: int, side: int, overlap: int) -> list[Strip]:

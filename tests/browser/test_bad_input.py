@@ -186,6 +186,12 @@ def test_an_own_image_that_cannot_be_read(open_tab: Callable[[str], Page], tmp_p
         make(tmp_path / name)
         page.locator("#compare-upload input[type=file]").set_input_files(tmp_path / name)
         expect(page.locator("#compare-upload .notice.problem")).to_contain_text(said, timeout=MINUTE)
+    Image.new("RGB", (200, 120)).save(tmp_path / "sound.png")
+    page.locator("#compare-upload input[type=file]").set_input_files(tmp_path / "sound.png")
+    expect(page.locator("#compare-upload .notice.hint")).to_contain_text("without a truth", timeout=MINUTE)
+    page.locator("#compare-native input").check()
+    seen = page.get_by_text(re.compile(r"seen at 120 × 200, by tiles of \d+ × \d+"))
+    expect(seen).to_be_visible(timeout=MINUTE)
 
 
 # -- runs whose files are gone or half-written ----------------------------------------------------

@@ -115,6 +115,31 @@ def test_an_uploaded_picture(opened: Opened) -> None:
     assert frame.student_confidence.shape == SIZE
 
 
+def test_a_picture_at_its_own_resolution(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column of a single pixel is seen there; networks that look at each pixel alone give the same by tiles."""
+    monkeypatch.setattr(sidebyside, "takes", lambda *_: True)
+    picture = np.full((200, 300, 3), COLORS[0], dtype=np.uint8)
+    picture[:, 131] = COLORS[2]
+    side = opened(predict=False)
+    frame = side.predict_image(picture, native=True)
+    assert (frame.tile, frame.truth) == ((64, 64), None)
+    assert (frame.image == picture).all()
+    assert (frame.teacher == np.where(np.arange(300) == 131, 2, 0)).all()
+    assert (frame.student == np.where(np.arange(300) == 131, 1, 0)).all()
+    assert frame.teacher_confidence.shape == (200, 300)
+    assert set(opened.networks["teacher"].seen) == {(6 * 9, 3, 64, 64)}  # of 224x320, 32 apart
+    monkeypatch.setattr(sidebyside, "NATIVE_SIDE", 150)
+    assert side.predict_image(picture, native=True).teacher.shape == (100, 150)
+
+
+def test_pieces_that_a_network_does_not_take_are_refused(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sidebyside, "takes", lambda _, size: size == (64, 64))
+    side = opened(predict=False)
+    assert side.predict_image(np.zeros((64, 80, 3), dtype=np.uint8), native=True).tile == (64, 64)
+    with pytest.raises(UserError, match=r"doesn't take pieces of 32x64.*look at it at the run's size"):
+        side.predict_image(np.zeros((20, 80, 3), dtype=np.uint8), native=True)
+
+
 def test_a_photograph_has_the_aspect_of_the_run() -> None:
     assert shown(np.zeros((1000, 2000, 3), dtype=np.uint8), SIZE).shape == (819, 1024, 3)
     assert shown(np.zeros((50, 100, 3), dtype=np.uint8), SIZE).shape == (80, 100, 3)

@@ -207,7 +207,10 @@ def test_an_uploaded_picture_is_seen_and_has_no_truth(
     assert "truth" not in seen
     assert (seen["student"] == known["student"]).mean() > 0.999
     assert (seen["teacher"] == known["teacher"]).mean() > 0.999
-    assert answer["name"] == "b01.png"
+    assert (answer["name"], answer["tile"]) == ("b01.png", None)
+    cv2.imwrite(str(tmp_path / "large.png"), np.zeros((120, 200, 3), dtype=np.uint8))
+    large = comparisons.uploaded(comparisons.upload("student", tmp_path / "large.png", native=True))
+    assert (large["height"], large["width"], large["tile"]) == (120, 200, (64, 96))
     (tmp_path / "no.png").write_text("no picture")
     with pytest.raises(UserError, match=r"no\.png"):
         comparisons.upload("student", tmp_path / "no.png")

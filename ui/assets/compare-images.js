@@ -72,7 +72,7 @@ const drawCaption = () => {
   const names = gallery.names();
   const row = about.images.find(([name]) => name === current.image);
   caption.replaceChildren(node("strong", "", current.image ?? loaded.name));
-  if (current.upload) caption.append(node("span", "hint", "your own image"));
+  if (current.upload) caption.append(node("span", "hint", `your own image, seen at ${loaded.height} × ${loaded.width}${loaded.tile ? `, by tiles of ${loaded.tile.join(" × ")}` : ""}`));
   if (!row) return;
   const place = names.indexOf(current.image);
   if (place >= 0) caption.append(node("span", "hint", `${place + 1} of ${names.length}`));

@@ -159,13 +159,16 @@ class Comparisons:
         side = self.opened(name).side
         return {**_frame(side.frame(image)), "agreement": side.agreement(image)}
 
-    def upload(self, name: object, path: Path) -> str:
-        """Shows an uploaded picture to both networks; a word under which `uploaded` gives it. Raises UserError."""
+    def upload(self, name: object, path: Path, native: bool = False) -> str:
+        """Shows an uploaded picture to both networks, at the run's size or, where `native`, at its own by tiles.
+
+        A word under which `uploaded` gives it. Raises UserError.
+        """
         try:
             opened = self.opened(name)
         except NotOpen as error:
             raise UserError("no run is open yet: wait until its images are here, then give your image again") from error
-        found = opened.side.predict_image(read_upload(path, opened.side.card))
+        found = opened.side.predict_image(read_upload(path, opened.side.card), native)
         word = secrets.token_hex(8)
         with self._lock:
             self._uploads[word] = path.name, found
@@ -179,7 +182,7 @@ class Comparisons:
             kept = self._uploads.get(word)
         if kept is None:
             raise UserError("your image is no longer kept: upload it again")
-        return {**_frame(kept[1]), "name": kept[0], "agreement": None}
+        return {**_frame(kept[1]), "name": kept[0], "agreement": None, "tile": kept[1].tile}
 
     def stages(self, name: object, image: str) -> dict[str, Any]:
         """The grafts' masks and the first errors of an image; "working" until they are there. Raises UserError."""

@@ -35,6 +35,10 @@ LINKED = """() => {
   window.segskdCompareLinked = true;
   return first && asked.get("image") && !asked.get("tab") ? "compare" : "";
 }"""
+OWN = (
+    "A photograph from anywhere: both networks look at it, without a truth to compare with. It is resized to the run's "
+    "size; its own resolution suits networks that were trained on pieces of large images."
+)
 Asked = TypedDict(
     "Asked",
     {
@@ -69,15 +73,20 @@ def build(context: Context, page: Page) -> None:
         )
         with gr.Row(elem_id="compare-upload", equal_height=True):
             own = gr.UploadButton("Try your own image", elem_id="compare-own", type="filepath", scale=0, min_width=240)
-            problem = Notice(
-                "A photograph from anywhere: both networks look at it. There is no truth to compare with.", "hint"
+            native = gr.Checkbox(
+                label="At its own resolution, by tiles",
+                elem_id="compare-native",
+                container=False,
+                scale=0,
+                min_width=260,
             )
+            problem = Notice(OWN, "hint")
 
-    def upload(path: str | None, run: str) -> tuple[Any, Any]:
+    def upload(path: str | None, run: str, whole: bool) -> tuple[Any, Any]:
         if not path:
             return gr.skip(), gr.skip()
         try:
-            return {"run": run, "upload": comparisons.upload(run, Path(path))}, notice()
+            return {"run": run, "upload": comparisons.upload(run, Path(path), whole)}, notice(OWN, "hint")
         except UserError as error:
             return gr.skip(), notice(str(error))
 
@@ -89,7 +98,7 @@ def build(context: Context, page: Page) -> None:
     def linked(tab: str) -> Any:
         return page.go("compare") if tab == "compare" else gr.skip()
 
-    own.upload(upload, [own, page.run], [view, problem], api_visibility="private")
+    gr.on([own.upload, native.input], upload, [own, page.run, native], [view, problem], api_visibility="private")
     view.look(look, None, [page.run, page.tabs], **quiet)
     page.run.change(None, page.run, view, js="(run) => ({ run, upload: null })", **quiet)
     page.run.change(linked, page.run, page.tabs, js=LINKED, **quiet)
