@@ -211,7 +211,9 @@ def test_large_images_by_tiles(
 
     status, out, _ = call("evaluate", teacher_folder, "--data", data, "--split", "val", *flags)
     assert (status, last_line(out)["tile"], last_line(out)["overlap"]) == (0, [64, 96], 32)
-    assert call("predict", teacher_folder, tmp_path / "large.png", "--tile", "32x32", "--out", tmp_path)[0] == 2
+    flags = ("--dataset", card_path, "--size", "native", "--tile", "32x32", "--out", tmp_path)
+    status, _, err = call("predict", teacher_folder, tmp_path / "large.png", *flags)
+    assert (status, "can't overlap" in err) == (2, True)
 
 
 def mask_by(network: Path, card: Path, tiles: Tiles | None, image: np.ndarray) -> np.ndarray:

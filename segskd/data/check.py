@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from segskd.data.bands import UnfitError, read_bands
+from segskd.data.bands import UnfitError
 from segskd.data.cards import UNKNOWN, Card
 from segskd.data.dataset import Pair, decode_mask, describe_unknown, has_split, list_split
 from segskd.data.pixels import read_image, read_kind
@@ -30,6 +30,9 @@ Kind = Literal[
     "empty class",
 ]
 Progress = Callable[[int, int], None]
+MOST = 65535
+CUT_OFF = 0.01
+"""Share of an image's pixels that may be brighter than the card's white: lamps, and what is amiss in a sensor."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +128,16 @@ def _check_pair(report: Report, split: str, pair: Pair) -> None:
 
 
 def _check_white(report: Report, image: Path) -> None:
-    """Pixels that the card's own `white` cuts off."""
+    """Whether the card's own `white` cuts off more than single pixels."""
     white = report.card.white
-    brightest = int(read_bands(image).max()) if white else 0
-    if white and brightest > white:
-        text = f"image {image} has pixels up to {brightest}, and all above the card's white, {white}, become that"
+    if white is None:
+        return
+    pixels = read_image(image, report.card.model_copy(update={"white": None}))
+    values = pixels if pixels.dtype == np.uint8 else np.rint(pixels * MOST)
+    share = float((values > white).any(axis=-1).mean())
+    if share > CUT_OFF:
+        most = f"{white} (up to {values.max():.0f})"
+        text = f"{100 * share:.3g} % of image {image} is brighter than the card's white, {most}"
         report.add("brighter than white", image, text)
 
 

@@ -34,6 +34,8 @@ FORMAT = 1
 BATCH = 8
 SAVE_SECONDS = 2.0
 SHORT = 16
+VALUES_AT_ONCE = 2**24
+"""Logits whose softmax is taken together: of a large picture with many classes a few rows."""
 
 
 @dataclass
@@ -202,8 +204,11 @@ class Predictions:
 def classes_and_confidence(network: Predictor, images: Tensor) -> tuple[Array, Array]:
     """Both uint8 (N, h, w): the classes, and the softmax's share of each in percent, from padded images."""
     with torch.inference_mode():
-        shares, classes = network.logits(images).softmax(1).max(1)
-        percent = (shares * 100).round()
+        logits = network.logits(images)
+        rows = max(1, VALUES_AT_ONCE // (logits.numel() // logits.shape[2]))
+        parts = [part.softmax(1).max(1) for part in torch.split(logits, rows, dim=2)]
+        classes = torch.cat([place for _, place in parts], dim=1)
+        percent = (torch.cat([share for share, _ in parts], dim=1) * 100).round()
     return classes.cpu().numpy().astype(np.uint8), percent.cpu().numpy().astype(np.uint8)
 
 

@@ -39,6 +39,8 @@ from segskd.runs import Run
 WIDEST = 1024
 NATIVE_SIDE = 2048
 """Longest side of a picture that both networks see at its own resolution; larger ones are scaled down to it."""
+NATIVE_LOGITS = 2**28
+"""Of such a picture, pixels times classes: 1 GiB. With more than 64 classes the largest pictures are scaled down."""
 TEACHER_TOO = 254
 """In a map of first errors: the teacher is wrong there as well, so no stage is to blame."""
 IGNORED = 255
@@ -165,12 +167,14 @@ class SideBySide:
         photograph = resized(displayed(image), size) if tiles else shown(image, size)
         pixels = networks[0].view.image_only(image)[None]
         teacher, student = (classes_and_confidence(net, pixels) for net in networks)
-        tile = tiles.tile if tiles else None
+        tile = tiles.tile if tiles and not tiles.cover(padded_size(size)) else None
         return Frame(photograph, None, teacher[0][0], student[0][0], teacher[1][0], student[1][0], tile=tile)
 
     def _native(self, network: Predictor, image: Pixels) -> Predictor:
-        scale = min(1.0, NATIVE_SIDE / max(image.shape[:2]))
-        height, width = (max(1, round(scale * side)) for side in image.shape[:2])
+        height, width = image.shape[:2]
+        logits = height * width * len(self.card.classes)
+        scale = min(1.0, NATIVE_SIDE / max(height, width), (NATIVE_LOGITS / logits) ** 0.5)
+        height, width = max(1, round(scale * height)), max(1, round(scale * width))
         tiles = tiles_of(self.size)
         sides = padded_size((height, width))
         piece = min(sides[0], tiles.tile[0]), min(sides[1], tiles.tile[1])

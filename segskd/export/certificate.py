@@ -57,7 +57,7 @@ class Certificate:
 
     `file`, `bytes` and `sha256` are the zip's, `model_bytes` what the network's own files in it weigh, `float_bytes`
     what they weigh in float. `latency` is that of `timing.Latency`. `failures` says what lies beyond `limits`,
-    `only_size` the size of images where the file takes no other.
+    `only_size` the size of images where a file made of the network's graph takes no other (none of safetensors).
     """
 
     file: str

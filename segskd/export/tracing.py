@@ -17,7 +17,10 @@ PIXELS_LESS = (26, 18)
 
 
 def only_size(model: nn.Module, size: Size) -> Size | None:
-    """`size`, where the network takes none of a few others and its file is for that one; None: the file takes any."""
+    """`size`, where the network takes none of a few others, so that a file made of its graph is for that one alone.
+
+    None: such a file takes any.
+    """
     return None if _smallest(model) else size
 
 

@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from segskd.data.adding import Added, add_folder
+from segskd.data.cards import Card
 from segskd.data.check import check
 from segskd.data.dataset import list_pairs, read_mask
 from segskd.errors import UserError
@@ -87,11 +88,26 @@ def test_files_that_disagree_are_named(tmp_path: Path) -> None:
 
 def test_pixels_that_white_cuts_off_are_named(tmp_path: Path) -> None:
     added = add(tmp_path, [plain(1000, dtype=np.uint16)] * 5 + [plain(4095, dtype=np.uint16)], suffix="tif")
-    for white, named in ((4095, []), (4094, ["5.tif"])):
-        found = check(added.card.model_copy(update={"white": white}), tmp_path / "data").problems
-        cut = [problem for problem in found if problem.kind == "brighter than white"]
-        assert [Path(problem.file).name for problem in cut] == named
-    assert "has pixels up to 4095, and all above the card's white, 4094, become that" in cut[0].text
+    assert brighter(added.card, 4095, tmp_path) == {}
+    found = brighter(added.card, 4094, tmp_path)
+    assert list(found) == ["5.tif"]
+    assert found["5.tif"].startswith("100 % of image ")
+    assert found["5.tif"].endswith("5.tif is brighter than the card's white, 4094 (up to 4095)")
+
+
+def test_neither_single_pixels_nor_an_alpha_are_too_bright(tmp_path: Path) -> None:
+    lamp = np.full((10, 10, 4), 100, np.uint8)
+    lamp[..., 3] = 255
+    lamp[0, 0, 0] = 250
+    added = add(tmp_path, [lamp] * 5, [np.tile(np.uint8([0, 1]), (10, 5))] * 5)
+    assert brighter(added.card, 200, tmp_path) == {}
+    assert list(brighter(added.card, 99, tmp_path)) == [f"{number}.png" for number in range(5)]
+
+
+def brighter(card: Card, white: int, folder: Path) -> dict[str, str]:
+    """What the check says of images that a card's white cuts off, by name."""
+    found = check(card.model_copy(update={"white": white}), folder / "data").problems
+    return {Path(one.file).name: one.text for one in sorted(found, key=str) if one.kind == "brighter than white"}
 
 
 def masks_of(added: Added, tmp_path: Path) -> list[list[int]]:

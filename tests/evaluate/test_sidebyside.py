@@ -130,12 +130,15 @@ def test_a_picture_at_its_own_resolution(opened: Opened, monkeypatch: pytest.Mon
     assert set(opened.networks["teacher"].seen) == {(6 * 9, 3, 64, 64)}  # of 224x320, 32 apart
     monkeypatch.setattr(sidebyside, "NATIVE_SIDE", 150)
     assert side.predict_image(picture, native=True).teacher.shape == (100, 150)
+    monkeypatch.setattr(sidebyside, "NATIVE_LOGITS", 3 * 50 * 75)  # of three classes
+    assert side.predict_image(picture, native=True).teacher.shape == (50, 75)
 
 
 def test_pieces_that_a_network_does_not_take_are_refused(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sidebyside, "takes", lambda _, size: size == (64, 64))
     side = opened(predict=False)
     assert side.predict_image(np.zeros((64, 80, 3), dtype=np.uint8), native=True).tile == (64, 64)
+    assert side.predict_image(np.zeros((64, 50, 3), dtype=np.uint8), native=True).tile is None  # one is enough
     with pytest.raises(UserError, match=r"doesn't take pieces of 32x64.*look at it at the run's size"):
         side.predict_image(np.zeros((20, 80, 3), dtype=np.uint8), native=True)
 

@@ -24,12 +24,13 @@ from segskd.export import package as packing
 from segskd.export.certificate import Difference
 from segskd.export.formats import Spec, all_specs
 from segskd.export.found import Package, find_package
+from segskd.export.graph import FromPixels, Logits
 from segskd.export.model_card import model_card
 from segskd.export.package import package
 from segskd.export.timing import Latency
 from segskd.export.torch_export import write_pt2
-from segskd.export.tracing import only_size
-from segskd.models.build import create, save
+from segskd.export.tracing import example, free_axes, only_size
+from segskd.models.build import create, load, save
 from segskd.runs import Run
 
 Packed = Callable[[Spec], Package]
@@ -68,10 +69,18 @@ def test_a_network_that_takes_one_size_comes_for_that(
         assert json.loads(content.read(f"{inside}/card.json"))["only_size"] == [224, 224]
         assert "`size` (`resize` says how), the only one that it takes" in content.read(f"{inside}/README.md").decode()
     assert session.get_inputs()[0].shape == ["batch", 224, 224, 3]
-    write_pt2(model, tmp_path / "model.pt2", only_size(model, (224, 224)))
+    write_pt2(model, tmp_path / "model.pt2", only_size(model, (200, 210)))  # of images that are padded
     given = torch.rand(1, 3, 224, 224)
     with torch.inference_mode():
         assert torch.equal(torch.export.load(tmp_path / "model.pt2").module()(given), model(given))
+
+
+def test_one_size_is_that_of_the_images(run: Run) -> None:
+    """Pixels are padded inside the file, normalised images before it."""
+    model, card = load(run.model_folder), load_card(run.recipe.data.card)
+    assert example(Logits(model, card), (50, 90)).shape == (2, 3, 64, 96)
+    assert example(FromPixels(model, card), (50, 90)).shape == (2, 50, 90, 3)
+    assert (free_axes(Logits(model, card), (50, 90)), only_size(model, (50, 90))) == ({0: "batch"}, None)
 
 
 def test_it_lies_in_the_run_with_its_certificate(run: Run, packed: Packed) -> None:

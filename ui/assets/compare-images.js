@@ -56,6 +56,7 @@ const show = async (target) => {
 };
 const open = (image) => {
   gallery.mark(image);
+  if (props.value?.upload) props.value = { run, upload: null };
   return show({ image });
 };
 const neighbour = (by) => {

@@ -133,7 +133,7 @@ const drawProof = onChange((made) => {
     facts([
       ["file", `${made.file}, ${megabytes(made.bytes)}`],
       ["masks", `${count(proof.pixels_differing)} of ${count(proof.pixels)} pixels differ${share}, on ${proof.images} validation images${proof.sizes.length > 1 ? ", some at other sizes, too" : ""}`],
-      ["sizes", proof.only_size && `it takes images of ${proof.only_size.join(" × ")} alone, as the network does`],
+      ["sizes", proof.only_size && `it takes images of ${proof.only_size.join(" × ")} alone`],
       ["difference of logits", `${small(proof.max_logit_difference)} at most, ${small(proof.mean_logit_difference)} on average`],
       ["mIoU", `${percent(proof.miou_before)} before, ${percent(proof.miou_after)} after`],
       ["network in it", `${megabytes(proof.model_bytes)}${proof.precision === "int8" ? `, ${times(proof.float_bytes, proof.model_bytes)} smaller than in float` : ""}`],

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 from urllib.parse import urlsplit
 
 from segskd.data.adding import Added, add_archive, add_folder, candidate_folders
 from segskd.data.cards import Card, CardEntry, list_cards
 from segskd.data.census import Census, census
-from segskd.data.check import check
+from segskd.data.check import Kind, check
 from segskd.data.dataset import Listing, Pair, has_split, list_split
 from segskd.data.fetch import fetch, missing
 from segskd.errors import UserError
@@ -262,8 +263,8 @@ def _state(card: Card, data: Path) -> Json:
 
 
 def _version(card: Card, listings: dict[str, Listing]) -> str:
-    """What changes when a file comes, goes or changes."""
-    digest = hashlib.sha256(card.model_dump_json().encode())
+    """What changes when a file comes, goes or changes, or more is looked for in it."""
+    digest = hashlib.sha256((card.model_dump_json() + str(get_args(Kind))).encode())
     for split, listing in listings.items():
         digest.update(f"{split} {len(listing.pairs)} {listing.listed_but_missing}".encode())
         lonely = [*listing.images_without_mask, *listing.masks_without_image]

@@ -10,6 +10,7 @@ import gradio as gr
 from typing_extensions import TypedDict
 
 from segskd.errors import UserError
+from segskd.evaluate.sidebyside import NATIVE_SIDE
 from ui.context import Context
 from ui.page import TITLES, Page
 from ui.parts import Notice, asset, notice
@@ -37,7 +38,8 @@ LINKED = """() => {
 }"""
 OWN = (
     "A photograph from anywhere: both networks look at it, without a truth to compare with. It is resized to the run's "
-    "size; its own resolution suits networks that were trained on pieces of large images."
+    f"size; its own resolution (up to {NATIVE_SIDE:,} pixels a side) suits networks that were trained on pieces of "
+    "large images."
 )
 Asked = TypedDict(
     "Asked",
@@ -98,7 +100,20 @@ def build(context: Context, page: Page) -> None:
     def linked(tab: str) -> Any:
         return page.go("compare") if tab == "compare" else gr.skip()
 
-    gr.on([own.upload, native.input], upload, [own, page.run, native], [view, problem], api_visibility="private")
+    def toggled(path: str | None, run: str, whole: bool, shown: dict[str, Any]) -> tuple[Any, Any]:
+        """Shows the own image anew while it is looked at."""
+        return upload(path, run, whole) if shown.get("upload") and shown["run"] == run else (gr.skip(), gr.skip())
+
+    # One picture at a time: a large one takes seconds and memory. What was asked for last is what is shown.
+    last: dict[str, Any] = {
+        "outputs": [view, problem],
+        "api_visibility": "private",
+        "trigger_mode": "always_last",
+        "concurrency_id": "compare-own",
+        "concurrency_limit": 1,
+    }
+    own.upload(upload, [own, page.run, native], **last)
+    native.input(toggled, [own, page.run, native, view], **last)
     view.look(look, None, [page.run, page.tabs], **quiet)
     page.run.change(None, page.run, view, js="(run) => ({ run, upload: null })", **quiet)
     page.run.change(linked, page.run, page.tabs, js=LINKED, **quiet)
