@@ -201,8 +201,6 @@ class Recipe(_Part):
     def _begins_stage_by_stage(self) -> Recipe:
         if self.begin and (self.kind != "distill" or self.method != "stagewise"):
             raise ValueError("only a run by method stagewise can begin from a stage of another: leave 'begin' out")
-        if self.begin and self.options.get("joint"):
-            raise ValueError("a joint phase would move the stages before the one that is begun with: leave 'joint' out")
         return self
 
     @model_validator(mode="after")

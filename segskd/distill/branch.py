@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +94,28 @@ class Beginning:
 def phases_from(phases: Sequence[Phase], begin: BeginPart | None) -> list[Phase]:
     """The phases of a method from the stage on at which a branch begins; all of them where it doesn't.
 
+    A joint phase at the end moves those stages alone, for as many epochs a stage.
+
     Raises UserError when there is no such stage.
     """
     if begin is None:
         return list(phases)
-    names = [phase.name for phase in phases]
+    names = [phase.name for phase in phases if phase.name in phase.trained]
     if begin.stage not in names:
         raise UserError(f"there is no stage '{begin.stage}' to begin from: name one of {', '.join(names)}")
-    return list(phases[names.index(begin.stage) :])
+    first = names.index(begin.stage)
+    still = {stage for phase in phases[:first] for stage in phase.trained}
+    return [own for phase in phases[first:] if (own := _without(phase, still))]
+
+
+def _without(phase: Phase, still: Set[str]) -> Phase | None:
+    """The phase where these stages stand still: of a joint one what is left of it, if more than one stage is."""
+    if still.isdisjoint(phase.trained):
+        return phase
+    trained = tuple(stage for stage in phase.trained if stage not in still)
+    compared = tuple(comparison for comparison in phase.compared if still.isdisjoint(comparison.stages))
+    epochs = max(1, round(phase.epochs * len(trained) / len(phase.trained)))
+    return replace(phase, trained=trained, compared=compared, epochs=epochs) if len(trained) > 1 else None
 
 
 def _check_stage(run: Run, state: dict[str, Any] | None, student: StagedNetwork, stage: str) -> None:

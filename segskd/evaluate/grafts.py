@@ -1,7 +1,8 @@
 """Grafts of a run that was trained stage by stage: the student's stages so far, then the teacher's remaining ones.
 
 Earlier stages stand still while later ones train, so the final student's first stages are the very ones that
-stood when a stage was finished: its grafts can be made again at any time.
+stood when a stage was finished: its grafts can be made again at any time. Where all stages move in the end, together
+with their adapters, the grafts are those of the student that this left.
 """
 
 from __future__ import annotations
@@ -123,8 +124,10 @@ def trained_stages(run: Run, state: dict[str, Any] | None, names: Sequence[str])
     begin = run.recipe.begin
     first = names.index(begin.stage) if begin and begin.stage in names else 0
     phases = [phase["phase"] for phase in state["progress"]["phases"]] if state else []
-    if run.recipe.options.get("joint"):
-        raise UserError(f"run {run.name} trains as a whole in the end, which moves every stage, so there are no grafts")
+    if run.recipe.options.get("joint") and phases:
+        if phases[-1] == names[-1]:
+            raise UserError(f"run {run.name} trains as a whole now, which moves every stage: grafts come with its end")
+        phases = [name for name in phases if name in names]
     if run.recipe.method == "supervised" or not _in_order(phases, names[first:]):
         raise UserError(
             f"run {run.name} was trained by method '{run.recipe.method}', not stage by stage, so there are no grafts"

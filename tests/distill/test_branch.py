@@ -138,6 +138,28 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
     assert [key for key, value in whole.items() if not torch.equal(value, killed[key])] == []
 
 
+def test_a_joint_phase_moves_the_branchs_own_stages_alone(finished: Run, tmp_path: Path) -> None:
+    """Of 22 epochs in all it has a half, and two of eleven stages two elevenths of these."""
+    made = changed(branch_recipe(finished, "decoder.4", 2), options={"joint": 0.5})
+    joint = prepare(made, tmp_path / "planned").phases[-1]
+    assert (joint.name, joint.trained, joint.taps, joint.epochs) == ("joint", ("decoder.4", "head"), ("decoder.4",), 2)
+    start(made, tmp_path / "new")
+    branch = Run.open(tmp_path / "new")
+    old, new = (cut(load(run.model_folder)) for run in (finished, branch))
+    moved = [n for n in old.names if any(
+        not torch.equal(v, new.stages[n].state_dict()[k]) for k, v in old.stages[n].state_dict().items()
+    )]  # fmt: skip
+    assert moved == ["decoder.4", "head"]
+    side = SideBySide(branch, device="cpu")
+    side.predict()
+    assert side.stages == old.names
+    assert (side.graft_classes("b00")[-1] == side.frame("b00").student).all()
+    alone = changed(made, begin={"stage": "head"})
+    assert [phase.name for phase in prepare(alone, tmp_path / "alone").phases] == ["head"]
+    with pytest.raises(UserError, match="no stage 'joint' to begin from"):
+        prepare(changed(made, begin={"stage": "joint"}), tmp_path / "no")
+
+
 def test_another_seed_leaves_the_images_as_they_were(finished: Run, tmp_path: Path) -> None:
     made = changed(branch_recipe(finished, STAGE, 1), seed=11)
     old = (finished.path / "subset.txt").read_text().split()
