@@ -23,6 +23,14 @@ from segskd.models.stages import HEAD
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[Finite, Field(gt=0)]
 Share = Annotated[Finite, Field(ge=0, le=1)]
+Joint = Annotated[
+    Share, Field(description="share of the epochs in which, at the end, all stages train together, on taps and labels")
+]
+Soft = Annotated[Share, Field(description="weight of the teacher's answers (labels have the rest)")]
+Temperature = Annotated[Positive, Field(description="divides values before their softmax: a high one evens them out")]
+Weight = Annotated[Positive, Field(description="of what is learnt from taps, where the rest of the loss has 1")]
+Alpha = Annotated[Finite, Field(description="how much heavier each tap counts than the one before (0: all alike)")]
+Deception = Annotated[Positive, Field(description="weight of how well the discriminator is deceived")]
 Method = Callable[..., list[Phase]]
 JOINT_SHARE = 0.2
 """Share of `blockwise`'s epochs in which the assembled network trains as a whole."""
@@ -30,7 +38,7 @@ EARLY_STAGES = 3
 """Encoder stages whose taps `dearkd` takes for early."""
 
 
-def stagewise(to: Setting, *, joint: Share = 0.0) -> list[Phase]:
+def stagewise(to: Setting, *, joint: Joint = 0.0) -> list[Phase]:
     """SKD (arXiv 1911.06786): each stage on the teacher's tap alone, then the head on labels.
 
     Stage k lowers mean((S_k - T_k)^2) with the stages before it frozen, the head the cross-entropy. A stage whose tap
@@ -68,7 +76,7 @@ def fitnets(to: Setting) -> list[Phase]:
     return [*hints, Phase("rest", parts[-1], to.epochs * len(parts[-1]), labels=1.0)]
 
 
-def hinton(to: Setting, *, temperature: Positive = 4.0, soft: Share = 0.9) -> list[Phase]:
+def hinton(to: Setting, *, temperature: Temperature = 4.0, soft: Soft = 0.9) -> list[Phase]:
     """Soft labels (arXiv 1503.02531, section 2): every pixel's logits at a temperature, beside the labels.
 
     soft * T^2 KL(teacher || student) + (1 - soft) * cross-entropy.
@@ -93,7 +101,7 @@ def blockwise(to: Setting) -> list[Phase]:
     return [blocks, _joint("joint", to, joint)]
 
 
-def attention(to: Setting, *, weight: Positive = 10.0) -> list[Phase]:
+def attention(to: Setting, *, weight: Weight = 10.0) -> list[Phase]:
     """Attention transfer (arXiv 1612.03928, eq. 2): where each tap is strong, beside the labels.
 
     Cross-entropy + weight * mean over the taps of |Q_S / |Q_S| - Q_T / |Q_T||^2; `weight` holds eq. (2)'s beta / 2.
@@ -102,7 +110,7 @@ def attention(to: Setting, *, weight: Positive = 10.0) -> list[Phase]:
     return [_whole("attention", to, tuple(compared), labels=1.0)]
 
 
-def fsp(to: Setting, *, weight: Positive = 1.0) -> list[Phase]:
+def fsp(to: Setting, *, weight: Weight = 1.0) -> list[Phase]:
     """Flow of solution procedure (Yim et al., CVPR 2017, eq. 1 and 2): how each tap becomes the next, beside labels.
 
     Cross-entropy + weight * mean over neighbouring taps of mean((G_S - G_T)^2).
@@ -112,7 +120,7 @@ def fsp(to: Setting, *, weight: Positive = 1.0) -> list[Phase]:
     return [_whole("fsp", to, tuple(compared), labels=1.0)]
 
 
-def channelwise(to: Setting, *, temperature: Positive = 4.0, weight: Positive = 1.0) -> list[Phase]:
+def channelwise(to: Setting, *, temperature: Temperature = 4.0, weight: Weight = 1.0) -> list[Phase]:
     """Channel-wise distillation (CWD, arXiv 2011.13256, eq. 3 and 4): where each channel looks, beside the labels.
 
     Cross-entropy + weight * mean over the taps of T^2 KL of each channel's softmax over positions.
@@ -122,7 +130,7 @@ def channelwise(to: Setting, *, temperature: Positive = 4.0, weight: Positive = 
     return [_whole("channelwise", to, tuple(compared), labels=1.0)]
 
 
-def hdkd(to: Setting, *, temperature: Positive = 4.0, weight: Positive = 0.1, alpha: Finite = 1.0) -> list[Phase]:
+def hdkd(to: Setting, *, temperature: Temperature = 4.0, weight: Weight = 0.1, alpha: Alpha = 1.0) -> list[Phase]:
     """HDKD (El-Assiouti et al., arXiv 2407.07516): soft logits and all taps, the later the heavier; no labels.
 
     T^2 KL(teacher || student) + weight * sum over i of (i + 1)^alpha * mean((S_i - T_i)^2), i from 0.
@@ -142,7 +150,7 @@ def dearkd(to: Setting) -> list[Phase]:
     return [first, Phase("labels", to.stages, _total(to) - first.epochs, labels=1.0)]
 
 
-def multi_teacher_gan(to: Setting, *, deception: Positive = 0.01) -> list[Phase]:
+def multi_teacher_gan(to: Setting, *, deception: Deception = 0.01) -> list[Phase]:
     """Multi-teacher GAN (Huang et al., 2021): stage by stage against ever later snapshots of the teacher.
 
     Stage k lowers mean((S_k - T_k)^2) - deception * log D(S_k), while a discriminator D learns to tell S_k from T_k

@@ -15,7 +15,7 @@ from segskd.distill.plan import default_epochs
 from segskd.errors import UserError
 from ui.state.admission import check_unlabelled, unlabelled_folders
 from ui.state.form import FieldError
-from ui.state.outline import method_options, method_sentences, outline
+from ui.state.outline import method_options, method_sentences, option_sentences, outline
 from ui.state.places import read_options
 
 
@@ -99,6 +99,8 @@ def test_the_pages_hint_of_options_is_what_a_method_takes(recipe: Callable[..., 
     assert method_sentences()[method]
     told = read_options(method_options(method))
     assert len(outline(recipe(method=method, options=told), data).phases) > 0
+    sentences = option_sentences(method).split("; ") if told else []
+    assert [sentence.partition(": ")[0] for sentence in sentences] == list(told)
 
 
 def test_folders_of_images_are_those_of_the_server(card_path: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from segskd.config import Recipe, Size
 from segskd.data.cards import Card, load_card
@@ -180,6 +180,14 @@ def method_options(name: str) -> str:
     """A method's options with their values where nothing is said, as the page's field takes them; "" for none."""
     parameters = inspect.signature(METHODS[name]).parameters.values() if name in METHODS else ()
     return write_options({p.name: p.default for p in parameters if p.default is not p.empty})
+
+
+def option_sentences(name: str) -> str:
+    """What each option of a method does, one after the other; "" for a method without any."""
+    hints = get_type_hints(METHODS[name], include_extras=True) if name in METHODS else {}
+    told = ((option, parts) for option, hint in hints.items() if (parts := getattr(hint, "__metadata__", ())))
+    found = {option: next(part.description for part in parts[::-1] if part.description) for option, parts in told}
+    return "; ".join(f"{option}: {sentence}" for option, sentence in found.items())
 
 
 @contextmanager

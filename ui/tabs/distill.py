@@ -20,8 +20,8 @@ from ui.state.admission import fill, unlabelled_folders
 from ui.state.choice import Choice
 from ui.state.draft import Draft, make_draft, propose, submit, submit_teacher
 from ui.state.form import FieldError
-from ui.state.outline import method_options, method_sentences
-from ui.state.places import as_text
+from ui.state.outline import method_options, method_sentences, option_sentences
+from ui.state.places import as_text, help_text
 from ui.state.preflight import recipe_key
 from ui.state.teachers import add_upload, list_teachers
 from ui.tabs.distill_fields import ADVANCED_LISTS, ADVANCED_NUMBERS, ADVANCED_TEXTS, NO_FOLDER
@@ -308,7 +308,8 @@ class Distill(Layout):
         sentence = method_sentences().get(values.get("method") or "", "")
         updates[fields.inputs["method"]] = gr.Dropdown(info=sentence)
         known = method_options(values.get("method") or "")
-        updates[fields.inputs["options"]] = gr.Textbox(placeholder=known or "this method has none")
+        info = option_sentences(values.get("method") or "") or help_text("options")
+        updates[fields.inputs["options"]] = gr.Textbox(placeholder=known or "this method has none", info=info)
         folders = [(path.name, str(path)) for path in unlabelled_folders(self.context)]
         updates[fields.inputs["unlabelled"]] = gr.Dropdown(choices=[NO_FOLDER, *folders])
         updates[self.begin] = gr.Button(self.verb())

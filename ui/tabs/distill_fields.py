@@ -11,7 +11,7 @@ import gradio as gr
 from segskd.distill.plan import TEACHER_LR
 from segskd.models.build import ARCHITECTURES, parse_spec
 from ui.parts import Notice
-from ui.state.outline import method_sentences, parameters
+from ui.state.outline import method_sentences, option_sentences, parameters
 from ui.state.places import as_text, default, help_text, if_empty, options
 from ui.state.teachers import WEIGHT_SUFFIXES
 
@@ -290,7 +290,7 @@ def advanced_fields(fields: Fields) -> None:
                     gr.Textbox,
                     value="",
                     label=label,
-                    info=help_text(name),
+                    info=option_sentences(default("method")) if name == "options" else help_text(name),
                     max_lines=1,
                     max_length=MAX_TEXT,
                 )
