@@ -125,7 +125,7 @@ def trained_stages(run: Run, state: dict[str, Any] | None, names: Sequence[str])
     first = names.index(begin.stage) if begin and begin.stage in names else 0
     phases = [phase["phase"] for phase in state["progress"]["phases"]] if state else []
     if run.recipe.options.get("joint") and phases:
-        if phases[-1] == names[-1]:
+        if phases[-1] == names[-1] and first < len(names) - 1:  # a branch of the head alone has no joint phase
             raise UserError(f"run {run.name} trains as a whole now, which moves every stage: grafts come with its end")
         phases = [name for name in phases if name in names]
     if run.recipe.method == "supervised" or not _in_order(phases, names[first:]):

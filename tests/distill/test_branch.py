@@ -155,7 +155,9 @@ def test_a_joint_phase_moves_the_branchs_own_stages_alone(finished: Run, tmp_pat
     assert side.stages == old.names
     assert (side.graft_classes("b00")[-1] == side.frame("b00").student).all()
     alone = changed(made, begin={"stage": "head"})
-    assert [phase.name for phase in prepare(alone, tmp_path / "alone").phases] == ["head"]
+    start(alone, tmp_path / "alone")
+    assert [phase["phase"] for phase in Run.open(tmp_path / "alone").read_json("result.json")["phases"]] == ["head"]
+    assert SideBySide(Run.open(tmp_path / "alone"), device="cpu").stages == old.names
     with pytest.raises(UserError, match="no stage 'joint' to begin from"):
         prepare(changed(made, begin={"stage": "joint"}), tmp_path / "no")
 
