@@ -15,6 +15,7 @@ from PIL import Image
 from segskd.data.bands import UnfitError
 from segskd.data.cards import UNKNOWN, Card
 from segskd.data.dataset import Pair, decode_mask, describe_unknown, has_split, list_split
+from segskd.data.mask_values import MOST_16
 from segskd.data.pixels import read_image, read_kind
 from segskd.errors import UserError
 
@@ -30,7 +31,6 @@ Kind = Literal[
     "empty class",
 ]
 Progress = Callable[[int, int], None]
-MOST = 65535
 CUT_OFF = 0.01
 """Share of an image's pixels that may be brighter than the card's white: lamps, and what is amiss in a sensor."""
 
@@ -133,7 +133,7 @@ def _check_white(report: Report, image: Path) -> None:
     if white is None:
         return
     pixels = read_image(image, report.card.model_copy(update={"white": None}))
-    values = pixels if pixels.dtype == np.uint8 else np.rint(pixels * MOST)
+    values = pixels if pixels.dtype == np.uint8 else np.rint(pixels * MOST_16)
     share = float((values > white).any(axis=-1).mean())
     if share > CUT_OFF:
         most = f"{white} (up to {values.max():.0f})"

@@ -100,10 +100,10 @@ def phases_from(phases: Sequence[Phase], begin: BeginPart | None) -> list[Phase]
     """
     if begin is None:
         return list(phases)
-    names = [phase.name for phase in phases if phase.name in phase.trained]
-    if begin.stage not in names:
-        raise UserError(f"there is no stage '{begin.stage}' to begin from: name one of {', '.join(names)}")
-    first = names.index(begin.stage)
+    places = {phase.name: place for place, phase in enumerate(phases) if phase.name in phase.trained}
+    first = places.get(begin.stage)
+    if first is None:
+        raise UserError(f"there is no stage '{begin.stage}' to begin from: name one of {', '.join(places)}")
     still = {stage for phase in phases[:first] for stage in phase.trained}
     return [own for phase in phases[first:] if (own := _without(phase, still))]
 

@@ -118,6 +118,7 @@ def test_an_uploaded_picture(opened: Opened) -> None:
 def test_a_picture_at_its_own_resolution(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     """A column of a single pixel is seen there; networks that look at each pixel alone give the same by tiles."""
     monkeypatch.setattr(sidebyside, "takes", lambda *_: True)
+    monkeypatch.setattr(predictions, "VALUES_AT_ONCE", 7 * 300 * 3)  # seven rows of three classes
     picture = np.full((200, 300, 3), COLORS[0], dtype=np.uint8)
     picture[:, 131] = COLORS[2]
     side = opened(predict=False)
