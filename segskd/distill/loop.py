@@ -13,6 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from segskd.distill.adam import Adam
 from segskd.distill.job import Job
 from segskd.distill.module import PhaseModule
 from segskd.distill.needs import Keys, phase_needs
@@ -39,9 +40,7 @@ class Loop:
         self.evaluated_on = phase_needs(phase, job.student)
         self._ignored = job.card.ignore_index
         rate = part.lr or default_lr(job.recipe)
-        self._optimiser = torch.optim.Adam(
-            module.trained_parameters(), lr=rate, weight_decay=part.weight_decay, fused=True
-        )
+        self._optimiser = Adam(module.trained_parameters(), lr=rate, weight_decay=part.weight_decay)
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
             self._optimiser, max_lr=rate, total_steps=phase.epochs * self.steps
         )
@@ -63,6 +62,7 @@ class Loop:
             message = f"the loss of {self.phase.name} became {self.loss}: use a smaller --lr, or --precision 32"
             raise self._ranks.refuse(UserError(message))
         self._fabric.backward(loss * share)
+        self._optimiser.take_gradients()
         self.rate = float(self._optimiser.param_groups[0]["lr"])
         self._stepper.step()
         self._stepper.zero_grad()
@@ -112,16 +112,9 @@ class Loop:
 
     def restore(self, state: dict[str, Any]) -> None:
         if state:
-            self._restore_optimiser(state["optimiser"])
+            self._optimiser.load_state_dict(state["optimiser"])
             self._schedule.load_state_dict(state["schedule"])
             self.module.critics.load_state_dict(state.get("critics", {}))
-
-    def _restore_optimiser(self, state: dict[str, Any]) -> None:
-        groups = [{**group, "fused": True, "foreach": None} for group in state["param_groups"]]
-        self._optimiser.load_state_dict({**state, "param_groups": groups})
-        for parameter, moments in self._optimiser.state.items():
-            for name in ("exp_avg", "exp_avg_sq"):  # fused Adam walks through memory: each must lie as its weights do
-                moments[name] = torch.empty_like(parameter).copy_(moments[name])
 
 
 class Stores:
