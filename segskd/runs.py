@@ -305,7 +305,7 @@ def runs_folder() -> Path:
 def find_run(name_or_path: str, runs: Path | None = None) -> Run:
     """A run by its name below `runs` (`runs_folder()`), or by a path. Raises UserError when there is none."""
     below = (runs or runs_folder()) / name_or_path
-    if RUN_NAME.fullmatch(name_or_path) and (below / "recipe.yaml").is_file():
+    if Path(name_or_path).name == name_or_path and name_or_path.isprintable() and (below / "recipe.yaml").is_file():
         return Run(below)
     return Run.open(Path(name_or_path).expanduser())
 

@@ -157,6 +157,13 @@ def test_bad_input_is_one_line_and_status_2(
     assert not (tmp_path / "checkpoints" / "bad").exists()
 
 
+@pytest.mark.parametrize("name", ["s bin", "über", "..", ".hidden", "n" * 101])
+def test_what_is_neither_name_nor_path_is_refused(call: Callable[..., Any], flags: list[str], name: str) -> None:
+    status, out, err = call("distill", *flags, "--run", name)
+    assert (status, out) == (2, "")
+    assert f"--run: '{name}' is no name" in err
+
+
 def test_a_teacher_of_other_classes_is_refused(
     call: Callable[..., Any], flags: list[str], tmp_path: Path, teacher_folder: Path
 ) -> None:

@@ -46,6 +46,22 @@ def test_dump_holds_every_default(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "field", ["optimisation.epochs", "optimisation.batch", "optimisation.patience", "subset.count", "threads", "nodes"]
+)
+def test_numbers_that_no_page_can_hold_are_refused(field: str) -> None:
+    *part, name = field.split(".")
+    changes: dict[str, Any] = {name: 10**20}
+    with pytest.raises(UserError, match=rf"^recipe: {field}: must be less than or equal to 1"):
+        make_recipe(merged(SMALLEST, {part[0]: changes} if part else changes))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_rate_is_finite(value: float) -> None:
+    with pytest.raises(UserError, match=r"optimisation\.lr: must be "):
+        make_recipe(merged(SMALLEST, {"optimisation": {"lr": value}}))
+
+
+@pytest.mark.parametrize(
     ("written", "size"),
     [
         ("192x256", (192, 256)),

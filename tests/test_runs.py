@@ -42,6 +42,9 @@ def test_a_run_is_found_by_name_and_by_path(run: Run) -> None:
     assert find_run("one", run.path.parent).path == run.path
     assert find_run(str(run.path), Path("elsewhere")).path == run.path
     assert [found.name for found in list_runs(run.path.parent)] == ["one"]
+    odd = run.path.rename(run.path.with_name("t ö😀"))
+    assert find_run("t ö😀", odd.parent).path == odd
+    odd.rename(run.path)
     assert free_name("one", run.path.parent) == "one-2"
     assert free_name("../a b", run.path.parent) == "a-b"
 

@@ -25,4 +25,7 @@ class Context:
         """
         if not isinstance(name, str) or not RUN_NAME.fullmatch(name):
             raise UserError(f"{name!r} is not the name of a run")
-        return Run.open(self.runs / name)
+        run = self.runs / name
+        if not (run / "recipe.yaml").is_file():
+            raise UserError(f"no run {name} on this server: it was renamed or deleted, or never was")
+        return Run.open(run)

@@ -108,7 +108,8 @@ def predict(
     found = {"masks": [str(p) for p in written], "unreadable": unreadable, **_tiling(tiles)}
     show("\n".join(map(str, written)), found, json)
     if unreadable:
-        raise UserError(f"can't read {', '.join(unreadable)}: the other {len(written)} masks are written")
+        others = f": the other {len(written)} mask{'s' * (len(written) != 1)} are written" if written else ""
+        raise UserError(f"can't read {', '.join(unreadable)}{others}")
 
 
 def compare(

@@ -236,6 +236,11 @@ def _run_folder(name_or_path: str, made_up: bool) -> Path:
         return runs_folder() / free_name(name_or_path)
     if RUN_NAME.fullmatch(name_or_path):
         return runs_folder() / name_or_path
+    if Path(name_or_path).name == name_or_path:
+        raise UserError(
+            f"--run: '{name_or_path}' is no name, which has letters, digits, '.', '-' and '_' only, a letter or digit "
+            "first, and at most 100 of them; a path has a '/' in it"
+        )
     return Path(name_or_path).expanduser().resolve()
 
 

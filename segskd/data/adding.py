@@ -231,8 +231,8 @@ def _check_enough(card: Card, data: Path, unusable: Sequence[Problem]) -> None:
         if there < needed:
             why = f"; {len(unusable)} files can't be used, the first: {unusable[0].text}" if unusable else ""
             raise UserError(
-                f"the split '{split}' has {there} images with a mask that can be used, and needs {needed}: "
-                f"add some to {card.root(data)}{why}"
+                f"the split '{split}' has {there} image{'s' * (there != 1)} with a mask that can be used, and needs "
+                f"{needed}: add more to {card.root(data)}{why}"
             )
 
 

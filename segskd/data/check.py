@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from segskd.data.bands import UnfitError
+from segskd.data.bands import Pixels, UnfitError
 from segskd.data.cards import UNKNOWN, Card
 from segskd.data.dataset import Pair, decode_mask, describe_unknown, has_split, list_split
 from segskd.data.mask_values import MOST_16
@@ -27,17 +28,22 @@ Kind = Literal[
     "brighter than white",
     "sizes differ",
     "unknown values",
+    "in two splits",
+    "soft edges",
     "incomplete",
     "empty class",
 ]
 Progress = Callable[[int, int], None]
 CUT_OFF = 0.01
 """Share of an image's pixels that may be brighter than the card's white: lamps, and what is amiss in a sensor."""
+RARE = 0.01
+"""Share of the pixels below which a class may be nothing but the mixture of two others at their edge."""
+MANY_RARE = 8
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong; `file` is the image or mask, or the class's name for an empty class."""
+    """One thing that is wrong; `file` is the image or mask, the class's name, or what all masks belong to."""
 
     kind: Kind
     file: str
@@ -57,6 +63,8 @@ class Report:
     sizes: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     bits: dict[int, list[Path]] = field(default_factory=dict)
+    first: dict[bytes, tuple[str, Path]] = field(default_factory=dict)
+    """Where pixels were seen first, by their digest: split and image."""
     problems: list[Problem] = field(default_factory=list)
 
     def add(self, kind: Kind, file: Path | str, text: str) -> None:
@@ -102,6 +110,7 @@ def check(card: Card, data: Path, progress: Progress | None = None) -> Report:
                 progress(done, total)
         _check_split(report, split)
     _check_bits(report)
+    _check_edges(report)
     return report
 
 
@@ -115,6 +124,7 @@ def _check_pair(report: Report, split: str, pair: Pair) -> None:
         report.add("kind differs" if isinstance(error.__cause__, UnfitError) else "unreadable", broken, str(error))
         return
     _note_kind(report, pair.image)
+    _check_seen(report, split, pair.image, image)
     _check_white(report, pair.image)
     report.sizes[f"{image.shape[0]}x{image.shape[1]}"] += 1
     if image.shape[:2] != mask.shape:
@@ -141,6 +151,15 @@ def _check_white(report: Report, image: Path) -> None:
         report.add("brighter than white", image, text)
 
 
+def _check_seen(report: Report, split: str, path: Path, image: Pixels) -> None:
+    """Whether another split has the same pixels: figures on images that were trained on say nothing."""
+    digest = blake2b(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes(), digest_size=16).digest()
+    other, first = report.first.setdefault(digest, (split, path))
+    if other != split:
+        text = f"image {path} of split '{split}' has the same pixels as {first} of split '{other}'"
+        report.add("in two splits", path, text)
+
+
 def _note_kind(report: Report, image: Path) -> None:
     channels, bits = read_kind(image)[:2]
     report.kinds[f"{channels} channel{'s' * (channels > 1)} of {bits} bits"] += 1
@@ -152,6 +171,18 @@ def _check_bits(report: Report) -> None:
     few, *many = sorted(report.bits, key=lambda bits: len(report.bits[bits]))[-2:] or [0]
     for path in report.bits[few] if many else []:
         report.add("bits differ", path, f"image {path} has {few} bits a channel, and most others have {many[0]}")
+
+
+def _check_edges(report: Report) -> None:
+    """Whether most classes look like mixtures of others: masks that were resized or drawn with soft edges."""
+    card, pixels = report.card, sum(report.pixels.values(), np.zeros(len(report.card.classes), dtype=np.int64))
+    rare = int((pixels < RARE * pixels.sum()).sum())
+    if card.values and rare >= MANY_RARE and len(card.classes) - rare <= 2:
+        text = (
+            f"{rare} of {len(card.classes)} values have less than {100 * RARE:g} % of the pixels each: masks look "
+            "resized, or drawn with soft edges; save them with hard edges, and add them anew"
+        )
+        report.add("soft edges", card.name, text)
 
 
 def _check_whole(path: Path) -> None:

@@ -41,6 +41,11 @@ class ImageGap:
     def gap(self) -> float:
         return self.teacher_miou - self.student_miou
 
+    @property
+    def place(self) -> tuple[bool, float]:
+        """What images are sorted by: the widest gap first, those of which no pixel counts behind all others."""
+        return sum(self.pixels.values()) == self.pixels[AGREEMENT[-1]], -self.gap
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -85,8 +90,6 @@ def compare(
     card = teacher.card
     totals = ConfusionMatrix(card), ConfusionMatrix(card)
     images: list[ImageGap] = []
-    with writing(out):
-        (out / "agreement").mkdir(parents=True, exist_ok=True)
     for (part, ours, masks), (_, theirs, _) in zip(
         predict_pairs(teacher, pairs), predict_pairs(student, pairs), strict=True
     ):
@@ -95,7 +98,7 @@ def compare(
         if report:
             report(len(images), len(pairs))
     found = Comparison(
-        totals[0].score(), totals[1].score(), _support(totals[0]), sorted(images, key=lambda image: -image.gap)
+        totals[0].score(), totals[1].score(), _support(totals[0]), sorted(images, key=lambda image: image.place)
     )
     _write_tables(found, out)
     _write(out / "gallery.png", gallery(teacher, student, pairs, [image.name for image in found.images[:SHOWN]]))
@@ -131,7 +134,7 @@ def _compare_one(
     for matrix, classes in ((totals[0], teacher), (totals[1], student), (own[0], teacher), (own[1], student)):
         matrix.update(classes[None], mask[None])
     kinds = agreement(_array(teacher), _array(student), _array(mask), card.ignore_index)
-    _write(out / "agreement" / f"{pair.name.replace('/', '_')}.png", _agreement_png(kinds))
+    _write(out / "agreement" / f"{pair.name}.png", _agreement_png(kinds))
     counts = np.bincount(kinds.ravel(), minlength=len(AGREEMENT)).tolist()
     ours, theirs = (matrix.score().miou if (mask != card.ignore_index).any() else 0.0 for matrix in own)
     return ImageGap(pair.name, ours, theirs, dict(zip(AGREEMENT, counts, strict=True)))
@@ -173,6 +176,7 @@ def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
 
 def _write(path: Path, content: bytes) -> None:
     with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
 

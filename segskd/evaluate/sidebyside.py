@@ -309,7 +309,7 @@ class _Figures:
             score(totals[0], card, len(read)),
             score(totals[1], card, len(read)),
             dict(zip(card.class_names, totals[0].sum(1).tolist(), strict=True)),
-            sorted(images, key=lambda image: -image.gap),
+            sorted(images, key=lambda image: image.place),
         )
 
 

@@ -1,12 +1,14 @@
 """Masks of images by the network in this folder: python predict.py IMAGE … [--out DIR]
 
-Writes NAME_mask.png for each image, at its own size; pixel values are places in card.json's classes, shown in
-their colours. Needs bands.py, NumPy, Pillow and the runtime of the file beside it: onnxruntime, openvino, or torch (and
-segmentation-models-pytorch for model.safetensors).
+Writes NAME_mask.png for each image, at its own size, and prints where it lies; pixel values are places in card.json's
+classes, shown in their colours. Masks of images of one name get a number. Needs bands.py, NumPy, Pillow and the runtime
+of the file beside it: onnxruntime, openvino, or torch (and segmentation-models-pytorch for model.safetensors).
 """
 
 import argparse
 import json
+import sys
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +58,8 @@ def mask(run, image, card):
     """Classes uint8 (H, W) of an image (H, W, channels), uint8 or float32 from 0 to 1, at its own size."""
     height, width = card["size"]
     x = resized(image.astype(np.float32).transpose(2, 0, 1), height, width).transpose(1, 2, 0)
-    x = np.rint(x) if image.dtype == np.uint8 else x * 255
+    halves = image.shape[:2] == (2 * height, 2 * width)  # here OpenCV rounds halves up, and elsewhere to even numbers
+    x = x * 255 if image.dtype != np.uint8 else np.floor(x + 0.5) if halves else np.rint(x)
     if card["input"] == "uint8":  # the file normalises and pads by itself
         x = x.astype(np.uint8)[None]
     else:
@@ -109,11 +112,24 @@ def main():
     card = json.loads((folder / "card.json").read_text())
     run = network(folder)
     given.out.mkdir(parents=True, exist_ok=True)
+    taken = {path.resolve() for path in given.images}
+    unread = 0
     for path in given.images:
-        drawn = Image.fromarray(mask(run, bands.read(path, card["channels"], card["white"]), card))
+        try:
+            image = bands.read(path, card["channels"], card["white"])
+        except (OSError, ValueError) as error:
+            print(f"can't use {path}: {error}", file=sys.stderr)
+            unread += 1
+            continue
+        drawn = Image.fromarray(mask(run, image, card))
         drawn.putpalette([value for one in card["classes"] for value in one["color"]])
-        drawn.save(given.out / f"{path.stem}_mask.png")
+        names = (f"{path.stem}{number}_mask.png" for number in chain([""], (f"-{n}" for n in count(2))))
+        target = next(given.out / name for name in names if (given.out / name).resolve() not in taken)
+        taken.add(target.resolve())
+        drawn.save(target)
+        print(target)
+    return 2 if unread else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

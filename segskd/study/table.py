@@ -88,10 +88,14 @@ def shared(read: dict[str, Any]) -> str:
     parts += [] if varying(rows, "rule") else [f"images chosen by rule {one['rule']}"]
     if not varying(rows, "labels") and one["labels"] is not None:
         parts.append(f"labels of {_labels(one['labels'])} of the images")
-    budget = f"{_number(read['passes'])} image passes a stage" if read["passes"] else f"{read['epochs']} epochs a stage"
+    budget = f"{_number(read['passes'])} image passes a stage" if read["passes"] else _epochs(read["epochs"])
     if read["tflops"]:
         budget = f"{_number(read['tflops'])} training TFLOPs a cell"
     return ", ".join([*parts, budget, f"init {read['init']}"])
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'s' * (count != 1)} a stage"
 
 
 def _said(axis: str, value: Any) -> str:

@@ -43,7 +43,9 @@ def save_mask(path: Path, values: np.ndarray, palette: Sequence[int] | None = No
 
 def save_image(path: Path, size: tuple[int, int] = SIZE) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(list(path.name.encode())).integers(0, 255, (*size, 3), dtype=np.uint8)).save(
+        path
+    )
 
 
 @pytest.fixture
@@ -236,7 +238,7 @@ def test_one_photograph_among_masks_is_left_out(put: Callable[..., Path], tmp_pa
         ([grid((1, 2, 3), (0, 0, 0))] * 3, ["a", "b", "c"], "the given names: 3 names for 2 classes"),
         ([grid(0, 1)] * 3, ["a", "a"], "'a' is there twice"),
         ([grid(0, 1)] * 2, None, r"the split 'val' has 0 images with a mask that can be used, and needs 1"),
-        ([grid(0, 1)], None, r"the split 'train' has 1 images"),
+        ([grid(0, 1)], None, r"the split 'train' has 1 image with"),
         ([grid(8, 9, 7)] * 3, ["a", "b"], r"'train' has 0 images .*3 files can't be used, the first: .*values 7, 8, 9"),
     ],
 )

@@ -122,3 +122,35 @@ def test_a_jpeg_that_is_cut_short_is_found(tmp_path: Path, card_path: Path) -> N
     (folder / "a.jpg").write_bytes(whole[: len(whole) // 2])
     problems = check(Card.model_validate(content), tmp_path).problems
     assert ("unreadable", str(folder / "a.jpg")) in [(problem.kind, problem.file) for problem in problems]
+
+
+def test_an_image_that_two_splits_share_is_named(copy: Path, card_path: Path) -> None:
+    image = copy / "bands/val/images" / sorted(path.name for path in (copy / "bands/val/images").iterdir())[0]
+    twin = copy / "bands/train/images/b03.png"
+    Image.open(twin).save(image, compress_level=0)  # other bytes, the same pixels
+    assert image.read_bytes() != twin.read_bytes()
+    (problem,) = check(load_card(card_path), copy).problems
+    assert (problem.kind, problem.file) == ("in two splits", str(image))
+    assert problem.text == f"image {image} of split 'val' has the same pixels as {twin} of split 'train'"
+
+
+def test_the_same_image_twice_in_one_split_is_no_problem(copy: Path, card_path: Path) -> None:
+    images = copy / "bands/train/images"
+    (images / "b04.png").write_bytes((images / "b03.png").read_bytes())
+    assert check(load_card(card_path), copy).problems == []
+
+
+@pytest.mark.parametrize(("greys", "told"), [(12, True), (6, False)])
+def test_masks_with_soft_edges_are_told(copy: Path, card_path: Path, greys: int, told: bool) -> None:
+    """Black and white with a few pixels of `greys` shades between them, as resizing leaves them."""
+    for path in (copy / "bands").rglob("masks/*.png"):
+        mask = np.where(np.asarray(Image.open(path)) > 0, 254, 0)
+        mask[0, :greys] = 20 * np.arange(1, greys + 1)
+        put(path, mask)
+    shades = [0, *(20 * number for number in range(1, greys + 1)), 254]
+    content = yaml.safe_load(card_path.read_text())
+    content["classes"] = [{"name": f"class {shade}", "color": [shade, 0, 0]} for shade in shades]
+    content["values"] = {shade: place for place, shade in enumerate(shades)}
+    problems = check(Card.model_validate(content), copy).problems
+    assert [problem.kind for problem in problems] == ["soft edges"] * told
+    assert not told or problems[0].text.startswith("12 of 14 values have less than 1 % of the pixels each")

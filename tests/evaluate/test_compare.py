@@ -15,7 +15,7 @@ from PIL import Image
 from segskd.data.cards import Card
 from segskd.data.dataset import Pair
 from segskd.errors import UserError
-from segskd.evaluate.compare import AGREEMENT, AGREEMENT_COLORS, Comparison, agreement, compare
+from segskd.evaluate.compare import AGREEMENT, AGREEMENT_COLORS, Comparison, ImageGap, agreement, compare
 from segskd.evaluate.predict import Predictor
 
 SIZE = (4, 4)
@@ -106,7 +106,8 @@ def test_files(compared: Comparison, tmp_path: Path) -> None:
 
 def test_agreement_pictures(compared: Comparison, tmp_path: Path) -> None:
     folder = tmp_path / "out/agreement"
-    assert sorted(path.name for path in folder.iterdir()) == ["easy.png", "mixed.png", "town_hard.png", "void.png"]
+    drawn = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    assert drawn == ["easy.png", "mixed.png", "town/hard.png", "void.png"]
     with Image.open(folder / "mixed.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
     kinds = ["both wrong", "ignored", "both right"]
@@ -138,3 +139,12 @@ def test_progress_and_sizes(network: Any, make_card: Callable[..., Card], make_p
     assert told == [(1, 1)]
     with pytest.raises(UserError, match="at one --size"):
         compare(teacher, Predictor(network(), card, (8, 8)), [], tmp_path / "out")
+
+
+def test_an_image_of_which_nothing_counts_comes_last() -> None:
+    """Behind those on which the student is better than its teacher, too."""
+    counted = dict.fromkeys(AGREEMENT, 0)
+    void = ImageGap("void", 0.0, 0.0, {**counted, "ignored": 16})
+    better = ImageGap("better", 0.2, 0.9, {**counted, "student only": 15, "ignored": 1})
+    worse = ImageGap("worse", 0.9, 0.2, {**counted, "teacher only": 16})
+    assert sorted((void, better, worse), key=lambda image: image.place) == [worse, better, void]

@@ -122,13 +122,9 @@ def test_it_enlarges_as_opencv_does(size: tuple[int, int]) -> None:
     assert np.abs(ours - cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)).max() < 1e-4
 
 
-def test_it_turns_a_photograph_upright(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A telephone's JPEG, lying on its side with a note that says so: OpenCV, which training reads with, heeds it."""
-    upright = np.zeros((40, 20, 3), np.uint8)
-    upright[:20] = 250
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
-    Image.fromarray(np.rot90(upright)).save(tmp_path / "photo.jpg", exif=exif, quality=95)
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Calls predict.py in a folder of its own, with a network that calls what is brighter than 128 class 1."""
     card = {"classes": [{"color": [0, 0, 0]}, {"color": [255, 255, 255]}], "size": [40, 20], "size_multiple": 1}
     card |= {"input": "uint8", "layout": "NHWC", "channels": 3, "white": None, "mean": [0, 0, 0], "std": [1, 1, 1]}
     (tmp_path / "card.json").write_text(json.dumps(card))
@@ -136,14 +132,70 @@ def test_it_turns_a_photograph_upright(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.syspath_prepend(str(Path(bands.__file__).parent))
     monkeypatch.setattr(predict, "network", lambda folder: bright)
     monkeypatch.setattr(predict, "__file__", str(tmp_path / "predict.py"))
-    monkeypatch.setattr(sys, "argv", ["predict.py", str(tmp_path / "photo.jpg"), "--out", str(tmp_path)])
-    predict.main()
-    drawn = np.asarray(Image.open(tmp_path / "photo_mask.png"))
+
+    def call(*arguments: Path | str) -> int:
+        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments), "--out", str(tmp_path / "masks")])
+        return predict.main()
+
+    return call
+
+
+def test_it_turns_a_photograph_upright(program: Callable[..., int], tmp_path: Path) -> None:
+    """A telephone's JPEG, lying on its side with a note that says so: OpenCV, which training reads with, heeds it."""
+    upright = np.zeros((40, 20, 3), np.uint8)
+    upright[:20] = 250
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.fromarray(np.rot90(upright)).save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    assert program(tmp_path / "photo.jpg") == 0
+    drawn = np.asarray(Image.open(tmp_path / "masks/photo_mask.png"))
     expected = (read_image(tmp_path / "photo.jpg", load_card("scenes"))[..., 0] > 128).astype(np.uint8)
     assert drawn.shape == (40, 20)
     assert (drawn == expected).all()
 
 
+def test_images_of_one_name_get_masks_of_their_own(
+    program: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for grey, name in ((0, "a/x.png"), (250, "b/x.png"), (0, "masks/x_mask-2.png"), (250, "b/x.tif")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 40), (grey, grey, grey)).save(tmp_path / name)
+    given = [tmp_path / name for name in ("a/x.png", "b/x.png", "b/x.tif", "masks/x_mask-2.png")]
+    assert program(*given) == 0
+    written = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert [path.name for path in written] == ["x_mask.png", "x-2_mask.png", "x-3_mask.png", "x_mask-2_mask.png"]
+    assert [int(np.asarray(Image.open(path)).max()) for path in written] == [0, 1, 1, 0]
+
+
+def test_what_is_no_image_is_told_and_left_out(
+    program: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "fake.jpg").write_text("junk")
+    Image.new("RGB", (20, 40)).save(tmp_path / "sound.png")
+    assert program(tmp_path / "fake.jpg", tmp_path / "none.png", tmp_path / "sound.png") == 2
+    told = capsys.readouterr()
+    assert told.out == f"{tmp_path / 'masks/sound_mask.png'}\n"
+    assert [line.split(": ")[0] for line in told.err.splitlines()] == [
+        f"can't use {tmp_path / 'fake.jpg'}",
+        f"can't use {tmp_path / 'none.png'}",
+    ]
+
+
+def test_what_goes_in_is_what_training_saw() -> None:
+    """Also of an image that is exactly twice as large, for which OpenCV rounds otherwise."""
+    card = {"classes": [0, 1], "size": [40, 20], "size_multiple": 1, "input": "uint8"}
+    seen = []
+
+    def look(x: np.ndarray) -> np.ndarray:
+        seen.append(x[0])
+        return np.zeros((1, 2, 40, 20), np.float32)
+
+    for times in (2, 3, 4):
+        image = np.random.default_rng(times).integers(0, 256, (40 * times, 20 * times, 3), dtype=np.uint8)
+        predict.mask(look, image, card)
+        assert (seen[-1] == cv2.resize(image, (20, 40), interpolation=cv2.INTER_AREA)).all()
+
+
 def test_it_is_short_enough_to_be_read() -> None:
     lines = Path(str(predict.__file__)).read_text().splitlines()
-    assert len(lines) < 120
+    assert len(lines) < 140

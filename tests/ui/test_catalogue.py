@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 
+from segskd.errors import UserError
 from segskd.runs import Run
 from segskd.shelf import write_note
 from ui.context import Context
 from ui.state import catalogue as module
 from ui.state.catalogue import DIED, STOPPED, Catalogue, Row
+from ui.state.exports import Exports
 from ui.state.follow import Followers
+from ui.tabs.runs import _at_rest
 
 Make = Callable[..., Run]
 
@@ -250,3 +253,20 @@ def test_without_followers_states_come_from_the_jobs(context: Context, make_run:
     rows = {row.name: row for row in Catalogue(context.jobs).rows()}
     assert [rows[name].state for name in ("half", "x", "queued")] == ["interrupted", "new", "waiting"]
     assert rows["half"].share is None
+
+
+@pytest.mark.parametrize(
+    ("state", "said"), [("waiting", "is in the queue: take it out first"), ("starting", "is starting: wait a moment")]
+)
+def test_a_run_that_is_about_to_begin_keeps_its_name(
+    state: str, said: str, context: Context, make_run: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run("small")
+    monkeypatch.setattr(context.jobs, "state", lambda _: state)
+    with pytest.raises(UserError, match=f"run small {said}"):
+        _at_rest(context, Exports(context.runs, context.data), "small")
+
+
+def test_a_run_that_is_gone_is_named_without_its_place(context: Context) -> None:
+    with pytest.raises(UserError, match=r"^no run lost on this server: it was renamed or deleted, or never was$"):
+        context.run("lost")

@@ -115,7 +115,7 @@ def test_stages_get_brighter_in_order() -> None:
         ("labels", "elsewhere", "without a teacher"),
         ("../student", "problem", "not the name of a run"),
         ("<b>", "problem", "not the name of a run"),
-        ("nobody", "problem", "no run at"),
+        ("nobody", "problem", "no run nobody on this server"),
         ("empty", "problem", "the files of empty are damaged"),
     ],
 )

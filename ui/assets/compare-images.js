@@ -23,6 +23,7 @@ const say = (text, kind = "problem") => {
 };
 const show = async (target) => {
   wanted = target;
+  if (target.upload) gallery.mark(null, false);
   const key = target.upload ?? `${run}/${target.image}`;
   const frame = await frameOf(key, target.upload ? { upload: target.upload } : requestOf(target.image));
   if (wanted !== target) return;

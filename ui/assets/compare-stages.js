@@ -62,7 +62,12 @@ const makeErrors = (place, ask) => {
   form.append(node("h4", "", "Train it again, where errors begin"), fields, send, problem);
   place.append(title, explained, scopes, list, form);
   const name = () => {
-    send.textContent = `Retrain from ${stages.value} for ${epochs.value || "…"} more ${epochs.value === "1" ? "epoch" : "epochs"}`;
+    const can = epochs.checkValidity();
+    send.disabled = !can;
+    send.textContent = `Retrain from ${stages.value} for ${can ? epochs.value : "…"} more ${epochs.value === "1" ? "epoch" : "epochs"}`;
+    epochs.setAttribute("aria-invalid", String(!can));
+    problem.textContent = can ? "" : `Epochs: a whole number from 1 to ${count(Number(epochs.max))}.`;
+    problem.hidden = can;
   };
   for (const [key, words] of Object.entries(scopeButtons)) {
     scopes.append(button(words, () => {
@@ -132,7 +137,7 @@ const makeErrors = (place, ask) => {
     event.preventDefault();
     send.disabled = true;
     const answer = await ask.retrain(stages.value, epochs.valueAsNumber);
-    send.disabled = false;
+    name();
     problem.textContent = answer ? answer.problem ?? "" : DOWN;
     problem.hidden = !problem.textContent;
   });

@@ -71,7 +71,7 @@ const problems = (found) => {
     "details",
     { class: "problems", open: count <= 5 },
     el("summary", {}, `⚠ ${plural(count, "problem", "problems")}: ${sorts.join(", ")}.${more}`),
-    el("ul", {}, ...shown.map((one) => el("li", {}, el("b", {}, one.kind), " ", one.text))),
+    el("ul", {}, ...shown.map((one) => el("li", {}, el("b", {}, `${one.kind}:`), " ", one.text))),
   );
 };
 

@@ -137,7 +137,7 @@ const drawProof = onChange((made) => {
       ["difference of logits", `${small(proof.max_logit_difference)} at most, ${small(proof.mean_logit_difference)} on average`],
       ["mIoU", `${percent(proof.miou_before)} before, ${percent(proof.miou_after)} after`],
       ["network in it", `${megabytes(proof.model_bytes)}${proof.precision === "int8" ? `, ${times(proof.float_bytes, proof.model_bytes)} smaller than in float` : ""}`],
-      ["latency", latency && `${latency.export_ms.toFixed(1)} ms an image of ${latency.size.join(" × ")}, ${latency.threads} threads`],
+      ["latency", latency && `${latency.export_ms.toFixed(1)} ms an image of ${latency.size.join(" × ")}, ${latency.threads} ${latency.threads === 1 ? "thread" : "threads"}`],
       ["faster than the teacher", ratio("than_teacher") || latency?.no_teacher && `not timed: ${latency.no_teacher}`],
       ["faster than the student", ratio("than_student") && `${ratio("than_student")}, both in eager PyTorch, in turns`],
       ["INT8", quantization && `calibrated on ${quantization.images} training images; in float: ${quantization.floats.join(", ") || "none"}`],

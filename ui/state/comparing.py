@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from segskd.config import MOST_EPOCHS
 from segskd.data.pixels import read_upload
 from segskd.distill.branch import branch_recipe
 from segskd.errors import UserError
@@ -27,7 +28,6 @@ KEPT_RUNS = 3
 KEPT_UPLOADS = 8
 KEPT_THUMBNAILS = 2000
 MOST_THUMBNAILS = 12
-MOST_EPOCHS = 100_000
 SOON_SECONDS = 0.12
 LOADING, COMPARING, COUNTING = "loading both networks", "both networks look at the images", "counting first errors"
 DOING: dict[JobState, str] = {

@@ -89,7 +89,7 @@ class Teacher:
             )
 
 
-WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt")
+WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".bin")
 """Of files that hold weights and nothing that says what network they are for."""
 _known: dict[Path, tuple[tuple[int, ...], Teacher | None]] = {}
 
@@ -184,7 +184,10 @@ def _gather(files: Sequence[Path], scratch: Path, network: str) -> tuple[Path, s
 def _imported(file: Path, scratch: Path, network: str) -> Path:
     """A file of weights as a folder."""
     if not network:
-        raise UserError(f"{file.name} is a file of weights: write beside it what network they are for, then upload it")
+        raise UserError(
+            f"{file.name} is a file of weights: write beside it what network they are for, then upload it; or upload "
+            f"its {CONFIG} with it"
+        )
     arch, _, encoder = network.partition(":")
     try:
         import_model(str(file), Asked(arch, encoder or None), Mends(), scratch / "imported")

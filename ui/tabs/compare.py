@@ -110,6 +110,7 @@ def build(context: Context, page: Page) -> None:
         "api_visibility": "private",
         "trigger_mode": "always_last",
         "concurrency_id": "compare-own",
+        "show_progress_on": problem,
         "concurrency_limit": 1,
     }
     own.upload(upload, [own, page.run, native], **last)

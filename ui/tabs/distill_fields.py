@@ -175,7 +175,7 @@ def _upload() -> tuple[Any, Any]:
         upload = gr.UploadButton(
             "Upload …",
             file_count="multiple",
-            file_types=[".zip", ".json", ".safetensors", ".bin", *WEIGHT_SUFFIXES],
+            file_types=[".zip", ".json", *WEIGHT_SUFFIXES],
             elem_id="distill-upload",
             size="md",
             scale=1,

@@ -130,8 +130,11 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
 def _at_rest(context: Context, exports: Exports, name: object) -> Run:
     """A run whose folder nobody uses. Raises UserError for one that waits, starts or is being exported."""
     run = context.run(name)
-    if context.jobs.state(run.name) in ("waiting", "starting"):
+    state = context.jobs.state(run.name)
+    if state == "waiting":
         raise UserError(f"run {run.name} is in the queue: take it out first")
+    if state == "starting":
+        raise UserError(f"run {run.name} is starting: wait a moment, or stop it")
     exports.check_idle(run)
     return run
 
