@@ -284,6 +284,7 @@ def in_plain_words(message: str) -> str:
     message = re.sub(
         r"^must be (integer|number|string|dictionary|tuple|list|boolean)\b.*?(?=,|$)", _plain_kind, message
     )
+    message = message.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
     message = message.replace("Extra inputs are not permitted", "there is no such field")
     message = message.replace("Field required", "is missing")
     return re.sub(r", (unable to parse|got a number) .*$", "", message)

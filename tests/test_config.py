@@ -51,7 +51,7 @@ def test_dump_holds_every_default(tmp_path: Path) -> None:
 def test_numbers_that_no_page_can_hold_are_refused(field: str) -> None:
     *part, name = field.split(".")
     changes: dict[str, Any] = {name: 10**20}
-    with pytest.raises(UserError, match=rf"^recipe: {field}: must be less than or equal to 1"):
+    with pytest.raises(UserError, match=rf"^recipe: {field}: must be at most 1"):
         make_recipe(merged(SMALLEST, {part[0]: changes} if part else changes))
 
 

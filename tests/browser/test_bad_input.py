@@ -194,6 +194,30 @@ def test_an_own_image_that_cannot_be_read(open_tab: Callable[[str], Page], tmp_p
     expect(seen).to_be_visible(timeout=MINUTE)
 
 
+def test_an_own_image_waits_for_the_run(open_tab: Callable[[str], Page]) -> None:
+    page = open_tab("compare&run=whole")
+    expect(page.locator("#compare .compare-view")).to_have_attribute("data-shown", re.compile("."), timeout=MINUTE)
+    expect(page.locator("#compare-upload")).to_be_visible()
+    page.evaluate("document.querySelector('#compare .compare-bench').hidden = true")  # as while a run is loaded
+    expect(page.locator("#compare-upload")).to_be_hidden()
+
+
+def test_epochs_that_no_stage_can_have(open_tab: Callable[[str], Page]) -> None:
+    page = open_tab("compare&run=whole")
+    expect(page.locator("#compare .compare-view")).to_have_attribute("data-shown", re.compile("."), timeout=MINUTE)
+    page.get_by_role("button", name="First errors", exact=True).click()
+    again = page.get_by_role("button", name=re.compile("^Retrain from "))
+    problem = page.locator("#compare .compare-retrain .notice")
+    for epochs in ("-1", "0", "1.5", "100001", ""):
+        page.get_by_label("Epochs for each stage", exact=True).fill(epochs)
+        expect(again).to_be_disabled()
+        expect(problem).to_have_text("Epochs: a whole number from 1 to 100,000.")
+    page.get_by_label("Epochs for each stage", exact=True).fill("1")
+    expect(again).to_have_text(re.compile("for 1 more epoch$"))
+    expect(again).to_be_enabled()
+    expect(problem).to_be_hidden()
+
+
 # -- runs whose files are gone or half-written ----------------------------------------------------
 
 
@@ -330,6 +354,15 @@ def test_a_name_that_no_run_can_have(form: Page, files: None) -> None:
         expect(field(form, "name").locator(".notice")).to_contain_text(said)
     form.locator("#distill-start").click()
     expect(form.locator("#distill-notice")).to_contain_text("Not started: there is a run whole already")
+
+
+def test_more_epochs_than_a_page_can_hold(form: Page) -> None:
+    epochs = field(form, "epochs").get_by_role("textbox")
+    epochs.fill("9" * 20)
+    expect(field(form, "epochs").locator(".notice")).to_contain_text("must be at most 100000")
+    epochs.fill("2")
+    expect(form.locator("#distill-plan-panel")).to_contain_text("encoder.0")
+    expect(field(form, "epochs").locator(".notice")).not_to_contain_text("must be")
 
 
 def test_a_hub_id_that_is_none(form: Page, files: None) -> None:

@@ -105,7 +105,7 @@ def test_the_data_in_one_line(context: Context, values: dict[str, Any]) -> None:
         ({"name": "../x"}, "name", "a run's name has"),
         ({"name": "<b>bold</b>"}, "name", "a run's name has"),
         ({"name": "mine"}, "name", "there is a run mine already"),
-        ({"batch": "0"}, "batch", "greater than or equal to 1"),
+        ({"batch": "0"}, "batch", "at least 1"),
         ({"seed": 1.5}, "seed", "whole number"),
         ({"count": "1"}, "data", "at least 2"),
         ({"choice": {"card": "nowhere"}}, "data", "no card 'nowhere'"),

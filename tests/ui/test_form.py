@@ -133,10 +133,10 @@ def test_every_problem_stands_beside_its_field() -> None:
     assert caught.value.problems == {
         "size": "'big' is no size: write HEIGHTxWIDTH, such as 192x256",
         "epochs": "must be a whole number",
-        "batch": "must be greater than or equal to 1",
+        "batch": "must be at least 1",
         "lr": "must be a number",
         "store": "must be 'auto', 'memory', 'disk' or 'recompute'",
-        "seed": "must be greater than or equal to 0",
+        "seed": "must be at least 0",
     }
     assert caught.value.field == "size"
 

@@ -18,13 +18,13 @@ const makePruning = ({ begin, look, follow }) => {
     return make("li", { title: run.name }, [make("span", {}, [make("strong", { text: `${Math.round(100 * run.pruned)} %` }), ` ${words(run)}`]), open]);
   };
   const drawRatios = onChange((ratios) => {
-    ratio.replaceChildren(...ratios.map((value) => make("option", { value, text: `take ${Math.round(100 * value)} % of the channels away` })));
+    ratio.replaceChildren(...ratios.map((value) => make("option", { value, text: `take ${Math.round(100 * value)} % of channels away` })));
     ratio.value = "0.3";
   });
   const drawTimes = onChange((seconds) => {
     const chosen = long.value || "0";
-    const time = (place) => (isNumber(seconds?.[place]) ? `, about ${duration(seconds[place])}` : "");
-    const words = [`repair for half of its epochs${time(0)}`, `for as many as it had: better${time(1)}`];
+    const time = (place) => (isNumber(seconds?.[place]) ? `, ≈ ${duration(seconds[place])}` : "");
+    const words = [`half its epochs${time(0)}`, `all its epochs${time(1)}: better`];
     long.replaceChildren(...words.map((text, value) => make("option", { value, text })));
     long.value = chosen;
   });
