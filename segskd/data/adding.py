@@ -209,6 +209,11 @@ def _without_unusable(card: Card, data: Path, report: Progress | None) -> tuple[
         found.problems[:0] = unusable
     elif report:
         report(_STEPS, _STEPS)
+    for split in FEWEST:
+        if not found.pixels[split].any():
+            raise UserError(
+                f"no pixel of the split '{split}' counts, all are ignored: check whether these are the masks"
+            )
     return card, found
 
 

@@ -253,6 +253,16 @@ def test_what_makes_no_dataset(
     assert candidate_folders(tmp_path / "data") == ["mine"]
 
 
+def test_a_split_of_which_nothing_counts_is_refused(tmp_path: Path) -> None:
+    for split, mask in (("train", grid(0, 1)), ("val", grid(255, 255))):
+        for name in ("a.png", "b.png"):
+            save_image(tmp_path / "data/mine" / split / "images" / f"{split}-{name}")
+            save_mask(tmp_path / "data/mine" / split / "masks" / f"{split}-{name}", mask)
+    with pytest.raises(UserError, match="no pixel of the split 'val' counts, all are ignored"):
+        add_folder(tmp_path / "data/mine", tmp_path / "data")
+    assert not list((tmp_path / "data").glob("*.yaml"))
+
+
 def test_jpeg_masks_are_refused(put: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no mask can be used: mask .*0\.jpg is a JPEG, which changes the values"):
         add_folder(put(grid(0, 1), grid(1, 0), grid(1, 1), suffix="jpg"), tmp_path / "data")
