@@ -134,6 +134,12 @@ def test_an_image_that_two_splits_share_is_named(copy: Path, card_path: Path) ->
     assert problem.text == f"image {image} of split 'val' has the same pixels as {twin} of split 'train'"
 
 
+def test_black_frames_are_alike_in_all_splits(copy: Path, card_path: Path) -> None:
+    for split in ("train", "val"):
+        put(min((copy / "bands" / split / "images").iterdir()), np.zeros((64, 96, 3)))
+    assert check(load_card(card_path), copy).problems == []
+
+
 def test_the_same_image_twice_in_one_split_is_no_problem(copy: Path, card_path: Path) -> None:
     images = copy / "bands/train/images"
     (images / "b04.png").write_bytes((images / "b03.png").read_bytes())
