@@ -29,12 +29,8 @@ Precision = Literal["auto", "32", "bf16", "fp16"]
 SubsetRule = Literal["random", "balanced", "diverse", "hardest", "hand"]
 StoreKind = Literal["auto", "memory", "disk", "recompute"]
 MAX_SIDE = 16384
-MOST_EPOCHS = 100_000
-"""Of a stage."""
-MOST_SAMPLES = 10**9
-"""Images of a subset, or of a step."""
-MOST_DEVICES = 10**6
-"""Machines, processes on one, or threads of one."""
+MOST = 10**9
+"""Of whatever is counted: more was mistyped, and is too much for a page."""
 SHORT = reprlib.Repr()
 """Writes a value out in a few words, however much there is of it."""
 SHORT.maxlevel = 1
@@ -79,7 +75,7 @@ class SubsetPart(_Part):
 
     fraction: float | None = Field(default=None, description="share of the training images, (0, 1]")
     count: int | None = Field(
-        default=None, ge=0, le=MOST_SAMPLES, description="number of training images, instead of a fraction"
+        default=None, ge=0, le=MOST, description="number of training images, instead of a fraction"
     )
     rule: SubsetRule = Field(default="random", description="how they are chosen")
     names: tuple[str, ...] | None = Field(default=None, description="the images themselves, with rule hand")
@@ -113,15 +109,15 @@ class OptimisationPart(_Part):
     """Adam and OneCycle, new in each phase (SKD, arXiv 1911.06786)."""
 
     epochs: int | None = Field(
-        default=None, ge=1, le=MOST_EPOCHS, description="epochs a stage; chosen by the number of images"
+        default=None, ge=1, le=MOST, description="epochs a stage; chosen by the number of images"
     )
-    batch: int = Field(default=8, ge=1, le=MOST_SAMPLES, description="images a step")
+    batch: int = Field(default=8, ge=1, le=MOST, description="images a step")
     lr: float | None = Field(default=None, gt=0, description="peak of OneCycle; 0.01, and 0.001 for a teacher")
     weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty")
     patience: int | None = Field(
         default=None,
         ge=0,
-        le=MOST_EPOCHS,
+        le=MOST,
         description="epochs without 1 % less loss that cut a stage short, 0: never; off (equal stages are skipped)",
     )
 
@@ -187,9 +183,9 @@ class Recipe(_Part):
     seed: int = Field(default=0, ge=0, lt=2**31)
     device: Device = "auto"
     precision: Precision = "auto"
-    threads: int | None = Field(default=None, ge=1, le=MOST_DEVICES, description="CPU threads; all cores")
-    devices: int = Field(default=1, ge=1, le=MOST_DEVICES, description="processes on each machine, one a device")
-    nodes: int = Field(default=1, ge=1, le=MOST_DEVICES, description="machines")
+    threads: int | None = Field(default=None, ge=1, le=MOST, description="CPU threads; all cores")
+    devices: int = Field(default=1, ge=1, le=MOST, description="processes on each machine, one a device")
+    nodes: int = Field(default=1, ge=1, le=MOST, description="machines")
     sync_batchnorm: bool = Field(default=False, description="whether batch normalisation sees all GPUs' images")
 
     @model_validator(mode="after")

@@ -70,7 +70,7 @@ class Run:
     @classmethod
     def open(cls, path: Path) -> Run:
         """An existing run. Raises UserError when there is none."""
-        if not (path / "recipe.yaml").is_file():
+        if not _is_run(path):
             raise UserError(f"no run at {path}: 'python -m segskd runs' lists them")
         return cls(path)
 
@@ -302,10 +302,17 @@ def runs_folder() -> Path:
     return Path(given).expanduser().resolve() if given else Path(__file__).resolve().parents[1] / "checkpoints"
 
 
+def _is_run(path: Path) -> bool:
+    try:
+        return (path / "recipe.yaml").is_file()
+    except OSError:  # a name that is too long for one
+        return False
+
+
 def find_run(name_or_path: str, runs: Path | None = None) -> Run:
     """A run by its name below `runs` (`runs_folder()`), or by a path. Raises UserError when there is none."""
     below = (runs or runs_folder()) / name_or_path
-    if Path(name_or_path).name == name_or_path and name_or_path.isprintable() and (below / "recipe.yaml").is_file():
+    if Path(name_or_path).name == name_or_path and name_or_path.isprintable() and _is_run(below):
         return Run(below)
     return Run.open(Path(name_or_path).expanduser())
 

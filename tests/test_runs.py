@@ -33,7 +33,7 @@ def test_a_taken_name_is_refused(run: Run, recipe: Callable[..., Any]) -> None:
 
 def test_a_missing_run_is_told(recipe: Callable[..., Any], tmp_path: Path) -> None:
     Run.create(tmp_path / "one\n", recipe())
-    for name in ("nothing", "one\n"):
+    for name in ("nothing", "one\n", "n" * 300):
         with pytest.raises(UserError, match="no run at"):
             find_run(name, tmp_path)
 

@@ -51,7 +51,8 @@ def data_check(card: Positional[str], data: str | None = None, json: Json = Fals
         found = check(load_card(card, folder), folder, report)
     show(check_table(found.as_dict()), found.as_dict(), json)
     if found.problems:
-        raise UserError(f"{card}: {len(found.problems)} problems, the first: {found.problems[0].text}")
+        count = len(found.problems)
+        raise UserError(f"{card}: {count} problem{'s' * (count > 1)}, the first: {found.problems[0].text}")
 
 
 @data_app.command(name="fetch")

@@ -78,7 +78,7 @@ def add_folder(
     The files stay where they are; a folder that doesn't lie below `data` gets a link there. The card gets a
     free name made from `name` or the folder's. Files that can't be used are left out and listed. Raises
     UserError, and leaves nothing behind, when the layout is none that is known, when the masks' values make no
-    sense, or when fewer than two images to train on and one to validate on are left.
+    sense, when fewer than two images to train on and one to validate on are left, or when no pixel of these counts.
     """
     if not folder.is_dir():
         raise UserError(f"no folder {folder}: name a folder with images and masks")
@@ -234,7 +234,11 @@ def _check_enough(card: Card, data: Path, unusable: Sequence[Problem]) -> None:
     for split, needed in FEWEST.items():
         there = len(_split_pairs(card, data, split))
         if there < needed:
-            why = f"; {len(unusable)} files can't be used, the first: {unusable[0].text}" if unusable else ""
+            why = (
+                f"; {len(unusable)} file{'s' * (len(unusable) != 1)} can't be used, the first: {unusable[0].text}"
+                if unusable
+                else ""
+            )
             raise UserError(
                 f"the split '{split}' has {there} image{'s' * (there != 1)} with a mask that can be used, and needs "
                 f"{needed}: add more to {card.root(data)}{why}"

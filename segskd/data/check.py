@@ -36,9 +36,8 @@ Kind = Literal[
 Progress = Callable[[int, int], None]
 CUT_OFF = 0.01
 """Share of an image's pixels that may be brighter than the card's white: lamps, and what is amiss in a sensor."""
-RARE = 0.01
-"""Share of the pixels below which a class may be nothing but the mixture of two others at their edge."""
-MANY_RARE = 8
+THIN = 8
+"""Classes without a pixel in the middle of four of its own, as many as thin things alone don't make."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,8 @@ class Report:
     card: Card
     images: dict[str, int] = field(default_factory=dict)
     pixels: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    inner: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    """Of `pixels` those that lie between four of their own class."""
     sizes: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     bits: dict[int, list[Path]] = field(default_factory=dict)
@@ -96,6 +97,7 @@ def check(card: Card, data: Path, progress: Progress | None = None) -> Report:
     total, done = sum(len(listing.pairs) for listing in listings.values()), 0
     for split, listing in listings.items():
         report.pixels[split] = np.zeros(len(card.classes), dtype=np.int64)
+        report.inner[split] = np.zeros(len(card.classes), dtype=np.int64)
         report.images[split] = len(listing.pairs)
         for path in listing.images_without_mask:
             report.add("unpaired", path, f"image {path} has no mask")
@@ -133,8 +135,16 @@ def _check_pair(report: Report, split: str, pair: Pair) -> None:
     if (mask == UNKNOWN).any():
         values = describe_unknown(pair.mask, report.card, mask)
         report.add("unknown values", pair.mask, f"mask {pair.mask} has {values}, unknown to the card")
-    counted = mask[(mask >= 0) & (mask < len(report.card.classes))]
-    report.pixels[split] += np.bincount(counted, minlength=len(report.card.classes))
+    middle = mask[1:-1, 1:-1]
+    sides = (mask[:-2, 1:-1], mask[2:, 1:-1], mask[1:-1, :-2], mask[1:-1, 2:])
+    report.pixels[split] += _counts(mask, report.card)
+    report.inner[split] += _counts(middle[np.logical_and.reduce([middle == side for side in sides])], report.card)
+
+
+def _counts(values: npt.NDArray[Any], card: Card) -> npt.NDArray[np.int64]:
+    """How often each class is among the values."""
+    classes = values[(values >= 0) & (values < len(card.classes))]
+    return np.bincount(classes, minlength=len(card.classes)).astype(np.int64, copy=False)
 
 
 def _check_white(report: Report, image: Path) -> None:
@@ -179,13 +189,14 @@ def _check_bits(report: Report) -> None:
 
 
 def _check_edges(report: Report) -> None:
-    """Whether most classes look like mixtures of others: masks that were resized or drawn with soft edges."""
-    card, pixels = report.card, sum(report.pixels.values(), np.zeros(len(report.card.classes), dtype=np.int64))
-    rare = int((pixels < RARE * pixels.sum()).sum())
-    if card.values and rare >= MANY_RARE and len(card.classes) - rare <= 2:
+    """Whether classes are nothing but edges between others: masks that were resized or drawn with soft edges."""
+    card, none = report.card, np.zeros(len(report.card.classes), dtype=np.int64)
+    pixels, inner = sum(report.pixels.values(), none), sum(report.inner.values(), none)
+    thin = int(((pixels > 0) & (inner == 0)).sum())
+    if thin >= THIN:
         text = (
-            f"{rare} of {len(card.classes)} values have less than {100 * RARE:g} % of the pixels each: masks look "
-            "resized, or drawn with soft edges; save them with hard edges, and add them anew"
+            f"{thin} of {len(card.classes)} classes have no pixel between four of their own: masks look resized, or "
+            "drawn with soft edges; save them with hard edges, and add them anew"
         )
         report.add("soft edges", card.name, text)
 

@@ -17,6 +17,7 @@ class Adam(torch.optim.Adam):
     On the CPU its kernel walks through memory, whatever the strides say: gradients and moments that lie otherwise than
     their weights meet the wrong ones, and gradients that are not contiguous, as those of channels-last weights, are
     copied first (PyTorch 2.15). So it is given views of weights, gradients and moments in which all are contiguous.
+    The weights must stay where they lie as long as it is in use.
     What `state_dict` gives and `load_state_dict` takes has the weights' own shapes.
     """
 

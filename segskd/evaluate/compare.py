@@ -49,7 +49,7 @@ class ImageGap:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both scores on the split, pixels of each kind of agreement, and the images by falling gap."""
+    """Both scores on the split, pixels of each kind of agreement, and the images, the widest gap first."""
 
     teacher: Score
     student: Score
@@ -82,7 +82,7 @@ def compare(
 ) -> Comparison:
     """Compares two networks of one card and size, or of images at their own, and writes the comparison into `out`.
 
-    Writes comparison.json, retention.csv, images.csv (by falling gap), agreement/NAME.png, and gallery.png
+    Writes comparison.json, retention.csv, images.csv (see ImageGap.place), agreement/NAME.png, and gallery.png
     with the images on which the student falls most behind. Raises UserError when the sizes differ.
     """
     if teacher.fixed_size != student.fixed_size:

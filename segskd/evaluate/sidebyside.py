@@ -223,7 +223,7 @@ class SideBySide:
     # -- all images ---------------------------------------------------------------------------------
 
     def gaps(self, class_name: str | None = None) -> list[Gap]:
-        """The images by falling gap of their mIoU, or of one class's IoU.
+        """The images by their gap in mIoU (see ImageGap.place), or by falling gap in one class's IoU.
 
         A network that rightly finds nothing of a class has IoU 1; images where neither the truth nor a
         network has the class are left out.

@@ -117,7 +117,7 @@ def main():
     for path in given.images:
         try:
             image = bands.read(path, card["channels"], card["white"])
-        except (OSError, ValueError) as error:
+        except Exception as error:  # Pillow has many kinds for what is damaged
             print(f"can't use {path}: {error}", file=sys.stderr)
             unread += 1
             continue

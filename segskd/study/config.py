@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from segskd.config import Recipe, first_problem, make_recipe, merged, read_yaml
+from segskd.config import MOST, Recipe, first_problem, make_recipe, merged, read_yaml
 from segskd.data.cards import card_place, data_folder
 from segskd.errors import UserError
 from segskd.runs import RUN_NAME, runs_folder
@@ -69,8 +69,8 @@ class Study(BaseModel):
         default=(None,), min_length=1, description="shares of the training images whose labels are used; null: all"
     )
     seeds: dict[float, tuple[Seed, ...]] = Field(description="by fraction; a list counts for every fraction")
-    passes: int | None = Field(default=None, ge=1, description="image passes a stage, the same for every cell")
-    epochs: int | None = Field(default=None, ge=1, description="epochs a stage, instead of image passes")
+    passes: int | None = Field(default=None, ge=1, le=MOST, description="image passes a stage, the same for every cell")
+    epochs: int | None = Field(default=None, ge=1, le=MOST, description="epochs a stage, instead of image passes")
     tflops: float | None = Field(default=None, gt=0, description="training arithmetic of a cell, instead of passes")
 
     @model_validator(mode="before")

@@ -148,15 +148,34 @@ def test_the_same_image_twice_in_one_split_is_no_problem(copy: Path, card_path: 
 
 @pytest.mark.parametrize(("greys", "told"), [(12, True), (6, False)])
 def test_masks_with_soft_edges_are_told(copy: Path, card_path: Path, greys: int, told: bool) -> None:
-    """Black and white with a few pixels of `greys` shades between them, as resizing leaves them."""
-    for path in (copy / "bands").rglob("masks/*.png"):
-        mask = np.where(np.asarray(Image.open(path)) > 0, 254, 0)
-        mask[0, :greys] = 20 * np.arange(1, greys + 1)
-        put(path, mask)
+    """Black and white, and between them lines of `greys` shades, as resizing leaves them."""
     shades = [0, *(20 * number for number in range(1, greys + 1)), 254]
+    for path in (copy / "bands").rglob("masks/*.png"):
+        mask = np.full((64, 96), 254)
+        mask[:30] = 0
+        mask[30 : 30 + greys] = np.array(shades[1:-1])[:, None]
+        put(path, mask)
+    problems = check(of_shades(card_path, shades), copy).problems
+    assert [problem.kind for problem in problems] == ["soft edges"] * told
+    assert not told or problems[0].text.startswith("12 of 14 classes have no pixel between four of their own")
+
+
+def test_many_small_things_are_no_soft_edges(copy: Path, card_path: Path) -> None:
+    """Three by three pixels of each of twelve classes, in one mask alone."""
+    shades = [0, *(20 * number for number in range(1, 13)), 254]
+    masks = sorted((copy / "bands").rglob("masks/*.png"))
+    for path in masks:
+        mask = np.full((64, 96), 254)
+        mask[:30] = 0
+        for place, shade in enumerate(shades[1:-1]):
+            side = 3 if path == masks[0] else 1
+            mask[:side, 4 * place : 4 * place + side] = shade
+        put(path, mask)
+    assert check(of_shades(card_path, shades), copy).problems == []
+
+
+def of_shades(card_path: Path, shades: list[int]) -> Card:
     content = yaml.safe_load(card_path.read_text())
     content["classes"] = [{"name": f"class {shade}", "color": [shade, 0, 0]} for shade in shades]
     content["values"] = {shade: place for place, shade in enumerate(shades)}
-    problems = check(Card.model_validate(content), copy).problems
-    assert [problem.kind for problem in problems] == ["soft edges"] * told
-    assert not told or problems[0].text.startswith("12 of 14 values have less than 1 % of the pixels each")
+    return Card.model_validate(content)

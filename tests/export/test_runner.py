@@ -157,13 +157,13 @@ def test_it_turns_a_photograph_upright(program: Callable[..., int], tmp_path: Pa
 def test_images_of_one_name_get_masks_of_their_own(
     program: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for grey, name in ((0, "a/x.png"), (250, "b/x.png"), (0, "masks/x_mask-2.png"), (250, "b/x.tif")):
+    for grey, name in ((0, "a/x.png"), (250, "b/x.png"), (0, "masks/x-2_mask.png"), (250, "b/x.tif")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (20, 40), (grey, grey, grey)).save(tmp_path / name)
-    given = [tmp_path / name for name in ("a/x.png", "b/x.png", "b/x.tif", "masks/x_mask-2.png")]
+    given = [tmp_path / name for name in ("a/x.png", "b/x.png", "b/x.tif", "masks/x-2_mask.png")]
     assert program(*given) == 0
     written = [Path(line) for line in capsys.readouterr().out.splitlines()]
-    assert [path.name for path in written] == ["x_mask.png", "x-2_mask.png", "x-3_mask.png", "x_mask-2_mask.png"]
+    assert [path.name for path in written] == ["x_mask.png", "x-3_mask.png", "x-4_mask.png", "x-2_mask_mask.png"]
     assert [int(np.asarray(Image.open(path)).max()) for path in written] == [0, 1, 1, 0]
 
 
@@ -171,13 +171,15 @@ def test_what_is_no_image_is_told_and_left_out(
     program: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "fake.jpg").write_text("junk")
+    Image.new("RGB", (20, 40)).save(tmp_path / "torn.png")
+    whole = (tmp_path / "torn.png").read_bytes()
+    (tmp_path / "torn.png").write_bytes(whole.replace(b"IDAT", b"IDXX"))
     Image.new("RGB", (20, 40)).save(tmp_path / "sound.png")
-    assert program(tmp_path / "fake.jpg", tmp_path / "none.png", tmp_path / "sound.png") == 2
+    assert program(*(tmp_path / name for name in ("fake.jpg", "none.png", "torn.png", "sound.png"))) == 2
     told = capsys.readouterr()
     assert told.out == f"{tmp_path / 'masks/sound_mask.png'}\n"
     assert [line.split(": ")[0] for line in told.err.splitlines()] == [
-        f"can't use {tmp_path / 'fake.jpg'}",
-        f"can't use {tmp_path / 'none.png'}",
+        f"can't use {tmp_path / name}" for name in ("fake.jpg", "none.png", "torn.png")
     ]
 
 

@@ -39,6 +39,7 @@ const makeErrors = (place, ask) => {
   let scope = "image";
   let chosen = null;
   let picked = false;
+  let sending = false;
   const title = node("h3", "", "Where errors begin");
   const explained = node("p", "hint", "Each pixel that the student gets wrong has the colour of the first stage whose graft gets it wrong.");
   const scopes = node("div", "compare-modes");
@@ -63,11 +64,14 @@ const makeErrors = (place, ask) => {
   place.append(title, explained, scopes, list, form);
   const name = () => {
     const can = epochs.checkValidity();
-    send.disabled = !can;
+    send.disabled = !can || sending;
     send.textContent = `Retrain from ${stages.value} for ${can ? epochs.value : "…"} more ${epochs.value === "1" ? "epoch" : "epochs"}`;
     epochs.setAttribute("aria-invalid", String(!can));
-    problem.textContent = can ? "" : `Epochs: a whole number from 1 to ${count(Number(epochs.max))}.`;
-    problem.hidden = can;
+    return can;
+  };
+  const warn = (text) => {
+    problem.textContent = text;
+    problem.hidden = !text;
   };
   for (const [key, words] of Object.entries(scopeButtons)) {
     scopes.append(button(words, () => {
@@ -132,14 +136,15 @@ const makeErrors = (place, ask) => {
     picked = true;
     name();
   });
-  epochs.addEventListener("input", name);
+  epochs.addEventListener("input", () => warn(name() ? "" : `Epochs: a whole number from 1 to ${count(Number(epochs.max))}.`));
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
-    send.disabled = true;
-    const answer = await ask.retrain(stages.value, epochs.valueAsNumber);
+    sending = true;
     name();
-    problem.textContent = answer ? answer.problem ?? "" : DOWN;
-    problem.hidden = !problem.textContent;
+    const answer = await ask.retrain(stages.value, epochs.valueAsNumber);
+    sending = false;
+    name();
+    warn(answer ? answer.problem ?? "" : DOWN);
   });
   return {
     open(found) {

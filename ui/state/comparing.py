@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from segskd.config import MOST_EPOCHS
 from segskd.data.pixels import read_upload
 from segskd.distill.branch import branch_recipe
 from segskd.errors import UserError
@@ -25,6 +24,7 @@ from ui.state.catalogue import Catalogue, Row
 from ui.state.frames import packed, picture_url, stage_colours, thumbnail
 
 KEPT_RUNS = 3
+MOST_EPOCHS = 100_000
 KEPT_UPLOADS = 8
 KEPT_THUMBNAILS = 2000
 MOST_THUMBNAILS = 12
