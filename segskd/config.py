@@ -171,7 +171,9 @@ class Recipe(_Part):
         default="teacher", description="the student's first weights: the teacher's where shapes agree, or drawn"
     )
     method: str = Field(default="stagewise", description="which list of phases")
-    options: dict[str, float] = Field(default={}, description="the method's own options, such as temperature")
+    options: dict[str, Annotated[float, Field(allow_inf_nan=True)]] = Field(  # the method says what it takes
+        default={}, description="the method's own options, such as temperature"
+    )
     snapshots: int = Field(default=0, ge=0, le=100, description="copies of a teacher to keep while it is trained")
     begin: BeginPart | None = Field(default=None, description="a run whose student goes on from one of its stages")
     prune: PrunePart | None = Field(default=None, description="a run whose student is pruned and repaired")
