@@ -289,7 +289,7 @@ def test_a_dataset_is_added_listed_and_checked_by_its_name(
     assert "is not YAML" in rows["broken"]["problem"]
     status, _, err = call("data", "check", "My-bands", *flags)
     assert status == 2
-    assert "1 problems, the first: image" in err
+    assert "1 problem, the first: image" in err
     status, out, _ = call("evaluate", teacher_folder, "--dataset", "My-bands", "--size", "64x96", *flags)
     assert (status, last_line(out)["dataset"], last_line(out)["images"]) == (0, "My-bands", 3)
     asked = recipe(data={"card": "My-bands", "folder": str(tmp_path / "data")}, subset={"count": 4})
