@@ -108,7 +108,7 @@ def predict(
     found = {"masks": [str(p) for p in written], "unreadable": unreadable, **_tiling(tiles)}
     show("\n".join(map(str, written)), found, json)
     if unreadable:
-        others = f": the other {len(written)} mask{'s' * (len(written) != 1)} are written" if written else ""
+        others = ": the masks of all others are written" if written else ""
         raise UserError(f"can't read {', '.join(unreadable)}{others}")
 
 

@@ -78,7 +78,7 @@ def add_folder(
     The files stay where they are; a folder that doesn't lie below `data` gets a link there. The card gets a
     free name made from `name` or the folder's. Files that can't be used are left out and listed. Raises
     UserError, and leaves nothing behind, when the layout is none that is known, when the masks' values make no
-    sense, when fewer than two images to train on and one to validate on are left, or when no pixel of these counts.
+    sense, when fewer than two images to train on and one to validate on are left, or when no pixel of either counts.
     """
     if not folder.is_dir():
         raise UserError(f"no folder {folder}: name a folder with images and masks")
