@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 import venv
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
@@ -171,15 +173,16 @@ def test_what_is_no_image_is_told_and_left_out(
     program: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "fake.jpg").write_text("junk")
-    Image.new("RGB", (20, 40)).save(tmp_path / "torn.png")
-    whole = (tmp_path / "torn.png").read_bytes()
-    (tmp_path / "torn.png").write_bytes(whole.replace(b"IDAT", b"IDXX"))
+    head = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)  # more pixels than Pillow dares to open
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    parts = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks]
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     Image.new("RGB", (20, 40)).save(tmp_path / "sound.png")
-    assert program(*(tmp_path / name for name in ("fake.jpg", "none.png", "torn.png", "sound.png"))) == 2
+    assert program(*(tmp_path / name for name in ("fake.jpg", "none.png", "bomb.png", "sound.png"))) == 2
     told = capsys.readouterr()
     assert told.out == f"{tmp_path / 'masks/sound_mask.png'}\n"
     assert [line.split(": ")[0] for line in told.err.splitlines()] == [
-        f"can't use {tmp_path / name}" for name in ("fake.jpg", "none.png", "torn.png")
+        f"can't use {tmp_path / name}" for name in ("fake.jpg", "none.png", "bomb.png")
     ]
 
 
