@@ -23,12 +23,12 @@ import yaml
 
 from segskd.config import Size, make_recipe, parse_size
 from segskd.data.transforms import padded_size
-from segskd.distill.session import start
+from segskd.distill.running.session import start
 from segskd.errors import UserError
 from segskd.models.build import create, load, parse_spec, save
 from segskd.models.cut import cut, kinds
 from segskd.models.pairing import paired, shared
-from segskd.models.stages import HEAD, StagedNetwork, tap_shapes
+from segskd.models.stages import HEAD, StagedNetwork, feature_shapes
 from segskd.models.torchvision_models import TORCHVISION, TorchvisionModel, torchvision_network
 
 CLASSES, IMAGES, SIZE = 3, 4, "96x128"
@@ -174,7 +174,7 @@ def check_trained(student: StagedNetwork, spec: str, size: Size) -> None:
         values = list(zip(stage.parameters(), before.stages[name].parameters(), strict=True))
         if values and all(torch.equal(now, then) for now, then in values):
             raise AssertionError(f"{name} of {spec} was not trained")
-    shapes = tap_shapes(student, padded_size(size))
+    shapes = feature_shapes(student, padded_size(size))
     if shapes[HEAD] != (CLASSES, *padded_size(size)):
         raise AssertionError(f"{spec} gives {shapes[HEAD]}")
     if type(student.model).__module__.partition(".")[0] != smp.__name__:

@@ -11,8 +11,8 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-from segskd.distill.pruning import plan_pruned
-from segskd.distill.session import pruned
+from segskd.distill.running.pruning import plan_pruned
+from segskd.distill.running.session import pruned
 from segskd.errors import UserError
 from segskd.export.certificate import Certificate
 from segskd.export.formats import Spec, all_specs

@@ -27,8 +27,8 @@ from segskd.data.cards import data_folder, load_card
 from segskd.data.dataset import Pair, list_pairs
 from segskd.data.samples import THREADS, Samples
 from segskd.data.transforms import ViewMaker
-from segskd.distill.needs import IMAGE_KEY, MASK_KEY
-from segskd.distill.store import FeatureStore, Networks
+from segskd.distill.caching.inputs import IMAGE_KEY, MASK_KEY
+from segskd.distill.caching.store import FeatureStore, Networks
 
 CHUNK = 8
 

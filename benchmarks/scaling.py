@@ -56,7 +56,7 @@ class Options:
     batch: int = 8
     """Images a step."""
     budget: float = 0.25
-    """GiB for the store's taps in memory; what is more lies on disk."""
+    """GiB for the store's features in memory; what is more lies on disk."""
     json: bool = False
     """Print one line of JSON instead of tables."""
 

@@ -38,15 +38,15 @@ from torch import Tensor
 from segskd.config import make_recipe
 from segskd.data.samples import Samples
 from segskd.devices import synchronise, use_cpu
-from segskd.distill.budget import Sizes
-from segskd.distill.job import Job
-from segskd.distill.loop import Loop
-from segskd.distill.module import PhaseModule, epoch_batches
-from segskd.distill.needs import DATA, IMAGE_KEY, MASK_KEY, Key, Keys, phase_needs, reach, tap_key
-from segskd.distill.phase import TEACHER, Phase
-from segskd.distill.prepare import prepare
-from segskd.distill.rehearsal import ENDLESS
-from segskd.distill.store import Batch, FeatureStore
+from segskd.distill.caching.budget import Sizes
+from segskd.distill.caching.inputs import DATA, IMAGE_KEY, MASK_KEY, Key, Keys, feature_key, phase_inputs, reach
+from segskd.distill.caching.store import Batch, FeatureStore
+from segskd.distill.planning.phase import TEACHER, Phase
+from segskd.distill.running.prepare import prepare
+from segskd.distill.running.trial import ENDLESS
+from segskd.distill.training.job import Job
+from segskd.distill.training.loop import Loop
+from segskd.distill.training.module import PhaseModule, epoch_batches
 from segskd.errors import UserError
 from segskd.models.build import create, parse_spec, save
 from segskd.models.stages import IMAGE, freeze
@@ -155,7 +155,7 @@ def loader(samples: Any, job: Job) -> Callable[[Tensor], dict[Key, Tensor]]:
 
 
 class _Whole:
-    """Hands out images, and all taps of the whole teacher."""
+    """Hands out images, and all features of the whole teacher."""
 
     def __init__(self, samples: Any, job: Job) -> None:
         self._job, self._networks = job, job.networks()
@@ -166,15 +166,15 @@ class _Whole:
         pixels = known[IMAGE_KEY]
         teacher = self._job.by_owner[TEACHER]
         with torch.no_grad(), self._networks.autocast():
-            taps = teacher.run({IMAGE: pixels}, self._job.size)
-        return Batch({**known, **{Key(TEACHER, name): tap for name, tap in taps.items()}})
+            features = teacher.run({IMAGE: pixels}, self._job.size)
+        return Batch({**known, **{Key(TEACHER, name): feature for name, feature in features.items()}})
 
 
 class _WholeModule(PhaseModule):
     """The phase's loss, with the whole student run for it."""
 
-    def _taps(self, batch: Batch) -> dict[str, Tensor]:
-        return self._student.run(batch.taps(DATA), self._size)
+    def _features(self, batch: Batch) -> dict[str, Tensor]:
+        return self._student.run(batch.features(DATA), self._size)
 
 
 @dataclass
@@ -214,7 +214,7 @@ class Bench:
         """The most bytes that the store says it will hold at once."""
         job = self.job
         sizes = Sizes(job.by_owner, job.size, job.networks().dtype)
-        train, *_ = job.holdings.to_be(job.subset)
+        train, *_ = job.contents.to_be(job.subset)
         return sizes.most(train, job.recipe.data.views or 1)
 
     def peak(self, way: Way) -> float:
@@ -250,12 +250,12 @@ class Bench:
         """Advances what the ways hold to a phase; the store's seconds."""
         freeze([self.job.student.model])
         if "stop" in ways:
-            self._stop.advance(phase_needs(phase, self.job.student))
-        return self._timed(lambda: self.store.advance(self.job.holdings.train[place])) if "store" in ways else 0.0
+            self._stop.advance(phase_inputs(phase, self.job.student))
+        return self._timed(lambda: self.store.advance(self.job.contents.train[place])) if "store" in ways else 0.0
 
     def _passes(self, place: int) -> float:
         """Seconds of those stages that had to be run for this phase, over all views: no copies, no reading."""
-        held = self.job.holdings.train
+        held = self.job.contents.train
         before = held[place - 1] if place else frozenset({IMAGE_KEY, MASK_KEY})
         networks = self.job.networks()
         values = dict(loader(self.store.samples, self.job)(torch.arange(self.job.batch)))
@@ -265,10 +265,10 @@ class Bench:
             for owner, name in sorted(fresh, key=lambda key: networks.by_owner[key.owner].index(key.name)):
                 network = networks.by_owner[owner]
                 sources = network.sources(network.index(name))
-                keys = frozenset(tap_key(owner, source) for source in sources)
+                keys = frozenset(feature_key(owner, source) for source in sources)
                 given = networks.compute(values, keys)
-                taps = {source: given[tap_key(owner, source)] for source in sources}
-                run = partial(network.stages[name], taps[sources[0]], taps, self.job.size)
+                features = {source: given[feature_key(owner, source)] for source in sources}
+                run = partial(network.stages[name], features[sources[0]], features, self.job.size)
                 run()
                 taken += statistics.median(self._timed(run) for _ in range(self._options.rounds))
         return taken * self.samples / self.job.batch
@@ -289,11 +289,11 @@ class Bench:
 
         def run() -> None:
             with mixed():
-                taps = module._taps(batch)
-            last = next(reversed(taps))
+                features = module._features(batch)
+            last = next(reversed(features))
             if last not in gradients:
-                gradients[last] = torch.ones_like(taps[last])
-            torch.autograd.backward(taps[last], gradients[last])
+                gradients[last] = torch.ones_like(features[last])
+            torch.autograd.backward(features[last], gradients[last])
             for parameter in module.parameters():
                 parameter.grad = None
 

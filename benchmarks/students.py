@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from architectures import PAIRS, check_table, replace_table, table, train_pair
 
-from segskd.distill.pruning import plan_pruned
-from segskd.distill.session import pruned
+from segskd.distill.running.pruning import plan_pruned
+from segskd.distill.running.session import pruned
 from segskd.errors import UserError
 from segskd.export.formats import Spec, all_specs
 from segskd.export.package import package

@@ -123,11 +123,13 @@ class OptimisationPart(_Part):
 
 
 class StorePart(_Part):
-    """Where the feature store keeps its taps."""
+    """Where the feature store keeps its features."""
 
     kind: StoreKind = Field(default="auto", description="memory, disk, or recompute in every step")
-    budget_gib: float | None = Field(default=None, ge=0, le=1e6, description="memory for taps; half of what is free")
-    bits: Literal[8] | None = Field(default=None, description="8 takes a byte a value; as taps are computed")
+    budget_gib: float | None = Field(
+        default=None, ge=0, le=1e6, description="memory for features; half of what is free"
+    )
+    bits: Literal[8] | None = Field(default=None, description="8 takes a byte a value; as features are computed")
 
     @field_validator("bits", mode="before")
     @classmethod
@@ -199,7 +201,7 @@ class Recipe(_Part):
         if self.kind == "teach" and self.data.unlabelled:
             raise ValueError("a teacher learns from labels alone: leave 'unlabelled' out")
         if self.store.bits and (self.kind == "teach" or self.method == "supervised"):
-            raise ValueError("labels alone need no taps, so none are kept: leave the store's 'bits' out")
+            raise ValueError("labels alone need no features, so none are kept: leave the store's 'bits' out")
         if self.kind == "teach" and self.optimisation.patience:
             raise ValueError("a teacher learns from labels, for all of its epochs: leave 'patience' out")
         if self.kind == "distill" and self.snapshots:

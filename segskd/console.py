@@ -108,7 +108,7 @@ class Bars:
             self.progress.update(self._run, completed=self._before + event["step"])
 
     def _on_filling(self, event: Event) -> None:
-        self._on_side("storing taps", event)
+        self._on_side("storing features", event)
 
     def _on_evaluating(self, event: Event) -> None:
         self._on_side(f"evaluating the {event['model']}", event)

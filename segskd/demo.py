@@ -9,7 +9,7 @@ from typing import Any
 
 from segskd.config import Recipe, make_recipe
 from segskd.data.dataset import list_pairs
-from segskd.distill.session import Listener, resume, start
+from segskd.distill.running.session import Listener, resume, start
 from segskd.evaluate.compare import compare
 from segskd.evaluate.source import find_source
 from segskd.runs import Run

@@ -19,7 +19,7 @@ from segskd import cli, runs
 from segskd.cli import run_commands
 from segskd.config import dump_recipe
 from segskd.data.cards import load_card
-from segskd.distill.methods import METHODS
+from segskd.distill.planning.methods import METHODS
 from segskd.evaluate.predict import Predictor
 from segskd.evaluate.tiles import Tiles
 from segskd.models.build import load

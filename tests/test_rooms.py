@@ -9,21 +9,26 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # Rooms of segskd by what they may import; a room may always import itself.
-BASE = ("errors", "files", "config", "devices")
+BASE = ("errors", "files", "config", "devices", "workers")
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
     "config": {"errors"},
     "devices": {"errors", "config"},
-    "data": {*BASE},
-    "models": {*BASE},
+    "standalone": set(),
+    "workers": {"errors", "files"},
+    "scenes": {*BASE},
+    "data": {*BASE, "standalone", "scenes"},
+    "models": {*BASE, "standalone"},
     "runs": {*BASE},
-    "chosen": {*BASE, "data", "runs"},
-    "evaluate": {*BASE, "data", "models", "runs"},
-    "export": {*BASE, "data", "models", "runs", "chosen", "evaluate"},
-    "distill": {*BASE, "data", "models", "runs", "chosen", "evaluate"},
+    "subset_file": {*BASE, "data", "runs"},
+    "evaluate": {*BASE, "standalone", "data", "models", "runs"},
+    "export": {*BASE, "standalone", "data", "models", "runs", "subset_file", "evaluate"},
+    "distill": {*BASE, "standalone", "data", "models", "runs", "subset_file", "evaluate"},
     "study": {*BASE, "data", "models", "runs", "distill"},
 }
+DISTILL = ("planning", "caching", "training", "running")
+"""The rooms of segskd/distill; each may import those before it and itself."""
 
 
 def imported(path: Path) -> set[str]:
@@ -49,10 +54,18 @@ def test_imports_point_one_way() -> None:
             assert rooms <= ALLOWED[room] | {room}, path
 
 
+def test_imports_inside_distill_point_one_way() -> None:
+    for place, room in enumerate(DISTILL):
+        for path in (ROOT / "segskd" / "distill" / room).rglob("*.py"):
+            rooms = {name.split(".")[2] for name in imported(path) if name.startswith("segskd.distill.")}
+            assert rooms <= set(DISTILL[: place + 1]), path
+    assert {path.name for path in (ROOT / "segskd" / "distill").iterdir()} - {"__pycache__"} == {"__init__.py", *DISTILL}
+
+
 def test_datasets_is_no_package_that_other_libraries_take_for_theirs() -> None:
     assert not list((ROOT / "datasets").rglob("__init__.py"))
     program = (
-        "import importlib.util, segskd.distill.session\n"
+        "import importlib.util, segskd.distill.running.session\n"
         "spec = importlib.util.find_spec('datasets')\n"
         "assert spec is None or spec.origin is None, spec\n"
         "import timm, huggingface_hub, torchmetrics\n"

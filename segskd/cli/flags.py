@@ -92,11 +92,11 @@ class TrainFlags:
     sync_batchnorm: bool | None = None
     """Let batch normalisation see the images of all GPUs in a step, not of each by itself (False)."""
     store: Literal["auto", "memory", "disk", "recompute"] | None = None
-    """Where taps are kept (what has room)."""
+    """Where features are kept (what has room)."""
     store_budget: float | None = None
-    """GiB of memory for taps (half of what is free)."""
+    """GiB of memory for features (half of what is free)."""
     store_bits: Literal[8] | None = None
-    """8: taps are kept in a byte a value (as they are computed)."""
+    """8: features are kept in a byte a value (as they are computed)."""
     checkpoint_seconds: float | None = None
     """Least time between saves inside a phase (30)."""
 

@@ -235,9 +235,9 @@ def _hub(repository: str) -> Hub:
 
 def _pruned(run: Run, ratio: float, epochs: int | None) -> Run:
     """The run that prunes and repairs its student, trained now where there is none."""
-    from segskd.distill.pruning import plan_pruned
-    from segskd.distill.ranks import is_first
-    from segskd.distill.session import pruned
+    from segskd.distill.running.pruning import plan_pruned
+    from segskd.distill.running.session import pruned
+    from segskd.distill.training.ranks import is_first
 
     recipe, folder = plan_pruned(run, ratio, epochs)
     with listeners(folder) as hearing:

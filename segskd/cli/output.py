@@ -42,7 +42,7 @@ def print_result(result: dict[str, Any], json: bool) -> None:
 @contextlib.contextmanager
 def listeners(folder: Path) -> Iterator[list[Callable[[dict[str, Any]], None]]]:
     from segskd.console import LogFile, watching
-    from segskd.distill.ranks import is_first
+    from segskd.distill.training.ranks import is_first
 
     if not is_first():  # the first of several processes tells of all
         yield []

@@ -22,7 +22,7 @@ from segskd.cli.output import ERR, show, stage_bars
 from segskd.cli.run_commands import asked_recipe
 
 if TYPE_CHECKING:
-    from segskd.distill.preflight import Preflight
+    from segskd.distill.running.preflight import Preflight
 
 
 def preflight(
@@ -49,7 +49,7 @@ def preflight(
             channelwise, hdkd, dearkd or multi_teacher_gan.
         option: An option of the method and its value, such as temperature 2; may be given again for another.
     """
-    from segskd.distill.preflight import preflight as fly
+    from segskd.distill.running.preflight import preflight as fly
     from segskd.runs import runs_folder
 
     flags: dict[str, object] = {"student": student, "init": init, "method": method, "options": dict(option)}

@@ -130,7 +130,7 @@ def _begin(run: str | None, stage: str | None) -> dict[str, str] | None:
 
 
 def _branch(begin: dict[str, str], epochs: int | None) -> dict[str, Any]:
-    from segskd.distill.branch import branch_recipe
+    from segskd.distill.running.branch import branch_recipe
     from segskd.runs import find_run
 
     return branch_recipe(find_run(begin["run"]), begin["stage"], epochs).model_dump(mode="json")
@@ -151,8 +151,8 @@ def resume(
         devices: Processes on each machine (as the run began).
         nodes: Machines (as the run began).
     """
-    from segskd.distill.ranks import is_first
-    from segskd.distill.session import resume as resume_run
+    from segskd.distill.running.session import resume as resume_run
+    from segskd.distill.training.ranks import is_first
     from segskd.runs import find_run
 
     found = find_run(run)
@@ -208,8 +208,8 @@ def demo(out: Path | None = None, data: Path | None = None, json: Json = False) 
 
 
 def _run(recipe: Any, folder: Path, until: str | None, json: bool) -> None:
-    from segskd.distill.ranks import is_first
-    from segskd.distill.session import start
+    from segskd.distill.running.session import start
+    from segskd.distill.training.ranks import is_first
 
     with listeners(folder) as hearing:
         result = start(recipe, folder, hearing, until)

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from segskd.data.bands import Pixels, UnfitError
 from segskd.data.cards import UNKNOWN, Card
 from segskd.data.dataset import Pair, decode_mask, describe_unknown, has_split, list_split
 from segskd.data.mask_values import MOST_16
 from segskd.data.pixels import read_image, read_kind
 from segskd.errors import UserError
+from segskd.standalone.bands import Pixels, UnfitError
 
 Kind = Literal[
     "unpaired",

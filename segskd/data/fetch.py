@@ -14,11 +14,11 @@ from urllib.parse import unquote, urlsplit
 import requests
 from filelock import FileLock
 
-from segskd.data import scenes
 from segskd.data.cards import Archive, Card
 from segskd.data.dataset import has_split, list_split
 from segskd.data.unpack import unpack
 from segskd.errors import UserError
+from segskd.scenes import dataset as scenes
 
 # What is being done, how far it is, and of how much if that is known (bytes or images).
 Report = Callable[[str, int, int | None], None]

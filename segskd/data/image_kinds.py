@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from segskd.data.bands import Kind, Pixels, UnfitError, fitted, read_bands, scaled
 from segskd.data.pixels import read_kind
 from segskd.errors import UserError
+from segskd.standalone.bands import Kind, Pixels, UnfitError, fitted, read_bands, scaled
 
 SENSOR_BITS = 12
 """Most sensors of more than 8 bits fill so many of a file's 16."""

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from segskd.config import MAX_SIDE
-from segskd.data.bands import Kind, Pixels, UnfitError, fitted, kind_of, read, scaled
 from segskd.data.cards import Card
 from segskd.errors import UserError
+from segskd.standalone.bands import Kind, Pixels, UnfitError, fitted, kind_of, read, scaled
 
 Uint8 = npt.NDArray[np.uint8]
 UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF")

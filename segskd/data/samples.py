@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segskd.data.bands import Pixels
 from segskd.data.cards import Card
 from segskd.data.dataset import Pair, read_mask
 from segskd.data.pixels import Uint8, read_image
 from segskd.data.transforms import ViewMaker
 from segskd.data.unlabelled import Example
+from segskd.standalone.bands import Pixels
 
 THREADS = 2
 KEPT_IMAGES = 16

@@ -13,8 +13,8 @@ import torch
 
 from segskd.config import SubsetRule
 from segskd.data.cards import Card
-from segskd.data.census import Census, count_pixels
 from segskd.data.dataset import Pair, hash_order
+from segskd.data.pixel_counts import PixelCounts, count_pixels
 from segskd.data.unlabelled import UNLABELLED
 from segskd.errors import UserError
 
@@ -25,8 +25,8 @@ ASK_TEACHER: tuple[SubsetRule, ...] = ("diverse", "hardest")
 SHOWN = 3
 
 
-class TeacherSurvey(Protocol):
-    """What the teacher makes of each image: `evaluate.survey.Survey`."""
+class TeacherStatistics(Protocol):
+    """What the teacher makes of each image: `evaluate.image_statistics.ImageStatistics`."""
 
     @property
     def names(self) -> Sequence[str]: ...
@@ -63,12 +63,14 @@ def draw_subset(
     seed: int,
     rule: SubsetRule,
     card: Card,
-    survey: TeacherSurvey | None = None,
-    census: Census | None = None,
+    image_statistics: TeacherStatistics | None = None,
+    pixel_counts: PixelCounts | None = None,
 ) -> list[Pair]:
     """`size` of the pairs, sorted by name: the beginning of `subset_order`."""
     by_name = {pair.name: pair for pair in pairs}
-    return [by_name[name] for name in sorted(subset_order(pairs, rule, seed, card, size, survey, census))]
+    return [
+        by_name[name] for name in sorted(subset_order(pairs, rule, seed, card, size, image_statistics, pixel_counts))
+    ]
 
 
 def subset_order(
@@ -77,32 +79,32 @@ def subset_order(
     seed: int,
     card: Card,
     size: int,
-    survey: TeacherSurvey | None = None,
-    census: Census | None = None,
+    image_statistics: TeacherStatistics | None = None,
+    pixel_counts: PixelCounts | None = None,
 ) -> list[str]:
     """The first `size` names of the order in which a rule takes the pairs; the whole order at `len(pairs)`.
 
     The order never depends on `size`, so a smaller subset is part of every larger one. `random` and
     `balanced` depend on the names, the seed and the masks alone; `balanced` counts the masks' pixels itself
-    where no census is given. `diverse` and `hardest` depend on the teacher, not on the seed.
-    Raises UserError when these two have no survey.
+    where no pixel_counts is given. `diverse` and `hardest` depend on the teacher, not on the seed.
+    Raises UserError when these two have no image_statistics.
     """
     names = sorted(pair.name for pair in pairs)
     if rule == "random":
         return hash_order(names, seed)[:size]
     if rule == "balanced":
-        return _balanced_order(hash_order(names, seed), census or count_pixels(card, pairs), size)
+        return _balanced_order(hash_order(names, seed), pixel_counts or count_pixels(card, pairs), size)
     if rule == "hand":
         raise ValueError("a subset by hand has no order: take pick_subset")
-    if survey is None:
+    if image_statistics is None:
         raise UserError(
             f"rule {rule} asks a teacher about the images, and this run has none: "
             "take --rule random or balanced, or distill with a --teacher"
         )
-    rows = _rows(survey.names, names)
+    rows = _rows(image_statistics.names, names)
     if rule == "diverse":
-        return [names[place] for place in _k_centre_order(survey.features[rows], size)]
-    return [names[place] for place in np.argsort(-survey.entropy[rows], kind="stable")[:size]]
+        return [names[place] for place in _k_centre_order(image_statistics.features[rows], size)]
+    return [names[place] for place in np.argsort(-image_statistics.entropy[rows], kind="stable")[:size]]
 
 
 def pick_subset(pairs: Sequence[Pair], names: Sequence[str]) -> list[Pair]:
@@ -147,13 +149,13 @@ def split_holdout(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pa
     return [by_name[n] for n in sorted(order[held:])], [by_name[n] for n in sorted(order[:held])]
 
 
-def _balanced_order(names: list[str], census: Census, size: int) -> list[str]:
+def _balanced_order(names: list[str], pixel_counts: PixelCounts, size: int) -> list[str]:
     """The first `size` names of an order that brings the rare classes in early.
 
     Stochastic greedy maximisation (Mirzasoleiman et al. 2015) of sum_c log(pixels of class c): each step
     takes the best of the first POOL names left in the drawn order.
     """
-    counts = census.of(names)
+    counts = pixel_counts.of(names)
     shares = counts[:, :-1] / counts.sum(axis=1, keepdims=True)
     total = np.full(shares.shape[1], 1e-3)
     waiting = iter(range(len(names)))

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from segskd.config import Size
-from segskd.data.bands import Pixels
 from segskd.data.cards import Card
 from segskd.data.pixels import Uint8
 from segskd.errors import UserError
+from segskd.standalone.bands import Pixels
 
 SIZE_MULTIPLE = 32
 RESIZE_FILTER = "INTER_AREA when shrinking, INTER_LINEAR when enlarging; masks INTER_NEAREST_EXACT"

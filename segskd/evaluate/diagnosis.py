@@ -19,9 +19,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from segskd.config import Size
+from segskd.data.cache import Arrays, kept
 from segskd.data.cards import IMAGENET_MEAN, IMAGENET_STD, Card
 from segskd.data.dataset import Pair, hash_order
-from segskd.data.kept import Arrays, kept
 from segskd.errors import UserError
 from segskd.evaluate.metrics import ConfusionMatrix, score
 from segskd.evaluate.predict import Predictor, predict_pairs

@@ -92,23 +92,23 @@ class Grafts:
         device = next(self._student.model.parameters()).device
         pixels = image.to(device, memory_format=torch.channels_last)
         last = self._student.index(self.stages[-1])
-        taps = self._student.run({IMAGE: pixels}, size, last=last)
-        adapted = {name: self.adapters.adapt(name, tap) for name, tap in taps.items() if name != HEAD}
-        known = {**adapted, **self._own_taps(pixels, size)}
-        masks = [self._mask(taps[HEAD] if name == HEAD else self._rest(name, known, size)) for name in self.stages]
+        features = self._student.run({IMAGE: pixels}, size, last=last)
+        adapted = {name: self.adapters.adapt(name, feature) for name, feature in features.items() if name != HEAD}
+        known = {**adapted, **self._own_features(pixels, size)}
+        masks = [self._mask(features[HEAD] if name == HEAD else self._rest(name, known, size)) for name in self.stages]
         return np.stack(masks)
 
-    def _own_taps(self, pixels: Tensor, size: Size) -> dict[str, Tensor]:
-        """Those of the teacher's own taps, and the image, that some graft takes in."""
+    def _own_features(self, pixels: Tensor, size: Size) -> dict[str, Tensor]:
+        """Those of the teacher's own features, and the image, that some graft takes in."""
         shared_stages = [name for name in self._student.names if name in self._teacher.names]
         wanted = {own for name in self.stages if name != HEAD for own in lent(name, self._teacher, shared_stages)}
         wanted -= {IMAGE}
         last = max((self._teacher.index(name) for name in wanted), default=-1)
-        taps = self._teacher.run({IMAGE: pixels}, size, last=last) if wanted else {}
-        return {IMAGE: pixels, **{name: taps[name] for name in wanted}}
+        features = self._teacher.run({IMAGE: pixels}, size, last=last) if wanted else {}
+        return {IMAGE: pixels, **{name: features[name] for name in wanted}}
 
     def _rest(self, name: str, known: dict[str, Tensor], size: Size) -> Tensor:
-        """Logits of the teacher's stages behind `name`, fed by the student's taps up to there."""
+        """Logits of the teacher's stages behind `name`, fed by the student's features up to there."""
         return self._teacher.run(known, size, self._teacher.index(name) + 1)[HEAD]
 
     def _mask(self, logits: Tensor) -> Uint8:

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segskd.config import Size
-from segskd.data.bands import Pixels
 from segskd.data.cards import Card
 from segskd.data.dataset import Pair, read_mask
 from segskd.data.pixels import Uint8, displayed, read_image
@@ -26,6 +25,7 @@ from segskd.evaluate.pictures import overlay, write_index_png, write_png
 from segskd.evaluate.tiles import Tiles, blended
 from segskd.files import writing
 from segskd.models.build import describe
+from segskd.standalone.bands import Pixels
 
 Report = Callable[[int, int], None]
 PIXELS_AT_ONCE = 2**21

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from segskd.data.cache import stamp
 from segskd.data.dataset import Pair
-from segskd.data.kept import stamp
 from segskd.data.samples import Samples
 from segskd.data.transforms import unpad
 from segskd.errors import UserError

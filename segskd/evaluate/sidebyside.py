@@ -16,10 +16,9 @@ import numpy as np
 import torch
 
 from segskd.config import Device, Size
-from segskd.data.bands import Pixels
+from segskd.data.cache import kept
 from segskd.data.cards import data_folder, load_card
 from segskd.data.dataset import Pair, list_pairs
-from segskd.data.kept import kept
 from segskd.data.pixels import Uint8, displayed, read_image
 from segskd.data.transforms import padded_size
 from segskd.devices import choose_device
@@ -35,6 +34,7 @@ from segskd.models.build import describe, digest, load
 from segskd.models.cut import cut, takes
 from segskd.models.stages import HEAD
 from segskd.runs import Run
+from segskd.standalone.bands import Pixels
 
 WIDEST = 1024
 NATIVE_SIDE = 2048

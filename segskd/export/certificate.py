@@ -18,7 +18,7 @@ from segskd.data.transforms import SIZE_MULTIPLE, unpad
 from segskd.evaluate.metrics import ConfusionMatrix, class_logits
 from segskd.evaluate.predict import Predictor
 from segskd.export.formats import Limits
-from segskd.export.fresh import Array, FreshProcess
+from segskd.export.reopen import Array, ReopeningProcess
 from segskd.models.cut import takes
 
 IMAGES = 128
@@ -98,7 +98,7 @@ class Certificate:
 
 
 def compare(
-    fresh: FreshProcess,
+    fresh: ReopeningProcess,
     checkpoint: Predictor,
     pairs: Sequence[Pair],
     pixels: bool,

@@ -19,31 +19,31 @@ import numpy as np
 import torch
 from torch import nn
 
-from segskd.chosen import chosen_names
 from segskd.config import Recipe, Size
-from segskd.data import bands
 from segskd.data.cards import Card, data_folder, load_card
 from segskd.data.dataset import Pair, list_pairs
 from segskd.data.pixels import read_image
 from segskd.errors import UserError
 from segskd.evaluate.cost import weight_bytes
 from segskd.evaluate.predict import Predictor
-from segskd.export.about import PACKAGES, about
 from segskd.export.certificate import LEAST_SIDE, Certificate, Difference, compare, evenly, failures
+from segskd.export.existing import CERTIFICATE, Package, folder_of
 from segskd.export.formats import Spec, network_bytes
-from segskd.export.found import CERTIFICATE, Package, folder_of
-from segskd.export.fresh import Array, FreshProcess
 from segskd.export.model_card import model_card
+from segskd.export.package_info import PACKAGES, about
 from segskd.export.quantize import CALIBRATION_IMAGES, Quantized
+from segskd.export.reopen import Array, ReopeningProcess
 from segskd.export.timing import Latency, measure
 from segskd.export.tracing import only_size
 from segskd.export.write import write
 from segskd.files import write_whole, writing
 from segskd.models.build import describe, load
 from segskd.runs import Run
+from segskd.standalone import bands, predict
+from segskd.subset_file import read_subset_names
 
 REFUSED = "refused"
-RUNNER = Path(__file__).with_name("predict.py")
+RUNNER = Path(str(predict.__file__))
 READER = Path(str(bands.__file__))
 TEXTS = (".json", ".yaml", ".md", ".py", ".xml")
 ROOM = 4
@@ -108,7 +108,7 @@ class _Work:
                 shutil.copyfile(program, files / program.name)
             shutil.copyfile(self.run.path / "recipe.yaml", files / "recipe.yaml")
             (files / "result.json").write_text(_json(self.result), encoding="utf-8")
-        with FreshProcess(files) as fresh:
+        with ReopeningProcess(files) as fresh:
             difference = self._compare(fresh)
             latency = self._time(fresh)
         made = self._certificate(difference, latency, network_bytes(self.spec, files), quantized)
@@ -125,7 +125,7 @@ class _Work:
 
     def _calibration(self) -> list[Array]:
         """Inputs of the network: the images that the run was trained on."""
-        chosen = chosen_names(self.run)
+        chosen = read_subset_names(self.run)
         pairs = {pair.name: pair for pair in list_pairs(self.card, self.data, "train")}
         wanted = [pairs[name] for name in chosen[0] if name in pairs] if chosen else []
         return [self._input(pair) for pair in evenly(wanted or list(pairs.values()), CALIBRATION_IMAGES)]
@@ -134,13 +134,13 @@ class _Work:
         view, image = self.checkpoint.view, read_image(pair.image, self.card)
         return (view.resized(image) if self.spec.pixels else view.image_only(image).numpy())[None]
 
-    def _compare(self, fresh: FreshProcess) -> Difference:
+    def _compare(self, fresh: ReopeningProcess) -> Difference:
         def report(done: int, total: int) -> None:
             self.report("comparing with the checkpoint", done, total)
 
         return compare(fresh, self.checkpoint, self.pairs, self.spec.pixels, self.only, report)
 
-    def _time(self, fresh: FreshProcess) -> Latency:
+    def _time(self, fresh: ReopeningProcess) -> Latency:
         self.report("timing", 0, None)
         given, size = self._input(self.pairs[0]), self.checkpoint.view.padded
         found = measure(self.teacher, self.checkpoint.model, fresh, given, size)

@@ -16,10 +16,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from segskd.errors import UserError
+from segskd.export.existing import CERTIFICATE, Package
 from segskd.export.formats import FORMATS, Spec
-from segskd.export.found import CERTIFICATE, Package
-from segskd.models import narrow
 from segskd.models.build import load
+from segskd.standalone import narrow
 
 TOKEN = "HF_TOKEN"
 README = "README.md"

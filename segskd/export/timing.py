@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from segskd.config import Size
-from segskd.export.fresh import Array, FreshProcess
+from segskd.export.reopen import Array, ReopeningProcess
 from segskd.models.build import input_channels
 
 REPEATS = 30
@@ -49,7 +49,9 @@ class Latency:
         return asdict(self)
 
 
-def measure(teacher: nn.Module | None, student: nn.Module, fresh: FreshProcess, given: Array, size: Size) -> Latency:
+def measure(
+    teacher: nn.Module | None, student: nn.Module, fresh: ReopeningProcess, given: Array, size: Size
+) -> Latency:
     """Times the three on one image; `given` (1, …) is the export's input of the padded `size`."""
     image = torch.zeros(1, input_channels(student), *size).to(memory_format=torch.channels_last)
     eager = [model for model in (student, teacher) if model is not None]

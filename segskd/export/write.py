@@ -20,7 +20,7 @@ from segskd.export.formats import FORMATS, Spec
 from segskd.export.graph import FromPixels, Logits
 from segskd.export.quantize import Quantized, quantize
 from segskd.files import writing
-from segskd.models import narrow
+from segskd.standalone import narrow
 
 Images = Callable[[], Sequence[npt.NDArray[Any]]]
 

@@ -1,4 +1,4 @@
-"""Adapters: 1x1 convolutions from the student's taps to the teacher's, where their shapes differ."""
+"""Adapters: 1x1 convolutions from the student's features to the teacher's, where their shapes differ."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segskd.config import Size
-from segskd.models.stages import StagedNetwork, tap_shapes
+from segskd.models.stages import StagedNetwork, feature_shapes
 
 
 class Adapter(nn.Module):
@@ -21,21 +21,21 @@ class Adapter(nn.Module):
         self.project = nn.Conv2d(channels, teacher_shape[0], kernel_size=1)
         self.size = teacher_shape[1:]
 
-    def forward(self, tap: Tensor) -> Tensor:
-        """The tap in the teacher's shape."""
-        projected: Tensor = self.project(tap)
+    def forward(self, feature: Tensor) -> Tensor:
+        """The feature in the teacher's shape."""
+        projected: Tensor = self.project(feature)
         if projected.shape[-2:] == self.size:
             return projected
         return F.interpolate(projected, size=self.size, mode="bilinear", align_corners=False)
 
 
 class Adapters(nn.ModuleDict):
-    """The adapters of a pair of networks by stage name; a stage whose taps agree has none."""
+    """The adapters of a pair of networks by stage name; a stage whose features agree has none."""
 
-    def adapt(self, name: str, tap: Tensor) -> Tensor:
-        """The student's tap of stage `name` in the shape of the teacher's."""
+    def adapt(self, name: str, feature: Tensor) -> Tensor:
+        """The student's feature of stage `name` in the shape of the teacher's."""
         key = _key(name)
-        return self[key](tap) if key in self else tap
+        return self[key](feature) if key in self else feature
 
     def of(self, names: Iterable[str]) -> list[nn.Module]:
         """The adapters of those stages that have one."""
@@ -43,8 +43,8 @@ class Adapters(nn.ModuleDict):
 
 
 def probe_adapters(student: StagedNetwork, teacher: StagedNetwork, names: Iterable[str], size: Size) -> Adapters:
-    """Adapters for those of the named stages whose taps differ in channels or size, by a run without storage."""
-    of_student, of_teacher = tap_shapes(student, size), tap_shapes(teacher, size)
+    """Adapters for those of the named stages whose features differ in channels or size, by a run without storage."""
+    of_student, of_teacher = feature_shapes(student, size), feature_shapes(teacher, size)
     return Adapters(
         {
             _key(name): Adapter(of_student[name][0], of_teacher[name])
@@ -54,9 +54,9 @@ def probe_adapters(student: StagedNetwork, teacher: StagedNetwork, names: Iterab
     )
 
 
-def at_every_tap(adapters: Adapters, student: StagedNetwork, names: Iterable[str], size: Size) -> Adapters:
-    """The adapters, and the identity at each of the named taps that has none."""
-    shapes = tap_shapes(student, size)
+def at_every_feature(adapters: Adapters, student: StagedNetwork, names: Iterable[str], size: Size) -> Adapters:
+    """The adapters, and the identity at each of the named features that has none."""
+    shapes = feature_shapes(student, size)
     made = {_key(name): _identity(shapes[name]) for name in names}
     place = next(student.model.parameters()).device
     return Adapters({**made, **adapters}).to(place)

@@ -20,8 +20,9 @@ from torch import nn
 
 from segskd.errors import UserError
 from segskd.files import write_whole
-from segskd.models import narrow, torchvision_models
-from segskd.models.narrow import PRUNED
+from segskd.models import torchvision_models
+from segskd.standalone import narrow
+from segskd.standalone.narrow import PRUNED
 
 # Names of the SKD paper's students for timm's ResNet-18 with other numbers of BasicBlocks a layer.
 STUDENT_LAYERS: dict[str, list[int]] = {

@@ -21,11 +21,11 @@ from segskd.models.stages import (
     ChainStage,
     DecoderStage,
     Extent,
+    Feature,
     PyramidStage,
     Stage,
     StagedNetwork,
     Step,
-    Tap,
     features_of,
     ghost,
 )
@@ -67,7 +67,7 @@ def cut(model: nn.Module) -> StagedNetwork:
     """The stages of a network that has an encoder, a decoder and a segmentation head.
 
     Where the encoder's features follow one another, encoder.0 … encoder.n are consecutive blocks; elsewhere they are
-    the levels of its pyramid, each with those parameters that reach its tap and no earlier one. A decoder whose
+    the levels of its pyramid, each with those parameters that reach its feature and no earlier one. A decoder whose
     blocks follow one another is decoder.0 … decoder.n, a new one wherever the size changes, any other is decoder.0
     alone. Last comes the head. A feature with no channels is no stage.
     Raises UserError for a network whose stages can't be told.
@@ -77,9 +77,9 @@ def cut(model: nn.Module) -> StagedNetwork:
         raise UserError(f"{type(model).__name__} has no encoder, decoder and segmentation head, so it has no stages")
     if getattr(model, "classification_head", None) is not None:
         raise UserError("a network with a classification head (aux_params) can't be cut: save it without")
-    shadow = ghost(model).eval()
-    watched = _watch_twice(shadow)
-    encoder = _chained_encoder(watched, model) or _pyramid(watched[0], shadow, model)
+    on_meta = ghost(model).eval()
+    watched = _watch_twice(on_meta)
+    encoder = _chained_encoder(watched, model) or _pyramid(watched[0], on_meta, model)
     decoder = _chained_decoder(watched, model) or [_whole_decoder(watched[0], model)]
     head = ChainStage(HEAD, [decoder[-1].name], [Step("segmentation_head")], model)
     return StagedNetwork(model, [*encoder, *decoder, head])
@@ -94,12 +94,12 @@ def kinds(network: StagedNetwork) -> tuple[Kind, Kind]:
 
 def check_size(network: StagedNetwork, size: Size, who: str) -> None:
     """Raises UserError when the network doesn't take images of that padded size; it names the nearest one it takes."""
-    shadow = network.on(ghost(network.model).eval())
-    problem = _refusal(shadow, size)
+    on_meta = network.on(ghost(network.model).eval())
+    problem = _refusal(on_meta, size)
     if problem is None:
         return
     near = sorted(_sizes_near(size), key=lambda other: abs(other[0] - size[0]) + abs(other[1] - size[1]))
-    taken = next((other for other in near if _refusal(shadow, other) is None), None)
+    taken = next((other for other in near if _refusal(on_meta, other) is None), None)
     mend = f"take --size {taken[0]}x{taken[1]}" if taken else "take another network"
     raise UserError(f"{who} doesn't take images of {size[0]}x{size[1]} ({problem}): {mend}")
 
@@ -116,14 +116,14 @@ def _sizes_near(size: Size) -> list[Size]:
     return [(height, width) for height in sides[0] for width in sides[1]] + squares
 
 
-def _refusal(shadow: nn.Module | StagedNetwork, size: Size) -> str | None:
+def _refusal(on_meta: nn.Module | StagedNetwork, size: Size) -> str | None:
     """What the network, and its stages, say to images of that size, in one line; None when they take them."""
-    model = shadow.model if isinstance(shadow, StagedNetwork) else shadow
+    model = on_meta.model if isinstance(on_meta, StagedNetwork) else on_meta
     image = torch.empty(2, input_channels(model), *size, device="meta")
     try:
         with torch.no_grad():
             made = model(image)
-            made = shadow.logits(image) if isinstance(shadow, StagedNetwork) else made
+            made = on_meta.logits(image) if isinstance(on_meta, StagedNetwork) else made
     except Exception as error:  # networks say in all ways that they don't take a size
         return _first_line(error)
     sides = tuple(made.shape[-2:])
@@ -133,27 +133,27 @@ def _refusal(shadow: nn.Module | StagedNetwork, size: Size) -> str | None:
 # -- watching -------------------------------------------------------------------------------------------
 
 
-def _watch_twice(shadow: nn.Module) -> tuple[_Watched, _Watched]:
+def _watch_twice(on_meta: nn.Module) -> tuple[_Watched, _Watched]:
     """At two sizes and with two numbers of images; at the same size only where the network takes no other."""
     said: Exception | None = None
     multiples = (((side, 2 * side), (2 * side, 3 * side)) for side in ONLY_SIDES)
     squares = (((side, side), (side, side)) for side in ONLY_SIDES)
     for sizes in (SIZES, *multiples, *squares):
         try:
-            return _watch(shadow, sizes[0], 2), _watch(shadow, sizes[1], 3)
+            return _watch(on_meta, sizes[0], 2), _watch(on_meta, sizes[1], 3)
         except Exception as error:  # networks say in all ways that they don't take a size
             said = said or error
     raise UserError(
-        f"the stages of {type(shadow).__name__} can't be told: {_first_line(said) if said else said}"
+        f"the stages of {type(on_meta).__name__} can't be told: {_first_line(said) if said else said}"
     ) from said
 
 
-def _watch(shadow: nn.Module, size: Size, images: int) -> _Watched:
-    image = torch.empty(images, input_channels(shadow), *size, device="meta")
-    encoder = record(cast(Any, shadow).encoder, image)
+def _watch(on_meta: nn.Module, size: Size, images: int) -> _Watched:
+    image = torch.empty(images, input_channels(on_meta), *size, device="meta")
+    encoder = record(cast(Any, on_meta).encoder, image)
     encoded = encoder.output
     given = encoded if isinstance(encoded, tuple) else (encoded,)
-    decoder = record(cast(Any, shadow).decoder, *given)
+    decoder = record(cast(Any, on_meta).decoder, *given)
     return _Watched(size, encoder, decoder, _levels(encoder, features_of(encoded), size))
 
 
@@ -198,7 +198,7 @@ def _chained_encoder(watched: tuple[_Watched, _Watched], model: nn.Module) -> li
 
 
 def _tapped(seen: _Watched) -> list[tuple[Value, _Level]]:
-    """The features that are stages' taps."""
+    """The features that are stages' features."""
     pairs = zip(seen.encoder.result, seen.levels, strict=True)
     return [(value, level) for value, level in pairs if level.name not in (IMAGE, "")]
 
@@ -224,20 +224,20 @@ def _segments(seen: Recording, start: Value, ends: Sequence[Value], beside: set[
     return segments
 
 
-def _pyramid(seen: _Watched, shadow: nn.Module, model: nn.Module) -> list[Stage]:
+def _pyramid(seen: _Watched, on_meta: nn.Module, model: nn.Module) -> list[Stage]:
     """The levels of an encoder as stages."""
     levels = {level.name: place for place, level in enumerate(seen.levels) if level.name not in (IMAGE, "")}
-    owners = _owners(shadow, seen.size, levels)
-    own = _parts_of(shadow, "encoder", owners)
+    owners = _owners(on_meta, seen.size, levels)
+    own = _parts_of(on_meta, "encoder", owners)
     return [PyramidStage(levels, name, own.get(name, []), model) for name in levels]
 
 
-def _owners(shadow: nn.Module, size: Size, levels: Mapping[str, int]) -> dict[str, str]:
-    """By the path of each parameter of the encoder, the first stage whose tap it reaches."""
-    encoder = cast(Any, shadow).encoder.requires_grad_(True)
+def _owners(on_meta: nn.Module, size: Size, levels: Mapping[str, int]) -> dict[str, str]:
+    """By the path of each parameter of the encoder, the first stage whose feature it reaches."""
+    encoder = cast(Any, on_meta).encoder.requires_grad_(True)
     named = dict(encoder.named_parameters(prefix="encoder"))
     with torch.enable_grad():
-        features = features_of(encoder(torch.empty(1, input_channels(shadow), *size, device="meta")))
+        features = features_of(encoder(torch.empty(1, input_channels(on_meta), *size, device="meta")))
         owners: dict[str, str] = {}
         for name, level in levels.items():
             found = torch.autograd.grad(
@@ -261,7 +261,7 @@ def _parts_of(root: nn.Module, path: str, owners: Mapping[str, str]) -> dict[str
         kinds = {owners.get(f"{path}.{name}", "") for name, _ in module.named_parameters()}
         if len(kinds) < 2:
             last = next(iter(kinds), last) or last
-            if kinds != {""}:  # reaches no tap
+            if kinds != {""}:  # reaches no feature
                 own.setdefault(last, []).append(path)
             return
         for name, _ in module.named_parameters(recurse=False):
@@ -293,7 +293,7 @@ def _chained_decoder(watched: tuple[_Watched, _Watched], model: nn.Module) -> li
         for number, (ours, theirs) in enumerate(zip(*chains, strict=True)):
             steps = _steps(ours, theirs, names, watched, "decoder", model)
             before = stages[-1].name if stages else [level.name for level in watched[0].levels if level.name][-1]
-            beside = dict.fromkeys(tap.name for step in steps for tap in _taps_in((step.args, step.kwargs)))
+            beside = dict.fromkeys(feature.name for step in steps for feature in _features_in((step.args, step.kwargs)))
             stages.append(ChainStage(f"decoder.{number}", [before, *beside], steps, model))
         return stages
     except (_NoChain, ValueError):  # of zip: other groups at another size
@@ -315,7 +315,7 @@ def _grouped(calls: Sequence[Call], start: Value, shapes: Mapping[Value, tuple[i
 
 
 def _whole_decoder(seen: _Watched, model: nn.Module) -> DecoderStage:
-    """The decoder as it is, with those of the encoder's taps that it looks at."""
+    """The decoder as it is, with those of the encoder's features that it looks at."""
     values = seen.decoder.given[0]
     tokens = [isinstance(value, Value) for value in seen.decoder.given[1]] if seen.with_tokens else None
     needed = seen.decoder.needed([seen.decoder.result])
@@ -323,10 +323,10 @@ def _whole_decoder(seen: _Watched, model: nn.Module) -> DecoderStage:
     if seen.decoder.overwritten or any(FOREIGN in call.inputs for call in calls):
         needed |= set(values)  # what goes ways that were not seen may come from any of them
     features = [
-        Tap(level.name) if level.channels and value in needed else Blank(level.channels, level.divisor)
+        Feature(level.name) if level.channels and value in needed else Blank(level.channels, level.divisor)
         for value, level in zip(values, seen.levels, strict=True)
     ]
-    sources = [feature.name for feature in reversed(features) if isinstance(feature, Tap)]
+    sources = [feature.name for feature in reversed(features) if isinstance(feature, Feature)]
     if tokens and any(tokens):
         sources.append(IMAGE)
     return DecoderStage("decoder.0", sources, features, tokens, model)
@@ -383,13 +383,13 @@ class _Merge:
             return ours
         return self._side(ours, theirs)
 
-    def _tensor(self, value: Value) -> Tap | Blank:
+    def _tensor(self, value: Value) -> Feature | Blank:
         if value == FOREIGN:
             raise _NoChain
         level = self._features.get(value)
         if level is None or value == self._start:
             return CURRENT
-        return Tap(level.name) if level.channels else Blank(0, level.divisor)
+        return Feature(level.name) if level.channels else Blank(0, level.divisor)
 
     @property
     def _start(self) -> Value | None:
@@ -397,7 +397,7 @@ class _Merge:
         return next((value for value, level in reversed(list(self._features.items())) if level.channels), None)
 
     def _side(self, ours: object, theirs: object) -> Extent:
-        """What has these two lengths at the two sizes: a side of a tap that comes in from the side, or of the image."""
+        """What has these two lengths at the two sizes: a side of a feature from a skip, or a side of the image."""
         whole = _Level(IMAGE, 0, 1)
         blanks = [_Level(IMAGE, 0, level.divisor) for level in self._levels]
         for level in (*(one for one in self._beside if one.name), whole, *blanks):
@@ -408,9 +408,9 @@ class _Merge:
         raise _NoChain
 
 
-def _taps_in(content: Any) -> list[Tap]:
-    if isinstance(content, Tap):
+def _features_in(content: Any) -> list[Feature]:
+    if isinstance(content, Feature):
         return [] if content == CURRENT else [content]
     if isinstance(content, (tuple, list)):
-        return [tap for part in content for tap in _taps_in(part)]
+        return [feature for part in content for feature in _features_in(part)]
     return []

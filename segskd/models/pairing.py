@@ -1,4 +1,4 @@
-"""Pairs: which stage of the teacher each stage of the student is compared with, by the strides of their taps."""
+"""Pairs: which stage of the teacher each stage of the student is compared with, by the strides of their features."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from segskd.config import Size
-from segskd.models.stages import HEAD, IMAGE, StagedNetwork, tap_shapes
+from segskd.models.stages import HEAD, IMAGE, StagedNetwork, feature_shapes
 
 OWN = "own."
 """Before the name of a teacher's stage that no stage of the student is compared with."""
 PARTS = ("encoder.", "decoder.")
 OCTAVE_COST = 0.3
-"""What a pair is worth less for every factor of two between the strides of its taps."""
+"""What a pair is worth less for every factor of two between the strides of its features."""
 
 
 class _Match(NamedTuple):
@@ -26,8 +26,8 @@ class _Match(NamedTuple):
 def paired(teacher: StagedNetwork, student: StagedNetwork, size: Size) -> StagedNetwork:
     """The teacher, its stages called as those of the student that are compared with them.
 
-    Encoder and decoder are paired each by itself, in their order: as many stages as possible whose taps have the
-    same stride at an input of `size`, then those with strides near to each other, whose taps an adapter resizes.
+    Encoder and decoder are paired each by itself, in their order: as many stages as possible whose features have the
+    same stride at an input of `size`, then those with strides near to each other, whose features an adapter resizes.
     The head is the head's partner; a stage that has nothing to train (VGG's last, a pooling) has none. What the student
     has no partner for is called "own.encoder.0" and so on.
     """
@@ -63,23 +63,23 @@ def shared(student: Sequence[str], teacher: Sequence[str] | None) -> tuple[str, 
 
 
 def lent(name: str, teacher: StagedNetwork, compared: Collection[str]) -> list[str]:
-    """Taps of its own, or "image", that the teacher's stages behind the one called `name` take in a graft.
+    """Features of its own, or "image", that the teacher's stages behind the one called `name` take in a graft.
 
-    They are those of stages whose taps nobody has compared with the student's: the student has none that would mean
+    They are those of stages whose features nobody has compared with the student's: the student has none that would mean
     anything to the teacher.
     """
     return sorted(taken_in(name, teacher) - set(compared))
 
 
 def taken_in(name: str, teacher: StagedNetwork) -> set[str]:
-    """The taps up to the stage called `name`, and "image", that the teacher's stages behind it take in."""
+    """The features up to the stage called `name`, and "image", that the teacher's stages behind it take in."""
     last = teacher.index(name)
     sources = {source for place in range(last + 1, len(teacher.names)) for source in teacher.sources(place)}
     return {source for source in sources if source == IMAGE or teacher.index(source) <= last}
 
 
 def _octaves(network: StagedNetwork, size: Size, names: Sequence[str]) -> list[float]:
-    """Binary logarithms of the strides of taps."""
-    shapes = tap_shapes(network, size)
+    """Binary logarithms of the strides of features."""
+    shapes = feature_shapes(network, size)
     height = shapes[IMAGE][1]
     return [round(math.log2(height / shapes[name][1]), 3) for name in names]

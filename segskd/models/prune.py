@@ -15,11 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from segskd.config import Size
 from segskd.devices import out_of_memory
 from segskd.errors import UserError
-from segskd.models.adapters import Adapters, at_every_tap, probe_adapters
+from segskd.models.adapters import Adapters, at_every_feature, probe_adapters
 from segskd.models.build import input_channels
 from segskd.models.cut import takes
-from segskd.models.narrow import PRUNED, narrow
 from segskd.models.stages import HEAD, IMAGE, StagedNetwork, ghost
+from segskd.standalone.narrow import PRUNED, narrow
 
 ROUND_TO = 8
 """Numbers of channels are multiples of it, rounded up: kernels are made for them, and narrow layers need theirs."""
@@ -35,8 +35,8 @@ def prune(student: StagedNetwork, teacher: StagedNetwork, adapters: Adapters, ra
     """Takes about `ratio` of the channels of every layer away from the student, in place; its outputs stay.
 
     Layers that must agree (residuals, skips) lose the same channels: those of the least norm over all that read or
-    write them (DepGraph, arXiv 2301.12900). Returns the adapters of the narrower taps at the padded `size`; each
-    begins as what the old adapter, or the identity where taps agreed, made of the channels that stay.
+    write them (DepGraph, arXiv 2301.12900). Returns the adapters of the narrower features at the padded `size`; each
+    begins as what the old adapter, or the identity where features agreed, made of the channels that stay.
     Raises UserError for a network whose layers can't be followed.
     """
     names = [name for name in student.names if name != HEAD and name in teacher.names]
@@ -45,7 +45,7 @@ def prune(student: StagedNetwork, teacher: StagedNetwork, adapters: Adapters, ra
     image = torch.ones(1, input_channels(whole), height, width, device=next(whole.parameters()).device)
     try:
         _check_followed(whole, image)
-        everywhere = at_every_tap(adapters, student, names, size)
+        everywhere = at_every_feature(adapters, student, names, size)
         _prune(student, everywhere, ratio, image)
         _check(student.model, whole, ratio, image)
         needed = probe_adapters(student, teacher, names, size)
@@ -161,7 +161,7 @@ def _kept(layer: Layer, ratio: float) -> int:
 
 
 class _Tapped(nn.Module):
-    """(N, C, H, W) to the taps behind their adapters' projections, and the logits."""
+    """(N, C, H, W) to the features behind their adapters' projections, and the logits."""
 
     def __init__(self, network: StagedNetwork, adapters: Adapters) -> None:
         super().__init__()
@@ -171,5 +171,5 @@ class _Tapped(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """All that leaves the network."""
-        taps = self._network[0].run({IMAGE: image}, (image.shape[-2], image.shape[-1]))
-        return [self.adapters.adapt(name, tap) for name, tap in taps.items()]
+        features = self._network[0].run({IMAGE: image}, (image.shape[-2], image.shape[-1]))
+        return [self.adapters.adapt(name, feature) for name, feature in features.items()]

@@ -18,23 +18,23 @@ IMAGE = "image"
 HEAD = "head"
 ALONE: dict[type, type] = {nn.SyncBatchNorm: nn.BatchNorm2d, SyncBatchNormAct: BatchNormAct2d}
 """What batch normalisation over several processes is over one."""
-Taps = Mapping[str, Tensor]
+Features = Mapping[str, Tensor]
 Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Tap:
-    """In a step's arguments: the tap of that name, or what the step before has given."""
+class Feature:
+    """In a step's arguments: the feature of that name, or what the step before has given."""
 
     name: str
 
 
-CURRENT = Tap("")
+CURRENT = Feature("")
 
 
 @dataclass(frozen=True)
 class Extent:
-    """In a step's arguments: a side of the tap of that name, or of the image, divided and rounded down."""
+    """In a step's arguments: a side of the feature of that name, or of the image, divided and rounded down."""
 
     name: str
     axis: int
@@ -62,7 +62,7 @@ class Step:
 class Stage(nn.Module):
     """A consecutive block of a network. Its modules are the network's own, not copies.
 
-    `sources` name what it takes in, earlier taps or "image": first what flows on, then what comes in from the side.
+    `sources` name what it takes in, earlier features or "image": first what flows on, then what comes in from the side.
     """
 
     def __init__(self, name: str, sources: Sequence[str]) -> None:
@@ -71,8 +71,8 @@ class Stage(nn.Module):
         self.sources = tuple(sources)
         self.blocks = nn.ModuleList()
 
-    def forward(self, x: Tensor, skips: Taps, size: Size) -> Tensor:
-        """The stage's tap (N, c, h, w), from the first of its sources.
+    def forward(self, x: Tensor, skips: Features, size: Size) -> Tensor:
+        """The stage's feature (N, c, h, w), from the first of its sources.
 
         `skips` holds the others by name; `size` is (height, width) of the network's input.
         """
@@ -80,11 +80,11 @@ class Stage(nn.Module):
 
     @property
     def together(self) -> tuple[str, ...]:
-        """The stages whose taps all come of one computation with this one's."""
+        """The stages whose features all come of one computation with this one's."""
         return (self.name,)
 
-    def taps(self, known: Taps, size: Size) -> dict[str, Tensor]:
-        """The taps of all stages in `together`."""
+    def features(self, known: Features, size: Size) -> dict[str, Tensor]:
+        """The features of all stages in `together`."""
         return {self.name: self(known[self.sources[0]], known, size)}
 
     def on(self, model: nn.Module, names: Mapping[str, str]) -> Stage:
@@ -100,7 +100,7 @@ class ChainStage(Stage):
         self.steps = tuple(steps)
         self.blocks.extend(model.get_submodule(step.target) for step in steps if isinstance(step.target, str))
 
-    def forward(self, x: Tensor, skips: Taps, size: Size) -> Tensor:
+    def forward(self, x: Tensor, skips: Features, size: Size) -> Tensor:
         """See Stage.forward."""
         modules = iter(self.blocks)
         for step in self.steps:
@@ -119,11 +119,11 @@ class ChainStage(Stage):
 
 
 class PyramidStage(Stage):
-    """A level of an encoder that can't be cut: one pass over the image gives the taps of all its levels."""
+    """A level of an encoder that can't be cut: one pass over the image gives the features of all its levels."""
 
     def __init__(self, levels: Mapping[str, int], name: str, own: Sequence[str], model: nn.Module) -> None:
-        """`levels` are the places of the taps by stage among what the encoder gives; `own` the paths of what is this
-        stage's alone: modules, and parameters of modules that have others, too."""
+        """`levels` are the places, by stage, of the features among the encoder's outputs. `own` are the paths of the
+        modules and parameters that belong to this stage alone."""
         super().__init__(name, (IMAGE,))
         self._levels = dict(levels)
         self._own = tuple(own)
@@ -132,17 +132,17 @@ class PyramidStage(Stage):
         self.blocks.extend(model.get_submodule(path) for path in own if path not in parameters)
         self.loose = nn.ParameterList([parameters[path] for path in own if path in parameters])
 
-    def forward(self, x: Tensor, skips: Taps, size: Size) -> Tensor:
+    def forward(self, x: Tensor, skips: Features, size: Size) -> Tensor:
         """See Stage.forward."""
-        return self.taps({IMAGE: x}, size)[self.name]
+        return self.features({IMAGE: x}, size)[self.name]
 
     @property
     def together(self) -> tuple[str, ...]:
         """See Stage.together."""
         return tuple(self._levels)
 
-    def taps(self, known: Taps, size: Size) -> dict[str, Tensor]:
-        """See Stage.taps."""
+    def features(self, known: Features, size: Size) -> dict[str, Tensor]:
+        """See Stage.features."""
         features = features_of(self._encoder[0](known[IMAGE]))
         return {name: features[level] for name, level in self._levels.items()}
 
@@ -153,17 +153,17 @@ class PyramidStage(Stage):
 
 
 class DecoderStage(Stage):
-    """A decoder that can't be cut: it takes all taps of the encoder at once.
+    """A decoder that can't be cut: it takes all features of the encoder at once.
 
     `features` stand for what the encoder would give it; `with_tokens` says that it also takes an encoder's tokens,
-    which are no taps and are computed from the image.
+    which are no features and are computed from the image.
     """
 
     def __init__(
         self,
         name: str,
         sources: Sequence[str],
-        features: Sequence[Tap | Blank],
+        features: Sequence[Feature | Blank],
         tokens: Sequence[bool] | None,
         model: nn.Module,
     ) -> None:
@@ -174,7 +174,7 @@ class DecoderStage(Stage):
         self._encoder = (cast(Any, model).encoder,)
         self.blocks.append(cast(Any, model).decoder)
 
-    def forward(self, x: Tensor, skips: Taps, size: Size) -> Tensor:
+    def forward(self, x: Tensor, skips: Features, size: Size) -> Tensor:
         """See Stage.forward."""
         features = [_filled(feature, x, skips, size) for feature in self._features]
         if self._tokens is None:
@@ -201,20 +201,20 @@ class StagedNetwork:
         return self.names.index(name)
 
     def sources(self, index: int) -> list[str]:
-        """What stage `index` takes in: earlier taps, or "image"."""
+        """What stage `index` takes in: earlier features, or "image"."""
         return list(self.stages[self.names[index]].sources)
 
-    def run(self, taps: Taps, size: Size, first: int = 0, last: int | None = None) -> dict[str, Tensor]:
-        """The taps of stages `first` to `last` (by default all), given every tap that these take in.
+    def run(self, features: Features, size: Size, first: int = 0, last: int | None = None) -> dict[str, Tensor]:
+        """The features of stages `first` to `last` (by default all), given every feature that these take in.
 
-        Where a stage takes in the image `taps` must hold "image" (N, C, H, W).
+        Where a stage takes in the image `features` must hold "image" (N, C, H, W).
         """
         wanted = self.names[first : None if last is None else last + 1]
-        known, made = dict(taps), dict[str, Tensor]()
+        known, made = dict(features), dict[str, Tensor]()
         for name in wanted:
             if name not in made:
-                found = self.stages[name].taps(known, size)
-                made |= {one: tap for one, tap in found.items() if one in wanted}
+                found = self.stages[name].features(known, size)
+                made |= {one: feature for one, feature in found.items() if one in wanted}
                 known |= made
         return {name: made[name] for name in wanted}
 
@@ -277,17 +277,17 @@ def ghost(model: Module) -> Module:
     return made
 
 
-def tap_shapes(network: StagedNetwork, size: Size) -> dict[str, tuple[int, int, int]]:
-    """(c, h, w) of every tap at an input of `size`, the image included, without computing anything."""
+def feature_shapes(network: StagedNetwork, size: Size) -> dict[str, tuple[int, int, int]]:
+    """(c, h, w) of every feature at an input of `size`, the image included, without computing anything."""
     image = torch.empty(1, input_channels(network.model), *size, device="meta")
     with torch.no_grad():
-        taps = {IMAGE: image, **network.on(ghost(network.model).eval()).run({IMAGE: image}, size)}
-    return {name: cast(tuple[int, int, int], tuple(tap.shape[1:])) for name, tap in taps.items()}
+        features = {IMAGE: image, **network.on(ghost(network.model).eval()).run({IMAGE: image}, size)}
+    return {name: cast(tuple[int, int, int], tuple(feature.shape[1:])) for name, feature in features.items()}
 
 
-def _filled(content: Any, x: Tensor, skips: Taps, size: Size) -> Any:
+def _filled(content: Any, x: Tensor, skips: Features, size: Size) -> Any:
     """A step's arguments with what stands for something replaced by it."""
-    if isinstance(content, Tap):
+    if isinstance(content, Feature):
         return x if content == CURRENT else skips[content.name]
     if isinstance(content, Extent):
         sides = size if content.name == IMAGE else skips[content.name].shape[-2:]
@@ -308,8 +308,8 @@ def _renamed(content: Any, names: Mapping[str, str]) -> Any:
     """Names of stages, and what refers to them, renamed in nested sequences."""
     if isinstance(content, str):
         return names.get(content, content)
-    if isinstance(content, Tap):
-        return Tap(names.get(content.name, content.name))
+    if isinstance(content, Feature):
+        return Feature(names.get(content.name, content.name))
     if isinstance(content, Extent):
         return Extent(names.get(content.name, content.name), content.axis, content.divisor)
     if isinstance(content, (tuple, list)):

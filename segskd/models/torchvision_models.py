@@ -61,9 +61,9 @@ class TorchvisionModel(nn.Module):
 
 
 class TappedEncoder(nn.Module):
-    """torchvision's backbone, giving [image, tap, tap, …] with the coarsest last.
+    """torchvision's backbone, giving [image, feature, feature, …] with the coarsest last.
 
-    A tap leaves after the last block of each resolution, dilation counting as resolution that was traded for it,
+    A feature leaves after the last block of each resolution, dilation counting as resolution that was traded for it,
     and wherever torchvision's own head takes a feature.
     """
 
@@ -74,20 +74,20 @@ class TappedEncoder(nn.Module):
         steps = _resolutions(self.blocks.values())
         names = list(self.blocks)
         ends = [name for name, own, after in zip(names, steps, [*steps[1:], None], strict=True) if own != after]
-        self._taps = [name for name in names if name in ends or name in self._returned]
-        self.strides = [1, *(steps[names.index(name)][0] for name in self._taps)]
+        self._features = [name for name in names if name in ends or name in self._returned]
+        self.strides = [1, *(steps[names.index(name)][0] for name in self._features)]
 
     def place(self, returned: str) -> int:
         """Place in the list of the feature that torchvision calls so, such as "low"."""
         at = next(block for block, name in self._returned.items() if name == returned)
-        return 1 + self._taps.index(at)
+        return 1 + self._features.index(at)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """(N, channels, H, W) to the list of features."""
         features, x = [image], image
         for name, block in self.blocks.items():
             x = block(x)
-            if name in self._taps:
+            if name in self._features:
                 features.append(x)
         return features
 
@@ -173,11 +173,11 @@ def _resolutions(blocks: Iterable[nn.Module]) -> list[tuple[int, int]]:
     with torch.no_grad():
         x: Tensor | None = None
         for block in blocks:
-            shadow = copy.deepcopy(block).to("meta").eval()
+            on_meta = copy.deepcopy(block).to("meta").eval()
             if x is None:
-                x = torch.empty(1, _first(shadow).in_channels, PROBED, PROBED, device="meta")
-            x = shadow(x)
-            dilation = max([dilation, *(c.dilation[0] for c in shadow.modules() if isinstance(c, nn.Conv2d))])
+                x = torch.empty(1, _first(on_meta).in_channels, PROBED, PROBED, device="meta")
+            x = on_meta(x)
+            dilation = max([dilation, *(c.dilation[0] for c in on_meta.modules() if isinstance(c, nn.Conv2d))])
             found.append((PROBED // x.shape[-1], dilation))
     return found
 

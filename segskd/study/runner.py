@@ -14,8 +14,8 @@ from segskd.data.dataset import list_pairs
 from segskd.data.fetch import Report, fetch
 from segskd.data.subset import subset_size
 from segskd.devices import visible_gpus
-from segskd.distill.flops import epochs_within
-from segskd.distill.methods import METHODS
+from segskd.distill.planning.methods import METHODS
+from segskd.distill.running.flops import epochs_within
 from segskd.errors import Stopped, UserError
 from segskd.models.build import create, model_folder, parse_spec
 from segskd.models.cut import cut

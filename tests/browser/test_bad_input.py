@@ -18,9 +18,9 @@ from PIL import Image
 from playwright.sync_api import Dialog, Locator, Page, expect
 from serving import Server
 
-from segskd.distill.session import start
+from segskd.distill.running.session import start
+from segskd.run_admin import write_note
 from segskd.runs import Run
-from segskd.shelf import write_note
 from segskd.study.config import dump_study, make_study
 
 MINUTE = 60_000

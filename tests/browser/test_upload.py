@@ -32,7 +32,7 @@ def archive(data: Path, tmp_path: Path) -> Path:
     return path
 
 
-def chosen_names(page: Page) -> set[str]:
+def read_subset_names(page: Page) -> set[str]:
     """The images that the gallery ticks."""
     cells = page.locator("#data .gallery .cell[aria-selected=true] .name")
     return set(cells.all_text_contents())
@@ -78,11 +78,11 @@ def pick(page: Page) -> None:
     cells = page.locator("#data .gallery .cell")
     expect(cells).to_have_count(TRAINING)
     expect(cells.locator("img")).to_have_count(TRAINING)
-    random = chosen_names(page)
+    random = read_subset_names(page)
     assert len(random) == 6
     page.get_by_label("Balanced by class", exact=True).check()
     expect(summary).to_have_text("6 of 13 images · balanced by class")
-    balanced = chosen_names(page)
+    balanced = read_subset_names(page)
     assert len(balanced) == 6
     came = balanced - random
     assert came
@@ -93,7 +93,7 @@ def pick(page: Page) -> None:
     name = outside.locator(".name").inner_text()
     outside.click()
     expect(summary).to_have_text("7 of 13 images · by hand")
-    assert chosen_names(page) == balanced | {name}
+    assert read_subset_names(page) == balanced | {name}
     page.get_by_role("button", name="Distill with these", exact=True).click()
 
 

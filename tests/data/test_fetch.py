@@ -20,10 +20,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from segskd.data import scenes, unpack
+from segskd.data import unpack
 from segskd.data.cards import Card
 from segskd.data.fetch import fetch, missing
 from segskd.errors import UserError
+from segskd.scenes import dataset as scenes
 
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010800000000"

@@ -14,8 +14,8 @@ from PIL import Image
 
 from segskd.config import SubsetRule
 from segskd.data.cards import Card
-from segskd.data.census import Census
 from segskd.data.dataset import Pair
+from segskd.data.pixel_counts import PixelCounts
 from segskd.data.subset import draw_subset, pick_subset, read_names, split_holdout, subset_order, subset_size
 from segskd.errors import UserError
 
@@ -147,16 +147,16 @@ def test_balanced_takes_the_largest_gain_by_hand(pairs: list[Pair], seed: int) -
 
 def test_balanced_would_rather_have_a_little_of_every_class_than_much_of_two() -> None:
     # ln 0.941 + 2 ln 0.031 = -7.0 against 2 ln 0.501 + ln 0.001 = -8.3
-    counted = Census(("x", "y"), np.array([[94, 3, 3, 0], [50, 50, 0, 0]]))
-    assert subset_order(listed("xy"), "balanced", 0, CARD, 1, census=counted) == ["x"]
-    assert subset_order(listed("xy"), "balanced", 1, CARD, 1, census=counted) == ["x"]
+    counted = PixelCounts(("x", "y"), np.array([[94, 3, 3, 0], [50, 50, 0, 0]]))
+    assert subset_order(listed("xy"), "balanced", 0, CARD, 1, pixel_counts=counted) == ["x"]
+    assert subset_order(listed("xy"), "balanced", 1, CARD, 1, pixel_counts=counted) == ["x"]
 
 
 def test_balanced_uses_the_census_it_is_given() -> None:
     # no mask is there to be read: d alone has the rare class, then a and b even out the other two
-    counted = Census(tuple("abcd"), np.array([[8, 1, 0, 0], [1, 8, 0, 0], [9, 0, 0, 9], [1, 1, 7, 0]]))
-    assert subset_order(listed("abcd"), "balanced", 0, CARD, 1, census=counted) == ["d"]
-    assert names_of(draw_subset(listed("abcd"), 3, 0, "balanced", CARD, census=counted)) == ["a", "b", "d"]
+    counted = PixelCounts(tuple("abcd"), np.array([[8, 1, 0, 0], [1, 8, 0, 0], [9, 0, 0, 9], [1, 1, 7, 0]]))
+    assert subset_order(listed("abcd"), "balanced", 0, CARD, 1, pixel_counts=counted) == ["d"]
+    assert names_of(draw_subset(listed("abcd"), 3, 0, "balanced", CARD, pixel_counts=counted)) == ["a", "b", "d"]
 
 
 POINTS = [(0, 0), (10, 0), (0, 8), (1, 1), (5, 3), (10, 8)]

@@ -14,7 +14,7 @@ from segskd.runs import Run
 
 @pytest.fixture(scope="session")
 def wide_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A U-Net of bottleneck blocks: its taps have other channels than a ResNet-10's, so that there are adapters."""
+    """A U-Net of bottleneck blocks: its features have other channels than a ResNet-10's, so that there are adapters."""
     import segmentation_models_pytorch as smp
 
     torch.manual_seed(3)
@@ -31,7 +31,7 @@ def wide_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished(recipe: Callable[..., Any], wide_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """An epoch a stage on six images at a size that is padded, in fp32."""
-    from segskd.distill.session import start
+    from segskd.distill.running.session import start
 
     folder = tmp_path_factory.mktemp("runs") / "old"
     made = recipe(

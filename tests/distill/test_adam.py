@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segskd.distill.adam import Adam
+from segskd.distill.training.adam import Adam
 
 SHAPES = ((8, 6, 3, 3), (8, 1, 3, 3), (8, 6, 1, 1), (1, 6, 3, 3), (5, 4, 3), (7, 5), (9,))
 FORMATS = (torch.channels_last, torch.contiguous_format)

@@ -17,9 +17,9 @@ from PIL import Image
 from segskd.cli import main
 from segskd.config import Recipe, make_recipe, merged
 from segskd.data.dataset import hash_order
-from segskd.distill.branch import branch_recipe
-from segskd.distill.prepare import prepare
-from segskd.distill.session import resume, start
+from segskd.distill.running.branch import branch_recipe
+from segskd.distill.running.prepare import prepare
+from segskd.distill.running.session import resume, start
 from segskd.errors import UserError
 from segskd.evaluate.sidebyside import SideBySide
 from segskd.models.build import load
@@ -142,7 +142,12 @@ def test_a_joint_phase_moves_the_branchs_own_stages_alone(finished: Run, tmp_pat
     """Of 22 epochs in all it has a half, and two of eleven stages two elevenths of these."""
     made = changed(branch_recipe(finished, "decoder.4", 2), options={"joint": 0.5})
     joint = prepare(made, tmp_path / "planned").phases[-1]
-    assert (joint.name, joint.trained, joint.taps, joint.epochs) == ("joint", ("decoder.4", "head"), ("decoder.4",), 2)
+    assert (joint.name, joint.trained, joint.features, joint.epochs) == (
+        "joint",
+        ("decoder.4", "head"),
+        ("decoder.4",),
+        2,
+    )
     start(made, tmp_path / "new")
     branch = Run.open(tmp_path / "new")
     old, new = (cut(load(run.model_folder)) for run in (finished, branch))

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from segskd.config import StorePart
-from segskd.distill.budget import Holding, Room, Sizes, choose_store, choose_views, step_bytes
-from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key
-from segskd.distill.prepare import prepare
+from segskd.distill.caching.budget import Contents, Room, Sizes, choose_store, choose_views
+from segskd.distill.caching.inputs import IMAGE_KEY, MASK_KEY, Key
+from segskd.distill.running.prepare import prepare
+from segskd.distill.training.meta import step_bytes
 from segskd.errors import UserError
 from segskd.models.build import create
 from segskd.models.cut import cut
@@ -43,8 +44,8 @@ def test_bytes_of_a_sample_in_8_bits(network: StagedNetwork) -> None:
 
 def test_old_and_new_tensors_lie_side_by_side(sizes: Sizes) -> None:
     stem, layer1 = Key("student", "encoder.0"), Key("student", "encoder.1")
-    holding = Holding(10, [frozenset({stem}), frozenset({layer1})], viewed=True)
-    assert sizes.most(holding, views=3) == 30 * (sizes.of(stem) + sizes.of(layer1))
+    content = Contents(10, [frozenset({stem}), frozenset({layer1})], viewed=True)
+    assert sizes.most(content, views=3) == 30 * (sizes.of(stem) + sizes.of(layer1))
 
 
 @pytest.mark.parametrize(
@@ -52,36 +53,36 @@ def test_old_and_new_tensors_lie_side_by_side(sizes: Sizes) -> None:
     [(10**12, 0, "memory", 4), (0, 10**12, "disk", 4), (10**6, 10**6, "recompute", 1), (0, 0, "recompute", 1)],
 )
 def test_the_store_goes_where_there_is_room(sizes: Sizes, memory: int, disk: int, kind: str, views: int) -> None:
-    holdings = [Holding(100, [frozenset({Key("teacher", "encoder.0")})], viewed=True)]
+    contents = [Contents(100, [frozenset({Key("teacher", "encoder.0")})], viewed=True)]
     room = Room(memory, disk)
-    assert choose_views(sizes, holdings, room) == views
-    assert choose_store(sizes, holdings, views, StorePart(), room).kind == kind
+    assert choose_views(sizes, contents, room) == views
+    assert choose_store(sizes, contents, views, StorePart(), room).kind == kind
 
 
 def test_what_the_recipe_asks_for_is_done(sizes: Sizes) -> None:
-    holdings = [Holding(100, [frozenset({IMAGE_KEY})], viewed=True)]
-    assert choose_store(sizes, holdings, 1, StorePart(kind="disk"), Room(10**12, 10**12)).kind == "disk"
+    contents = [Contents(100, [frozenset({IMAGE_KEY})], viewed=True)]
+    assert choose_store(sizes, contents, 1, StorePart(kind="disk"), Room(10**12, 10**12)).kind == "disk"
 
 
 def test_a_step_keeps_its_activations(recipe: Callable[..., Any], tmp_path: Path) -> None:
     job = prepare(recipe(), tmp_path)
     first, *_, head = job.phases
-    stem = step_bytes(job.shadow, first, batch=2)
-    # The head is a 3x3 convolution from 16 to 3 channels. It is given decoder.4's tap and the mask and keeps the
+    stem = step_bytes(job.on_meta, first, batch=2)
+    # The head is a 3x3 convolution from 16 to 3 channels. It is given decoder.4's feature and the mask and keeps the
     # first, its weights, and of the cross-entropy the slope of 3 logits a pixel; then there are four copies of
     # weights and biases. What is left are a few scalars.
     pixels, values = 64 * 96, 3 * 16 * 9
     image = pixels * (16 * 4 + 1 + 3 * 4)
-    assert step_bytes(job.shadow, head, batch=2) == pytest.approx(2 * image + 4 * values + 16 * (values + 3), abs=64)
-    assert step_bytes(job.shadow, head, batch=3) - step_bytes(job.shadow, head, batch=2) == image
-    assert step_bytes(job.shadow, head, batch=1) == pytest.approx(image + 4 * values + 16 * (values + 3), abs=64)
-    assert step_bytes(job.shadow, first, batch=2) == stem
+    assert step_bytes(job.on_meta, head, batch=2) == pytest.approx(2 * image + 4 * values + 16 * (values + 3), abs=64)
+    assert step_bytes(job.on_meta, head, batch=3) - step_bytes(job.on_meta, head, batch=2) == image
+    assert step_bytes(job.on_meta, head, batch=1) == pytest.approx(image + 4 * values + 16 * (values + 3), abs=64)
+    assert step_bytes(job.on_meta, first, batch=2) == stem
 
 
 def test_a_step_counts_what_its_loss_keeps(recipe: Callable[..., Any], tmp_path: Path) -> None:
     plain, flows = (prepare(recipe(method=method), tmp_path) for method in ("supervised", "fsp"))
     image = [
-        step_bytes(job.shadow, job.phases[0], batch=3) - step_bytes(job.shadow, job.phases[0], batch=2)
+        step_bytes(job.on_meta, job.phases[0], batch=3) - step_bytes(job.on_meta, job.phases[0], batch=2)
         for job in (plain, flows)
     ]
     assert image[1] > 1.2 * image[0]

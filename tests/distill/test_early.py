@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from segskd.config import Recipe
-from segskd.distill.flops import training_flops
-from segskd.distill.prepare import prepare
-from segskd.distill.session import start
-from segskd.distill.trainer import has_stalled
+from segskd.distill.running.flops import training_flops
+from segskd.distill.running.prepare import prepare
+from segskd.distill.running.session import start
+from segskd.distill.training.trainer import has_stalled
 from segskd.errors import UserError
 from segskd.models.build import load
 from segskd.models.cut import cut
@@ -59,7 +59,7 @@ def test_a_stage_that_equals_the_teachers_is_left_as_it_is(recipe: Callable[...,
     assert events[:2] == ["encoder.1", "encoder.1"]
 
 
-def test_taps_in_8_bits_are_equal_but_for_their_rounding(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_features_in_8_bits_are_equal_but_for_their_rounding(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     start(impatient(recipe, None, store={"bits": 8}), tmp_path / "run", until="encoder.1")
     events = [event["phase"] for event in Run.open(tmp_path / "run").events() if event["kind"] == "epoch"]
     assert events == ["encoder.1", "encoder.1"]

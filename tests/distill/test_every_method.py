@@ -15,16 +15,18 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as functional
 
-from segskd.distill import loop, module, session, store, trainer
-from segskd.distill.flops import epochs_within, training_flops
-from segskd.distill.job import Job
-from segskd.distill.losses import soft_loss
-from segskd.distill.methods import METHODS
-from segskd.distill.module import adapted_stages
-from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key
-from segskd.distill.prepare import prepare
-from segskd.distill.session import resume, start
-from segskd.distill.trainer import Trainer
+from segskd.distill.caching import store
+from segskd.distill.caching.inputs import IMAGE_KEY, MASK_KEY, Key
+from segskd.distill.planning.losses import soft_loss
+from segskd.distill.planning.methods import METHODS
+from segskd.distill.running import session
+from segskd.distill.running.flops import epochs_within, training_flops
+from segskd.distill.running.prepare import prepare
+from segskd.distill.running.session import resume, start
+from segskd.distill.training import loop, module, trainer
+from segskd.distill.training.job import Job
+from segskd.distill.training.module import adapted_stages
+from segskd.distill.training.trainer import Trainer
 from segskd.errors import Stopped, UserError
 from segskd.models.stages import IMAGE, freeze
 from segskd.runs import Run
@@ -68,13 +70,13 @@ def test_every_method_trains(small: Callable[..., Any], tmp_path: Path, method: 
     assert moved == {"encoder", "decoder", "segmentation_head"}
 
 
-def reckoned(job: Job, place: int, taps: Any, theirs: Any, mask: torch.Tensor) -> torch.Tensor:
+def reckoned(job: Job, place: int, features: Any, theirs: Any, mask: torch.Tensor) -> torch.Tensor:
     """What a method's phase is to minimise, written out from the papers, apart from the code of the phases."""
-    labels = functional.cross_entropy(taps["head"], mask.long(), ignore_index=255)
+    labels = functional.cross_entropy(features["head"], mask.long(), ignore_index=255)
     blocks = job.student.names[:-1]
-    squares = {name: torch.mean((taps[name] - theirs[name]) ** 2) for name in blocks}
+    squares = {name: torch.mean((features[name] - theirs[name]) ** 2) for name in blocks}
     soft = {
-        t: t**2 * functional.kl_div(*(torch.log_softmax(x["head"] / t, 1) for x in (taps, theirs)), log_target=True,
+        t: t**2 * functional.kl_div(*(torch.log_softmax(x["head"] / t, 1) for x in (features, theirs)), log_target=True,
                                     reduction="sum") / mask.numel()
         for t in (1.0, 4.0)
     }  # fmt: skip
@@ -96,14 +98,14 @@ def reckoned(job: Job, place: int, taps: Any, theirs: Any, mask: torch.Tensor) -
             return squares["encoder.0"] + squares["encoder.1"] + squares["encoder.2"]
         case "attention", _:
             maps = [
-                [functional.normalize((x[n] ** 2).sum(1).flatten(1), dim=1) for n in blocks] for x in (taps, theirs)
+                [functional.normalize((x[n] ** 2).sum(1).flatten(1), dim=1) for n in blocks] for x in (features, theirs)
             ]
             return sum(((a - b) ** 2).sum(1).mean() for a, b in zip(*maps, strict=True)) + labels
         case "fsp", _:
             pairs = pairwise(blocks)
-            return sum(torch.mean((gram(taps, *pair) - gram(theirs, *pair)) ** 2) for pair in pairs) / 9 + labels
+            return sum(torch.mean((gram(features, *pair) - gram(theirs, *pair)) ** 2) for pair in pairs) / 9 + labels
         case "channelwise", _:
-            where = [[torch.log_softmax(x[n].flatten(2) / 4, 2) for n in blocks] for x in (taps, theirs)]
+            where = [[torch.log_softmax(x[n].flatten(2) / 4, 2) for n in blocks] for x in (features, theirs)]
             each = [16 * (b.exp() * (b - a)).sum(2).mean() for a, b in zip(*where, strict=True)]
             return sum(each) / 10 + labels
         case (("stagewise" | "multi_teacher_gan"), name) if name != "head":
@@ -112,10 +114,10 @@ def reckoned(job: Job, place: int, taps: Any, theirs: Any, mask: torch.Tensor) -
             return labels
 
 
-def gram(taps: Any, first: str, second: str) -> torch.Tensor:
-    one, other = taps[first], taps[second]
+def gram(features: Any, first: str, second: str) -> torch.Tensor:
+    one, other = features[first], features[second]
     sides = [min(a, b) for a, b in zip(one.shape[-2:], other.shape[-2:], strict=True)]
-    one, other = (functional.adaptive_max_pool2d(tap, sides) for tap in (one, other))
+    one, other = (functional.adaptive_max_pool2d(feature, sides) for feature in (one, other))
     return torch.einsum("nchw,ndhw->ncd", one, other) / (sides[0] * sides[1])
 
 
@@ -132,21 +134,21 @@ def test_the_loss_of_every_phase_is_what_its_paper_says(small: Callable[..., Any
     chosen = {0, len(job.phases) // 2, len(job.phases) - 1}
     for place in chosen:
         phase = job.phases[place]
-        theirs = batch.taps(phase.compared[0].teacher if phase.compared else "teacher")
-        taps = batch.taps("student")
+        theirs = batch.features(phase.compared[0].teacher if phase.compared else "teacher")
+        features = batch.features("student")
         if phase.fed_by == "teacher":
-            taps = {n: job.student.run(theirs, job.size, i, i)[n] for i, n in enumerate(names)}
-        expected = reckoned(job, place, taps, theirs, batch.mask)
+            features = {n: job.student.run(theirs, job.size, i, i)[n] for i, n in enumerate(names)}
+        expected = reckoned(job, place, features, theirs, batch.mask)
         with torch.no_grad():
             found = job.module(phase)(batch)
         assert found["loss"].item() == pytest.approx(float(expected), rel=2e-4), phase.name
-        critics = [comparison for comparison in phase.compared if comparison.critic]
-        if not critics:
+        discriminators = [comparison for comparison in phase.compared if comparison.discriminator]
+        if not discriminators:
             assert found["duel"].item() == 0
-        for comparison in critics:
-            critic = job.module(phase).critics[comparison.name.replace(".", "_")]
+        for comparison in discriminators:
+            discriminator = job.module(phase).discriminators[comparison.name.replace(".", "_")]
             with torch.no_grad():
-                made, real = critic(taps[phase.trained[0]]), critic(theirs[phase.trained[0]])
+                made, real = discriminator(features[phase.trained[0]]), discriminator(theirs[phase.trained[0]])
                 yes, no = (functional.binary_cross_entropy_with_logits(x, torch.full_like(x, y)) for x, y in
                            ((real, 1.0), (made, 0.0)))  # fmt: skip
                 deceived = functional.binary_cross_entropy_with_logits(made, torch.ones_like(made))
@@ -175,7 +177,7 @@ def test_a_student_of_logits_may_have_another_depth_than_its_teacher(small: Call
 def test_what_is_recomputed_is_what_the_phase_needs(small: Callable[..., Any], tmp_path: Path) -> None:
     job = prepare(small("multi_teacher_gan", store={"kind": "recompute"}), tmp_path / "run")
     place = [phase.name for phase in job.phases].index("encoder.3")
-    assert job.holdings.train[place] == {Key("student", "encoder.2"), Key("teacher", "encoder.3")}
+    assert job.contents.train[place] == {Key("student", "encoder.2"), Key("teacher", "encoder.3")}
 
 
 def test_other_snapshots_than_before_end_a_resumed_run(
@@ -218,7 +220,7 @@ def test_blocks_apart_are_fed_by_the_teacher(small: Callable[..., Any], tmp_path
     apart.start_training()
     batch = first_batch(job, tmp_path)
     parts = apart(batch)
-    theirs = {IMAGE: batch.taps("teacher")[IMAGE], **batch.taps("teacher")}
+    theirs = {IMAGE: batch.features("teacher")[IMAGE], **batch.features("teacher")}
     alone = job.student.run(theirs, job.size, 6, 6)["decoder.1"]  # takes the teacher's decoder.0 and encoder.2
     assert parts["decoder.1"].item() == pytest.approx(torch.mean((alone - theirs["decoder.1"]) ** 2).item(), rel=1e-5)
     parts["decoder.1"].backward()
@@ -248,22 +250,25 @@ def test_discriminator_and_student_learn_against_each_other(small: Callable[...,
     phase = job.phases[0]
     duel = job.module(phase)
     duel.start_training()
-    critic = duel.critics["encoder_0"]
+    discriminator = duel.discriminators["encoder_0"]
     student = torch.randn(2, 64, 8, 8, requires_grad=True)
-    deceived, told = critic.losses(student, torch.randn(2, 64, 8, 8))
+    deceived, told = discriminator.losses(student, torch.randn(2, 64, 8, 8))
     (from_deceit,) = torch.autograd.grad(deceived, student, retain_graph=True)
     assert from_deceit.abs().sum() > 0
-    assert torch.autograd.grad(deceived, list(critic.parameters()), retain_graph=True, allow_unused=True) == (None,) * 6
+    assert (
+        torch.autograd.grad(deceived, list(discriminator.parameters()), retain_graph=True, allow_unused=True)
+        == (None,) * 6
+    )
     assert torch.autograd.grad(told, student, retain_graph=True, allow_unused=True) == (None,)
-    assert all(gradient is not None for gradient in torch.autograd.grad(told, list(critic.parameters())))
-    assert {id(p) for p in critic.parameters()} <= {id(p) for p in duel.trained_parameters()}
+    assert all(gradient is not None for gradient in torch.autograd.grad(told, list(discriminator.parameters())))
+    assert {id(p) for p in discriminator.parameters()} <= {id(p) for p in duel.trained_parameters()}
 
 
 def test_a_discriminator_is_the_same_whatever_was_drawn_before(small: Callable[..., Any], tmp_path: Path) -> None:
-    first = prepare(small("multi_teacher_gan"), tmp_path / "run").critics.state_dict()
+    first = prepare(small("multi_teacher_gan"), tmp_path / "run").discriminators.state_dict()
     torch.rand(7)
-    again = prepare(small("multi_teacher_gan"), tmp_path / "run").critics.state_dict()
-    other = prepare(small("multi_teacher_gan", seed=1), tmp_path / "run").critics.state_dict()
+    again = prepare(small("multi_teacher_gan"), tmp_path / "run").discriminators.state_dict()
+    other = prepare(small("multi_teacher_gan", seed=1), tmp_path / "run").discriminators.state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
@@ -302,7 +307,7 @@ def test_what_the_student_never_learnt_the_teacher_lends_to_the_graft(
     freeze([job.student.model])
     graft = trainer.Grafter(job, Run(tmp_path / "run"))
     kept = job.feature_store(job.subset.val[:2], 1, tmp_path)
-    kept.advance(job.holdings.val[0])
+    kept.advance(job.contents.val[0])
     (batch,) = kept.batches()
     logits = graft.logits(job.phases[0], batch)
     with torch.no_grad():
@@ -316,7 +321,7 @@ def test_what_the_student_never_learnt_the_teacher_lends_to_the_graft(
 def test_flops_of_a_convolution_worked_out_by_hand(small: Callable[..., Any], tmp_path: Path) -> None:
     """The head: a 3x3 convolution of 16 channels to 3 classes at 64x96, once forwards and twice backwards."""
     job = prepare(small("stagewise"), tmp_path / "run")
-    head_alone = replace(job, phases=job.phases[-1:], holdings=replace(job.holdings, train=[job.holdings.train[-1]]))
+    head_alone = replace(job, phases=job.phases[-1:], contents=replace(job.contents, train=[job.contents.train[-1]]))
     forward = 2 * 64 * 96 * 3 * 16 * 9
     steps = 2 * 4 * 2 * forward  # the gradient of its input is not needed: two products in place of three
     prefix = training_flops(replace(head_alone, phases=[replace(job.phases[-1], epochs=0)]))
@@ -338,5 +343,5 @@ def test_epochs_within_a_number_of_operations(small: Callable[..., Any], tmp_pat
 
 def first_batch(job: Job, folder: Path) -> Any:
     stored = job.feature_store(job.subset.train, 1, folder)
-    stored.advance(job.holdings.train[0])
+    stored.advance(job.contents.train[0])
     return next(stored.batches())

@@ -16,7 +16,7 @@ from PIL import Image
 from segskd.data.cards import load_card
 from segskd.data.pixels import Uint8
 from segskd.data.transforms import ViewMaker
-from segskd.distill.session import start
+from segskd.distill.running.session import start
 from segskd.errors import UserError
 from segskd.evaluate.grafts import Grafts
 from segskd.runs import Run

@@ -1,4 +1,4 @@
-"""Images without labels: taps learn from all images, the head from those that have labels."""
+"""Images without labels: features learn from all images, the head from those that have labels."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import pytest
 import torch
 import yaml
 
-from segskd.chosen import chosen_names, chosen_text
 from segskd.cli.flags import DataFlags, TrainFlags, recipe_changes
 from segskd.config import make_recipe, merged
 from segskd.data.samples import Samples
 from segskd.data.subset import read_names
 from segskd.data.transforms import ViewMaker
 from segskd.data.unlabelled import Example, list_unlabelled
-from segskd.distill import rehearsal
-from segskd.distill.prepare import prepare
-from segskd.distill.session import resume, start
+from segskd.distill.running import trial
+from segskd.distill.running.prepare import prepare
+from segskd.distill.running.session import resume, start
 from segskd.errors import UserError
 from segskd.runs import Run
+from segskd.subset_file import read_subset_names, subset_text
 
 NAMES = [f"b{i:02}" for i in range(12)]
 
@@ -49,7 +49,7 @@ def test_the_labelled_images_are_those_of_the_smaller_subset(recipe: Callable[..
     assert len(labelled) == 6
 
 
-def test_taps_see_all_images_and_the_head_the_labelled_ones(recipe: Callable[..., Any], tmp_path: Path) -> None:
+def test_features_see_all_images_and_the_head_the_labelled_ones(recipe: Callable[..., Any], tmp_path: Path) -> None:
     job = prepare(recipe(subset={"labels": 0.25}), tmp_path / "run")
     first, head = job.phases[0], job.phases[-1]
     assert job.images_of(first) == list(range(12))
@@ -64,17 +64,17 @@ def test_a_resumed_run_has_its_images_in_the_same_order(
     made = recipe(data={"unlabelled": str(pictures)}, subset={"labels": 0.25})
     drawn = prepare(made, tmp_path / "run").subset
     run = Run.create(tmp_path / "run", made)
-    run.write("subset.txt", chosen_text(drawn.train, drawn.holdout, drawn.unlabelled).encode())
-    assert prepare(made, tmp_path / "run", chosen_names(run)).subset == drawn
+    run.write("subset.txt", subset_text(drawn.train, drawn.holdout, drawn.unlabelled).encode())
+    assert prepare(made, tmp_path / "run", read_subset_names(run)).subset == drawn
 
 
 def test_the_rehearsal_has_labels_for_the_head(
     recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rehearsal, "_affordable", lambda _: 2)  # a slow machine
+    monkeypatch.setattr(trial, "_affordable", lambda _: 2)  # a slow machine
     job = prepare(recipe(subset={"labels": 0.17}, optimisation={"epochs": 1}), tmp_path / "run")
     assert len(job.subset.labelled) == 2
-    assert rehearsal.rehearse(job, tmp_path / "scratch").phases["head"] > 0
+    assert trial.rehearse(job, tmp_path / "scratch").phases["head"] > 0
 
 
 def test_a_list_with_images_without_labels_is_no_list_of_names(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_masks_without_a_label_are_not_read(recipe: Callable[..., Any], data: Pa
         (copied / "bands" / "train" / "masks" / f"{name}.png").write_bytes(b"no mask at all")
     result = start(made, tmp_path / "run")
     assert (result["images"], result["labelled"]) == (12, 3)
-    chosen = chosen_names(Run.open(tmp_path / "run"))
+    chosen = read_subset_names(Run.open(tmp_path / "run"))
     assert chosen is not None
     assert set(chosen.unlabelled) == job.subset.unlabelled
     assert sorted(chosen.train) == NAMES
@@ -125,7 +125,7 @@ def test_without_labels_the_head_learns_from_the_teacher(recipe: Callable[..., A
     assert (result["images"], result["labelled"]) == (4, 0)
     job = prepare(recipe(subset={"labels": 0.0, "count": 4}), tmp_path / "other")
     assert job.phases[-1].labels == 0
-    assert all(("data", "mask") not in keys for keys in job.holdings.train)
+    assert all(("data", "mask") not in keys for keys in job.contents.train)
 
 
 def test_a_mixed_phase_learns_from_labels_where_there_are_any(recipe: Callable[..., Any], tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_folder_of_pictures_joins_in(recipe: Callable[..., Any], pictures: Pat
     made = recipe(data={"unlabelled": str(pictures)}, subset={"count": 3}, optimisation={"epochs": 1})
     start(made, tmp_path / "run", until="encoder.1")
     run = Run.open(tmp_path / "run")
-    chosen = chosen_names(run)
+    chosen = read_subset_names(run)
     assert chosen is not None
     assert chosen.unlabelled == ["unlabelled/more/two.png", "unlabelled/one.png"]
     assert len(chosen.train) == 5

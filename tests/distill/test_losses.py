@@ -10,47 +10,47 @@ import numpy as np
 import pytest
 import torch
 
-from segskd.distill.losses import (
+from segskd.distill.planning.losses import (
     CACHED,
     attention_loss,
     channelwise_loss,
+    feature_loss,
     flow_loss,
     label_loss,
     real_or_not,
     soft_loss,
-    tap_loss,
 )
 
 
-def test_tap_loss_is_the_mean_of_squares() -> None:
+def test_feature_loss_is_the_mean_of_squares() -> None:
     student = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
     teacher = torch.tensor([[[[1.0, 0.0], [0.0, 4.0]]]])
-    assert tap_loss(student, teacher).item() == pytest.approx((0 + 4 + 9 + 0) / 4)
+    assert feature_loss(student, teacher).item() == pytest.approx((0 + 4 + 9 + 0) / 4)
 
 
-def test_tap_loss_is_reckoned_in_fp32() -> None:
+def test_feature_loss_is_reckoned_in_fp32() -> None:
     student = torch.full((1, 1, 1, 1), 256.0, dtype=torch.bfloat16)
     teacher = torch.full((1, 1, 1, 1), 258.0, dtype=torch.bfloat16)
-    loss = tap_loss(student, teacher)
+    loss = feature_loss(student, teacher)
     assert loss.dtype == torch.float32
     assert loss.item() == 4.0
 
 
-def test_tap_loss_of_more_values_than_are_copied_at_once() -> None:
+def test_feature_loss_of_more_values_than_are_copied_at_once() -> None:
     torch.manual_seed(0)
     student = torch.randn(3, 5, 97, 101).to(torch.bfloat16).to(memory_format=torch.channels_last)
     assert student.numel() > CACHED
     teacher = torch.randn(student.shape).to(torch.bfloat16)
     expected = (student - teacher).double().square().mean().item()
-    assert tap_loss(student, teacher).item() == pytest.approx(expected, rel=1e-5)
+    assert feature_loss(student, teacher).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_tap_loss_and_its_gradient_are_those_of_pytorch(dtype: torch.dtype) -> None:
+def test_feature_loss_and_its_gradient_are_those_of_pytorch(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     student = torch.randn(2, 3, 5, 7, dtype=torch.float64).to(dtype).requires_grad_()
     teacher = torch.randn(2, 3, 5, 7).to(dtype)
-    loss = tap_loss(student, teacher) * 3
+    loss = feature_loss(student, teacher) * 3
     loss.backward()  # type: ignore[no-untyped-call]
     exact = student.detach().double().requires_grad_()
     expected = torch.nn.functional.mse_loss(exact, teacher.double()) * 3
@@ -127,7 +127,7 @@ def test_soft_loss_is_the_mean_over_pixels() -> None:
     assert soft_loss(student, teacher, temperature=3.0).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_attention_is_where_a_tap_is_strong() -> None:
+def test_attention_is_where_a_feature_is_strong() -> None:
     student = torch.tensor([[[[3.0, 4.0]]]])  # squares 9 and 16
     teacher = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])  # squares summed over channels: 1 and 1
     expected = 2 - 2 * (9 + 16) / (math.hypot(9, 16) * math.sqrt(2))  # |a - b|^2 of two vectors of length 1
@@ -141,7 +141,7 @@ def test_the_larger_attention_map_is_averaged_down() -> None:
     assert attention_loss(student, teacher).item() == pytest.approx(expected)
 
 
-def test_flow_is_the_product_of_two_taps_over_all_positions() -> None:
+def test_flow_is_the_product_of_two_features_over_all_positions() -> None:
     first = torch.tensor([[[[1.0, 2.0]], [[0.0, 1.0]]]])
     second = torch.tensor([[[[3.0, 1.0]]]])
     nothing = [torch.zeros_like(first), torch.zeros_like(second)]
@@ -149,7 +149,7 @@ def test_flow_is_the_product_of_two_taps_over_all_positions() -> None:
     assert flow_loss(first, second, *nothing).item() == pytest.approx((2.5**2 + 0.5**2) / 2)
 
 
-def test_the_larger_tap_of_a_flow_is_pooled_by_its_maxima() -> None:
+def test_the_larger_feature_of_a_flow_is_pooled_by_its_maxima() -> None:
     first = torch.tensor([[[[1.0, 2.0]], [[0.0, 1.0]]]])
     second = torch.tensor([[[[3.0]]]])
     nothing = [torch.zeros_like(first), torch.zeros_like(second)]
@@ -158,7 +158,7 @@ def test_the_larger_tap_of_a_flow_is_pooled_by_its_maxima() -> None:
 
 def test_channelwise_loss_compares_where_each_channel_looks() -> None:
     student, teacher = torch.randn(2, 4, 3, 5, dtype=torch.float64), torch.randn(2, 4, 3, 5, dtype=torch.float64)
-    p, q = (torch.softmax(tap.flatten(2) / 4, 2).numpy() for tap in (teacher, student))
+    p, q = (torch.softmax(feature.flatten(2) / 4, 2).numpy() for feature in (teacher, student))
     expected = 16 * np.mean([[(p[n, c] * np.log(p[n, c] / q[n, c])).sum() for c in range(4)] for n in range(2)])
     assert channelwise_loss(student, teacher, temperature=4.0).item() == pytest.approx(expected, rel=1e-5)
 
@@ -179,7 +179,7 @@ def test_losses_are_reckoned_in_fp32_under_autocast(loss: Callable[..., torch.Te
 
 
 def test_flows_are_reckoned_in_fp32_under_autocast() -> None:
-    taps = [torch.randn(1, 4, 8, 8) for _ in range(4)]
+    features = [torch.randn(1, 4, 8, 8) for _ in range(4)]
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = flow_loss(*taps)
-    assert torch.equal(mixed, flow_loss(*taps))
+        mixed = flow_loss(*features)
+    assert torch.equal(mixed, flow_loss(*features))

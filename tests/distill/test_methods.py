@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from segskd.distill.losses import soft_loss
-from segskd.distill.methods import METHODS
-from segskd.distill.module import adapted_stages
-from segskd.distill.phase import TEACHER, Comparison, Phase
-from segskd.distill.plan import default_epochs, plan
+from segskd.distill.planning.losses import soft_loss
+from segskd.distill.planning.methods import METHODS
+from segskd.distill.planning.phase import TEACHER, Comparison, Phase
+from segskd.distill.planning.plan import default_epochs, plan
+from segskd.distill.training.module import adapted_stages
 from segskd.errors import UserError
 
 STAGES = [*(f"encoder.{i}" for i in range(5)), *(f"decoder.{i}" for i in range(5)), "head"]
@@ -26,7 +26,7 @@ def test_stagewise_trains_one_stage_a_phase_and_the_head_on_labels(recipe: Calla
     assert all(phase.trained == (phase.name,) and phase.epochs == 7 for phase in phases)
     assert [phase.compared for phase in phases[:-1]] == [(Comparison((name,), 1.0),) for name in STAGES[:-1]]
     assert [phase.labels for phase in phases] == [0.0] * 10 + [1.0]
-    assert not phases[-1].taps
+    assert not phases[-1].features
 
 
 def test_supervised_gets_the_image_passes_of_all_stages(recipe: Callable[..., Any]) -> None:
@@ -56,14 +56,14 @@ def test_a_stage_without_a_partner_trains_with_the_next_that_has_one(recipe: Cal
     assert phases[0].epochs == 21
     assert phases[-1].trained == ("decoder.4", "head")
     assert phases[-1].epochs == 14
-    assert phases[-1].taps == ()
+    assert phases[-1].features == ()
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_compare_nothing_but_stages_with_a_partner(recipe: Callable[..., Any], method: str) -> None:
     paired = [name for name in STAGES if name not in ("encoder.0", "encoder.2", "decoder.0", "decoder.4")]
     phases = plan(recipe(method=method), paired, STAGES, images=12)
-    assert {name for phase in phases for name in phase.taps} <= set(paired)
+    assert {name for phase in phases for name in phase.features} <= set(paired)
     assert {name for phase in phases for name in phase.trained} == set(STAGES)
 
 
@@ -96,7 +96,7 @@ def test_every_method_names_its_paper(method: str) -> None:
         assert re.search(r"arXiv \d{4}\.\d{4,5}|CVPR \d{4}|et al\., \d{4}", str(METHODS[method].__doc__))
 
 
-def test_simultaneous_is_the_mean_of_ten_taps_and_the_labels(recipe: Callable[..., Any]) -> None:
+def test_simultaneous_is_the_mean_of_ten_features_and_the_labels(recipe: Callable[..., Any]) -> None:
     (phase,) = planned(recipe, "simultaneous")
     assert compared(phase) == pytest.approx(dict.fromkeys(STAGES[:-1], 1 / 11))
     assert phase.labels == pytest.approx(1 / 11)
@@ -147,13 +147,13 @@ def test_attention_needs_no_adapters_and_channelwise_does(recipe: Callable[..., 
     assert attention.labels == channelwise.labels == 1.0
 
 
-def test_fsp_follows_each_tap_to_the_next(recipe: Callable[..., Any]) -> None:
+def test_fsp_follows_each_feature_to_the_next(recipe: Callable[..., Any]) -> None:
     (phase,) = planned(recipe, "fsp")
     assert [comparison.stages for comparison in phase.compared] == list(pairwise(STAGES[:-1]))
     assert sum(compared(phase).values()) == pytest.approx(1.0)
 
 
-def test_hdkd_weighs_later_taps_more_and_uses_no_labels(recipe: Callable[..., Any]) -> None:
+def test_hdkd_weighs_later_features_more_and_uses_no_labels(recipe: Callable[..., Any]) -> None:
     (phase,) = planned(recipe, "hdkd", options={"weight": 0.5, "alpha": 2.0})
     weights = compared(phase)
     assert weights.pop("head") == 1.0
@@ -161,11 +161,11 @@ def test_hdkd_weighs_later_taps_more_and_uses_no_labels(recipe: Callable[..., An
     assert phase.labels == 0.0
 
 
-def test_dearkd_lets_go_of_the_teacher_after_the_early_taps(recipe: Callable[..., Any]) -> None:
+def test_dearkd_lets_go_of_the_teacher_after_the_early_features(recipe: Callable[..., Any]) -> None:
     early, labels = planned(recipe, "dearkd")
     assert (early.trained, early.epochs) == (tuple(STAGES[:3]), 21)
     assert compared(early) == dict.fromkeys(STAGES[:3], 1.0)
-    assert (labels.trained, labels.epochs, labels.taps) == (tuple(STAGES), 56, ())
+    assert (labels.trained, labels.epochs, labels.features) == (tuple(STAGES), 56, ())
 
 
 def test_multi_teacher_gan_goes_from_snapshot_to_snapshot(recipe: Callable[..., Any]) -> None:
@@ -174,7 +174,7 @@ def test_multi_teacher_gan_goes_from_snapshot_to_snapshot(recipe: Callable[..., 
     assert names[:4] == ["encoder.0-snapshot-1", "encoder.0-snapshot-2", "encoder.0", "encoder.1-snapshot-1"]
     assert [phase.epochs for phase in phases[:3]] == [3, 2, 2]
     assert [phase.compared[0].teacher for phase in phases[:3]] == ["snapshot-1", "snapshot-2", TEACHER]
-    assert all(phase.compared[0].critic == 0.01 for phase in phases[:-1])
+    assert all(phase.compared[0].discriminator == 0.01 for phase in phases[:-1])
     assert (names[-1], phases[-1].labels) == ("head", 1.0)
 
 

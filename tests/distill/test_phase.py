@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from segskd.distill.module import epoch_batches, steps_an_epoch
+from segskd.distill.training.module import epoch_batches, steps_an_epoch
 
 
 def batches(epoch: int, seed: int = 0, images: int = 36, views: int = 4, batch: int = 8) -> list[torch.Tensor]:

@@ -12,14 +12,15 @@ import pytest
 
 from segskd import cli
 from segskd.config import dump_recipe
-from segskd.distill import budget, checks, preflight
-from segskd.distill.budget import step_bytes
-from segskd.distill.job import Job
-from segskd.distill.preflight import LIBRARIES, MemoryNeeds
-from segskd.distill.preflight import preflight as fly
-from segskd.distill.prepare import prepare
-from segskd.distill.rehearsal import Rehearsal
-from segskd.distill.shadow import Shadow
+from segskd.distill.caching import budget
+from segskd.distill.running import checks, preflight
+from segskd.distill.running.preflight import LIBRARIES, MemoryForecast
+from segskd.distill.running.preflight import preflight as fly
+from segskd.distill.running.prepare import prepare
+from segskd.distill.running.trial import Trial
+from segskd.distill.training import meta
+from segskd.distill.training.job import Job
+from segskd.distill.training.meta import MetaNetworks, step_bytes
 from segskd.errors import UserError
 
 KEYS = (
@@ -31,24 +32,24 @@ Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.fixture
-def rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rehearsal whose figures are known, in no time."""
-    monkeypatch.setattr(preflight, "rehearse", lambda *_: Rehearsal({"encoder.0": 2.0, "head": 3.5}, 1.25, 1000))
+def tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial whose figures are known, in no time."""
+    monkeypatch.setattr(preflight, "run_trial", lambda *_: Trial({"encoder.0": 2.0, "head": 3.5}, 1.25, 1000))
 
 
-def plain_step_bytes(shadow: Shadow, _: object, batch: int) -> int:
+def plain_step_bytes(on_meta: MetaNetworks, _: object, batch: int) -> int:
     """Steps as if each pixel of a batch took a thousand bytes: 6,144,000 an image of 64x96."""
-    return 5_000_000 + 1000 * batch * shadow.size[0] * shadow.size[1]
+    return 5_000_000 + 1000 * batch * on_meta.size[0] * on_meta.size[1]
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Gives the machine as much free memory and disk as a test says; steps are plain."""
-    for module in (budget, preflight):
+    for module in (meta, preflight):
         monkeypatch.setattr(module, "step_bytes", plain_step_bytes)
 
     def give(memory: int = 64 * GIB, disk: int = 64 * GIB) -> None:
-        monkeypatch.setattr(budget, "free_device_memory", lambda _: memory)
+        monkeypatch.setattr(meta, "free_device_memory", lambda _: memory)
         monkeypatch.setattr(preflight, "free_device_memory", lambda _: memory)
         monkeypatch.setattr(budget, "free_memory", lambda: memory)
         monkeypatch.setattr(checks, "free_memory", lambda: memory)
@@ -62,7 +63,7 @@ def small_job(recipe: Callable[..., Any], tmp_path_factory: pytest.TempPathFacto
     return prepare(recipe(), tmp_path_factory.mktemp("none"))
 
 
-@pytest.mark.usefixtures("rehearsed")
+@pytest.mark.usefixtures("tried")
 def test_what_a_run_will_take(recipe: Callable[..., Any], tmp_path: Path, machine: Callable[..., None]) -> None:
     machine()
     found = fly(recipe(subset={"count": 10}), tmp_path / "run")
@@ -81,8 +82,8 @@ def test_what_a_run_will_take(recipe: Callable[..., Any], tmp_path: Path, machin
 
 
 def test_memory_is_the_networks_and_the_largest_step(small_job: Job) -> None:
-    needs = MemoryNeeds(small_job)
-    steps = {n: max(step_bytes(small_job.shadow, p, n) for p in small_job.phases) for n in (4, 12)}
+    needs = MemoryForecast(small_job)
+    steps = {n: max(step_bytes(small_job.on_meta, p, n) for p in small_job.phases) for n in (4, 12)}
     assert needs.bytes(12) - needs.bytes(4) == steps[12] - steps[4]
     weights = sum(
         t.numel() * t.element_size()
@@ -94,7 +95,7 @@ def test_memory_is_the_networks_and_the_largest_step(small_job: Job) -> None:
 
 
 def test_the_largest_batch_is_the_last_that_fits(small_job: Job) -> None:
-    needs = MemoryNeeds(small_job)
+    needs = MemoryForecast(small_job)
     assert needs.largest_batch(needs.bytes(7)) == 7
     assert needs.largest_batch(needs.bytes(7) - 1) == 6
     assert needs.largest_batch(needs.bytes(1) - 1) == 0
@@ -110,12 +111,12 @@ def test_disk_is_the_student_and_the_state_twice(small_job: Job, recipe: Callabl
     assert preflight._disk_bytes(stored) == preflight._disk_bytes(small_job) + stored.store.bytes
 
 
-@pytest.mark.usefixtures("rehearsed")
+@pytest.mark.usefixtures("tried")
 def test_a_batch_that_does_not_fit_and_the_one_that_does(
     recipe: Callable[..., Any], tmp_path: Path, machine: Callable[..., None], small_job: Job
 ) -> None:
     machine()
-    machine(memory=MemoryNeeds(small_job).bytes(3) - LIBRARIES)
+    machine(memory=MemoryForecast(small_job).bytes(3) - LIBRARIES)
     found = fly(recipe(store={"budget_gib": 1}), tmp_path)
     assert (found.fits, found.largest_batch, found.seconds, found.phases) == (False, 3, None, [])
     assert found.problem is not None
@@ -142,7 +143,7 @@ def test_a_store_that_is_too_large_is_an_answer_with_the_batch_that_would_fit(
     assert "the feature store needs" in str(found.problem)
 
 
-@pytest.mark.usefixtures("rehearsed")
+@pytest.mark.usefixtures("tried")
 def test_a_full_disk(recipe: Callable[..., Any], tmp_path: Path, machine: Callable[..., None]) -> None:
     machine(disk=10**6)
     found = fly(recipe(store={"kind": "disk"}), tmp_path)
@@ -155,7 +156,7 @@ def test_other_errors_stay_errors(recipe: Callable[..., Any], tmp_path: Path) ->
         fly(recipe(teacher=str(tmp_path / "nothing")), tmp_path / "run")
 
 
-@pytest.mark.usefixtures("rehearsed")
+@pytest.mark.usefixtures("tried")
 def test_the_command(
     recipe: Callable[..., Any],
     tmp_path: Path,

@@ -14,17 +14,17 @@ import torch
 from segskd.cli import main
 from segskd.config import Recipe, make_recipe, merged
 from segskd.data.dataset import hash_order
-from segskd.distill.branch import branch_recipe
-from segskd.distill.prepare import prepare
-from segskd.distill.pruning import plan_pruned, prune_recipe, pruned_runs
-from segskd.distill.retry import halve_batch
-from segskd.distill.session import pruned, resume, start
+from segskd.distill.running.branch import branch_recipe
+from segskd.distill.running.prepare import prepare
+from segskd.distill.running.pruning import plan_pruned, prune_recipe, pruned_runs
+from segskd.distill.running.retry import halve_batch
+from segskd.distill.running.session import pruned, resume, start
 from segskd.errors import UserError
 from segskd.models.build import describe, load
 from segskd.models.cut import cut
-from segskd.models.stages import tap_shapes
+from segskd.models.stages import feature_shapes
+from segskd.run_admin import delete, rename
 from segskd.runs import Run, default_name
-from segskd.shelf import delete, rename
 
 RATIO = 0.5
 
@@ -68,7 +68,7 @@ def test_it_is_a_run_beside_the_other(base: Run, narrow: Run) -> None:
     old = json.loads((base.path / "result.json").read_text())
     assert result["teacher_miou"] == old["teacher_miou"]
     assert result["student"]["parameters"] < 0.3 * old["student"]["parameters"]
-    assert tap_shapes(cut(load(narrow.path)), (64, 96))["encoder.4"][0] == 256
+    assert feature_shapes(cut(load(narrow.path)), (64, 96))["encoder.4"][0] == 256
     assert default_name(recipe, "bands") == "old-pruned-50pc"
 
 

@@ -18,12 +18,12 @@ from processes import PATIENCE, began, command, ended, workers
 from torch import Tensor
 
 from segskd.config import Recipe
-from segskd.distill.job import Job
-from segskd.distill.module import PhaseModule, epoch_batches
-from segskd.distill.prepare import prepare
-from segskd.distill.ranks import Ranks, gather_ranks, is_first, started_by_others
-from segskd.distill.session import resume, start
-from segskd.distill.store import Batch
+from segskd.distill.caching.store import Batch
+from segskd.distill.running.prepare import prepare
+from segskd.distill.running.session import resume, start
+from segskd.distill.training.job import Job
+from segskd.distill.training.module import PhaseModule, epoch_batches
+from segskd.distill.training.ranks import Ranks, gather_ranks, is_first, started_by_others
 from segskd.errors import UserError
 from segskd.evaluate.predict import Predictor, evaluate
 from segskd.models.build import load
@@ -43,7 +43,7 @@ class Halves:
         """The losses of the phase's epochs."""
         job, module, phase = self.job, self.module, self.job.phases[place]
         freeze([job.student.model])
-        self.store.advance(job.holdings.train[place])
+        self.store.advance(job.contents.train[place])
         module.start_training()
         rate = job.recipe.optimisation.lr or 0.0
         optimiser = torch.optim.Adam(module.trained_parameters(), lr=rate)
@@ -93,7 +93,7 @@ class Halves:
 
 
 def test_steps_do_not_ask_for_gpus_by_the_slow_way_that_lightning_sets() -> None:
-    program = "import os, segskd.distill.ranks; print(os.environ.get('PYTORCH_NVML_BASED_CUDA_CHECK'))"
+    program = "import os, segskd.distill.training.ranks; print(os.environ.get('PYTORCH_NVML_BASED_CUDA_CHECK'))"
     assert subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True).stdout == b"None\n"
 
 

@@ -26,7 +26,7 @@ Worker = Callable[..., ForkServerProcess]
 def worker() -> Worker:
     """Starts a command in a process of its own, forked from one that has imported all and computed nothing."""
     context: ForkServerContext = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["segskd.cli", "segskd.distill.session"])
+    context.set_forkserver_preload(["segskd.cli", "segskd.distill.running.session"])
 
     def begin(*arguments: str) -> ForkServerProcess:
         process = context.Process(target=main, args=(arguments,))

@@ -19,8 +19,8 @@ from segskd.config import dump_recipe
 from segskd.data.cards import load_card
 from segskd.data.dataset import list_pairs
 from segskd.data.pixels import read_image
-from segskd.distill import session
-from segskd.distill.prepare import prepare
+from segskd.distill.running import session
+from segskd.distill.running.prepare import prepare
 from segskd.errors import UserError
 from segskd.models.build import create, save
 
@@ -71,7 +71,7 @@ def test_what_the_teacher_chooses(recipe: Callable[..., Any], tmp_path: Path, an
     )
     assert names_of(diverse) == k_centre(features, 4)
     assert told == [("asking the teacher about the images", done, 12) for done in (8, 12)]
-    assert len(list((runs / ".cache").glob("survey-*.npz"))) == 1
+    assert len(list((runs / ".cache").glob("image_statistics-*.npz"))) == 1
     # the same pass serves the other rule, another seed, and a supervised run that names a teacher
     hardest = prepare(
         recipe(subset={"fraction": 0.25, "rule": "hardest"}, seed=1, method="supervised"),
@@ -90,7 +90,7 @@ def test_balanced_keeps_its_census(recipe: Callable[..., Any], tmp_path: Path, r
         )
         assert len(names_of(job)) == 4
     assert told == [("counting the classes' pixels", done, 12) for done in range(1, 13)]
-    assert len(list((runs / ".cache").glob("census-*.npz"))) == 1
+    assert len(list((runs / ".cache").glob("pixel_counts-*.npz"))) == 1
 
 
 @pytest.mark.parametrize("rule", ["diverse", "hardest"])

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from segskd.distill.job import Job
-from segskd.distill.needs import IMAGE_KEY, MASK_KEY, Key
-from segskd.distill.prepare import prepare
-from segskd.distill.rows import InEightBits, in_memory
-from segskd.distill.store import FeatureStore, Kind
+from segskd.distill.caching.inputs import IMAGE_KEY, MASK_KEY, Key
+from segskd.distill.caching.rows import InEightBits, in_memory
+from segskd.distill.caching.store import FeatureStore, Kind
+from segskd.distill.running.prepare import prepare
+from segskd.distill.training.job import Job
 from segskd.errors import UserError
 from segskd.models.stages import freeze
 
@@ -35,7 +35,7 @@ def store_of(job: Job, kind: Kind, folder: Path) -> FeatureStore:
 
 @torch.no_grad()
 def whole(job: Job, numbers: torch.Tensor) -> dict[Key, torch.Tensor]:
-    """Every tap of both networks for these samples, from the images."""
+    """Every feature of both networks for these samples, from the images."""
     images, masks = job.feature_store(job.subset.train, 2, Path()).samples.load(numbers.tolist())
     values = {IMAGE_KEY: images, MASK_KEY: masks}
     assert job.teacher is not None
@@ -47,7 +47,7 @@ def whole(job: Job, numbers: torch.Tensor) -> dict[Key, torch.Tensor]:
 def test_every_phase_gets_what_the_whole_networks_would_give(job: Job, kind: Kind, tmp_path: Path) -> None:
     store = store_of(job, kind, tmp_path / "store")
     expected = whole(job, EVERY_SECOND)
-    for phase, wanted in zip(job.phases, job.holdings.train, strict=True):
+    for phase, wanted in zip(job.phases, job.contents.train, strict=True):
         store.advance(wanted)
         batch = store.batch(EVERY_SECOND)
         assert batch.tensors.keys() == wanted, phase.name
@@ -69,7 +69,7 @@ def test_advancing_runs_each_frozen_stage_once_a_sample(job: Job, tmp_path: Path
         for name, stage in network.stages.items():
             stage.register_forward_hook(count(owner, name))
     store = store_of(job, "memory", tmp_path)
-    for wanted in job.holdings.train:
+    for wanted in job.contents.train:
         store.advance(wanted)
         store.batch(EVERY_SECOND)
     samples = 2 * 12
@@ -82,16 +82,16 @@ def test_advancing_runs_each_frozen_stage_once_a_sample(job: Job, tmp_path: Path
 
 def test_bytes_are_those_that_were_reckoned(job: Job, tmp_path: Path) -> None:
     store = store_of(job, "memory", tmp_path)
-    store.advance(job.holdings.train[-1])
+    store.advance(job.contents.train[-1])
     # decoder.4 (16 channels) in fp32 and the mask in uint8, at 64x96, two views of twelve images
     assert store.bytes == 24 * (16 * 64 * 96 * 4 + 64 * 96)
 
 
 def test_a_store_on_disk_leaves_nothing_behind(job: Job, tmp_path: Path) -> None:
     store = store_of(job, "disk", tmp_path / "store")
-    store.advance(job.holdings.train[3])
+    store.advance(job.contents.train[3])
     files = sorted(path.name for path in (tmp_path / "store").iterdir())
-    assert files == sorted(f"{key.owner}-{key.name}.bin" for key in job.holdings.train[3])
+    assert files == sorted(f"{key.owner}-{key.name}.bin" for key in job.contents.train[3])
     store.close()
     assert not (tmp_path / "store").exists()
 
@@ -107,7 +107,7 @@ def test_a_full_disk_is_told_before_anything_is_mapped(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match="No space left on device; free some space"):
-        store_of(job, "disk", tmp_path / "store").advance(job.holdings.train[0])
+        store_of(job, "disk", tmp_path / "store").advance(job.contents.train[0])
 
 
 @pytest.fixture
@@ -118,24 +118,24 @@ def coded(recipe: Callable[..., Any], tmp_path: Path) -> Job:
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk"])
-def test_taps_in_8_bits_are_half_a_step_off_at_most(coded: Job, kind: Kind, tmp_path: Path) -> None:
+def test_features_in_8_bits_are_half_a_step_off_at_most(coded: Job, kind: Kind, tmp_path: Path) -> None:
     store = store_of(coded, kind, tmp_path / "store")
-    store.advance(coded.holdings.train[0])
+    store.advance(coded.contents.train[0])
     batch, expected = store.batch(EVERY_SECOND), whole(coded, EVERY_SECOND)
     torch.testing.assert_close(batch.tensors[IMAGE_KEY], expected[IMAGE_KEY], rtol=0.0, atol=0.0)
     key = Key("teacher", "encoder.0")
-    tap = expected[key]
-    step = (tap.amax((2, 3), keepdim=True) - tap.amin((2, 3), keepdim=True)) / 255
-    error = (batch.tensors[key] - tap).abs()
+    feature = expected[key]
+    step = (feature.amax((2, 3), keepdim=True) - feature.amin((2, 3), keepdim=True)) / 255
+    error = (batch.tensors[key] - feature).abs()
     assert (error <= 0.5 * step + 1e-5).all()
     assert error.max() > 0.1 * step.max()  # it was kept in few bits indeed
-    assert (batch.tensors[key][tap == 0] == 0).all()
+    assert (batch.tensors[key][feature == 0] == 0).all()
     assert batch.tensors[key].is_contiguous(memory_format=torch.channels_last)
     assert store.bytes == 24 * (64 * (32 * 48 + 2 * 4) + 3 * 64 * 96 * 4 + 64 * 96)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_8_bits_add_nothing_to_the_rounding_of_the_taps_own_precision(dtype: torch.dtype) -> None:
+def test_8_bits_add_nothing_to_the_rounding_of_the_features_own_precision(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     rows = (torch.rand(2, 8, 8, 3) / 1000).to(dtype)
     kept = InEightBits(in_memory, (2, 8, 8, 3), dtype)
@@ -153,11 +153,11 @@ def test_a_channel_of_one_value_keeps_it() -> None:
     assert (kept.opened(kept.read(lambda rows: rows[[2]])) == torch.tensor(-0.3)).all()
 
 
-def test_bf16_taps_are_stored_as_they_come(recipe: Callable[..., Any], tmp_path: Path) -> None:
+def test_bf16_features_are_stored_as_they_come(recipe: Callable[..., Any], tmp_path: Path) -> None:
     job = prepare(recipe(precision="bf16"), tmp_path)
     freeze([job.student.model])
     store = store_of(job, "memory", tmp_path)
-    store.advance(job.holdings.train[1])
-    tap = store.batch(EVERY_SECOND).tensors[Key("teacher", "encoder.1")]
-    assert tap.dtype == torch.bfloat16
-    assert tap.is_contiguous(memory_format=torch.channels_last)
+    store.advance(job.contents.train[1])
+    feature = store.batch(EVERY_SECOND).tensors[Key("teacher", "encoder.1")]
+    assert feature.dtype == torch.bfloat16
+    assert feature.is_contiguous(memory_format=torch.channels_last)

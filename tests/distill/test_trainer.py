@@ -14,11 +14,11 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
-from segskd.distill import session
-from segskd.distill.graft import Grafter
-from segskd.distill.prepare import prepare
-from segskd.distill.session import resume, start
-from segskd.distill.trainer import Trainer
+from segskd.distill.running import session
+from segskd.distill.running.prepare import prepare
+from segskd.distill.running.session import resume, start
+from segskd.distill.training.graft import Grafter
+from segskd.distill.training.trainer import Trainer
 from segskd.errors import Stopped, UserError
 from segskd.models.cut import cut
 from segskd.runs import Event, Run
@@ -90,7 +90,7 @@ def test_previews_show_every_phase(finished: tuple[Path, dict[str, Any]]) -> Non
     assert sheet.shape[1] > 3 * 96
 
 
-def test_training_lowers_the_tap_loss(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_training_lowers_the_feature_loss(finished: tuple[Path, dict[str, Any]]) -> None:
     events = Run.open(finished[0]).events()
     losses = {(e["phase"], e["epoch"]): e["loss"] for e in events if e["kind"] == "epoch"}
     assert losses["encoder.0", 2] < losses["encoder.0", 1]
@@ -163,7 +163,7 @@ def test_a_graft_is_the_student_so_far_and_the_rest_of_the_teacher(recipe: Calla
     job.student.model.eval()
     phase = next(phase for phase in job.phases if phase.name == "encoder.2")
     store = job.feature_store(job.subset.val, 1, tmp_path)
-    store.advance(job.holdings.val[job.phases.index(phase)])
+    store.advance(job.contents.val[job.phases.index(phase)])
     batch = next(store.batches())
     logits = Grafter(job, Run(tmp_path)).logits(phase, batch)
 
@@ -208,7 +208,7 @@ def test_a_store_on_disk_trains_the_same_bits(
     )
 
 
-def test_a_run_with_taps_in_8_bits_goes_on_to_the_same_bits(recipe: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_run_with_features_in_8_bits_goes_on_to_the_same_bits(recipe: Callable[..., Any], tmp_path: Path) -> None:
     made = recipe(store={"bits": 8}, options={"joint": 0.1})
     start(made, tmp_path / "through")
     start(made, tmp_path / "paused", until="encoder.1")
@@ -390,7 +390,9 @@ def test_a_students_first_weights_are_the_teachers(recipe: Callable[..., Any], t
 def test_a_loss_that_is_no_number_ends_the_run_with_advice(
     recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segskd.distill.phase.tap_loss", lambda student, teacher: student.sum() * float("nan"))
+    monkeypatch.setattr(
+        "segskd.distill.planning.phase.feature_loss", lambda student, teacher: student.sum() * float("nan")
+    )
     with pytest.raises(UserError, match=r"the loss of encoder\.0 became nan: use a smaller --lr"):
         start(recipe(), tmp_path / "run")
     assert Run.open(tmp_path / "run").status() == "failed"

@@ -16,7 +16,7 @@ from segskd.data.cards import IMAGENET_MEAN, IMAGENET_STD, Card, load_card
 from segskd.data.dataset import Pair, list_pairs, read_mask
 from segskd.data.pixels import read_image
 from segskd.data.transforms import ViewMaker
-from segskd.distill.session import start
+from segskd.distill.running.session import start
 from segskd.errors import UserError
 from segskd.evaluate.diagnosis import Diagnosis, chance, diagnose
 from segskd.models.importing import Mends

@@ -11,8 +11,8 @@ import pytest
 from filelock import FileLock
 
 from segskd.export import timing
+from segskd.export.existing import Package, find_package
 from segskd.export.formats import Spec
-from segskd.export.found import Package, find_package
 from segskd.export.package import package
 from segskd.runs import Run
 
@@ -27,7 +27,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def run(recipe: Callable[..., Any], shared: Path) -> Run:
     """At a size that is padded, with a teacher to compare with."""
-    from segskd.distill.session import start
+    from segskd.distill.running.session import start
 
     folder = shared / "exported-runs" / "small"
     changes = {"data": {"size": "50x90"}, "subset": {"count": 4}, "optimisation": {"epochs": 4, "lr": 1e-2}}
@@ -40,8 +40,8 @@ def run(recipe: Callable[..., Any], shared: Path) -> Run:
 @pytest.fixture(scope="session")
 def narrow_run(run: Run, shared: Path) -> Run:
     """The same student with half its channels."""
-    from segskd.distill.pruning import plan_pruned
-    from segskd.distill.session import pruned
+    from segskd.distill.running.pruning import plan_pruned
+    from segskd.distill.running.session import pruned
 
     with FileLock(shared / "narrow-run.lock"):
         return pruned(*plan_pruned(run, 0.5, 1))

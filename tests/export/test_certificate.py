@@ -20,10 +20,10 @@ from segskd.data.dataset import Pair, list_pairs
 from segskd.data.pixels import read_image
 from segskd.errors import UserError
 from segskd.evaluate.predict import Predictor
-from segskd.export import fresh as processes
+from segskd.export import reopen as processes
 from segskd.export.certificate import Difference, _Count, compare, evenly, failures, other_sizes
 from segskd.export.formats import Limits, Spec
-from segskd.export.fresh import FreshProcess
+from segskd.export.reopen import ReopeningProcess
 from segskd.export.timing import _after_a_pause, _latency
 from segskd.models.build import load
 from segskd.runs import Run
@@ -50,7 +50,7 @@ def test_differences_are_counted(run: Run, unpacked: Callable[[Spec], Path]) -> 
         one, other = (Predictor(p.model, card, size).logits(images).argmax(1) for p in (before, moved))
         expected += int((one != other).sum())
     heard: list[tuple[int, int]] = []
-    with FreshProcess(folder) as fresh:
+    with ReopeningProcess(folder) as fresh:
         found = compare(fresh, moved, pairs(run), False, report=lambda done, total: heard.append((done, total)))
     assert heard == [(n, 12) for n in range(1, 13)]
     assert expected > 0
@@ -113,7 +113,7 @@ def test_a_file_that_its_runtime_refuses(
     monkeypatch.setattr(processes, "PROGRAM", silent)
     checkpoint = Predictor(load(run.model_folder), load_card(run.recipe.data.card), SIZE)
     with (
-        FreshProcess(tmp_path) as fresh,
+        ReopeningProcess(tmp_path) as fresh,
         pytest.raises(UserError, match=f"can't be opened by its own runtime: .*{said}"),
     ):
         compare(fresh, checkpoint, pairs(run), False)
@@ -124,7 +124,7 @@ def test_the_seconds_are_those_of_the_network(tmp_path: Path) -> None:
     lines = "import time\ndef network(folder, threads):\n    return lambda image: time.sleep(0.2) or image + 1\n"
     (tmp_path / "predict.py").write_text(lines)
     image: Any = np.arange(12, dtype=np.float32).reshape(1, 3, 2, 2)
-    with FreshProcess(tmp_path) as fresh:
+    with ReopeningProcess(tmp_path) as fresh:
         answer, seconds = fresh.logits(image)
         time.sleep(0.5)
         again = fresh.logits(image)[1]

@@ -22,8 +22,8 @@ from PIL import Image
 from segskd.data.cards import Card, load_card
 from segskd.data.dataset import list_pairs
 from segskd.data.pixels import read_image
-from segskd.distill.methods import _softened
-from segskd.distill.session import start
+from segskd.distill.planning.methods import _softened
+from segskd.distill.running.session import start
 from segskd.errors import UserError
 from segskd.evaluate.predict import Predictor, predict_files
 from segskd.export import timing

@@ -22,8 +22,8 @@ from segskd.errors import UserError
 from segskd.export import formats, timing
 from segskd.export import package as packing
 from segskd.export.certificate import Difference
+from segskd.export.existing import Package, find_package
 from segskd.export.formats import Spec, all_specs
-from segskd.export.found import Package, find_package
 from segskd.export.graph import FromPixels, Logits
 from segskd.export.model_card import model_card
 from segskd.export.package import package

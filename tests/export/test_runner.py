@@ -19,16 +19,16 @@ import pytest
 from packaging.requirements import Requirement
 from PIL import Image
 
-from segskd.data import bands
 from segskd.data.cards import load_card
 from segskd.data.dataset import list_pairs
 from segskd.data.pixels import read_image
 from segskd.evaluate.predict import Predictor
-from segskd.export import predict, timing
+from segskd.export import timing
 from segskd.export.formats import FORMATS, Spec
 from segskd.export.package import package
 from segskd.models.build import load
 from segskd.runs import Run
+from segskd.standalone import bands, predict
 
 
 def with_all_it_needs(names: Iterable[str]) -> dict[str, Distribution]:

@@ -1,4 +1,4 @@
-"""Adapters: only where taps differ, and then in the teacher's shape."""
+"""Adapters: only where features differ, and then in the teacher's shape."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_an_equal_pair_has_none(student: StagedNetwork) -> None:
 
 
 def test_strides_that_differ(student: StagedNetwork) -> None:
-    # The same blocks at stride 16 leave a tap of twice the height and width after layer 4.
+    # The same blocks at stride 16 leave a feature of twice the height and width after layer 4.
     teacher = cut(smp.Unet("resnet18", encoder_weights=None, classes=4).eval())
     teacher.model.encoder.make_dilated(16)  # type: ignore[operator,union-attr]
     adapters = probe_adapters(student, teacher, ["encoder.3", "encoder.4"], SIZE)
@@ -64,7 +64,7 @@ def test_an_adapter_by_hand() -> None:
     with torch.no_grad():
         adapter.project.weight.copy_(torch.tensor([[[[1.0]], [[10.0]]]]))
         adapter.project.bias.fill_(0.5)  # type: ignore[union-attr]
-        tap = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]], [[0.0, 1.0], [2.0, 3.0]]]])
-        assert adapter(tap).tolist() == [[[[1.5, 12.5], [23.5, 34.5]]]]
+        feature = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]], [[0.0, 1.0], [2.0, 3.0]]]])
+        assert adapter(feature).tolist() == [[[[1.5, 12.5], [23.5, 34.5]]]]
         # One pixel spread over four
-        assert adapter(tap[..., :1, 1:]).tolist() == [[[[12.5, 12.5], [12.5, 12.5]]]]
+        assert adapter(feature[..., :1, 1:]).tolist() == [[[[12.5, 12.5], [12.5, 12.5]]]]

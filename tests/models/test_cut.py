@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from segskd.errors import UserError
 from segskd.models.build import create, parse_spec
 from segskd.models.cut import check_size, cut, kinds
-from segskd.models.stages import HEAD, IMAGE, StagedNetwork, freeze, set_trained, tap_shapes
+from segskd.models.stages import HEAD, IMAGE, StagedNetwork, feature_shapes, freeze, set_trained
 
 SIZE = (96, 160)
 EXACT, PYRAMID, WHOLE = "exact", "pyramid", "one stage"
-# Name, how encoder and decoder are cut, strides of the encoder's and of the decoder's taps.
+# Name, how encoder and decoder are cut, strides of the encoder's and of the decoder's features.
 FOUND: tuple[tuple[str, tuple[str, str], list[int], list[int]], ...] = (
     ("unet:mobilenet_v2", (EXACT, EXACT), [2, 4, 8, 16, 32], [16, 8, 4, 2, 1]),
     ("unet:efficientnet-b0", (EXACT, EXACT), [2, 4, 8, 16, 32], [16, 8, 4, 2, 1]),
@@ -51,7 +51,7 @@ def test_stages_are_found(spec: str, cuts: tuple[str, str], encoder: list[int], 
     model = made(spec)
     network = cut(model)
     assert kinds(network) == cuts
-    shapes = tap_shapes(network, SIZE)
+    shapes = feature_shapes(network, SIZE)
     strides = {name: SIZE[0] // shape[1] for name, shape in shapes.items()}
     assert {name: stride for name, stride in strides.items() if name not in (IMAGE, HEAD)} == {
         **{f"encoder.{place}": stride for place, stride in enumerate(encoder)},
@@ -90,8 +90,8 @@ def test_sides_of_any_length() -> None:
             assert torch.equal(cut(model).logits(image), model(image))
 
 
-def test_a_level_of_a_pyramid_has_what_reaches_its_tap_and_no_earlier_one() -> None:
-    """DPN's second tap is made of conv2, whose two branches meet there; the stem before it belongs to the first."""
+def test_a_level_of_a_pyramid_has_what_reaches_its_feature_and_no_earlier_one() -> None:
+    """DPN's second feature is made of conv2, whose two branches meet there; the stem before it belongs to the first."""
     network = cut(made("unet:dpn68"))
     names = {id(parameter): name for name, parameter in network.model.named_parameters()}
     owned = [{names[id(p)] for p in network.stages[f"encoder.{level}"].parameters()} for level in (0, 1)]

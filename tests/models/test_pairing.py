@@ -53,7 +53,7 @@ def test_a_cnn_teacher_of_a_transformer() -> None:
     assert teacher.names[:5] == ["own.encoder.0", "encoder.0", "encoder.1", "encoder.2", "encoder.3"]
     assert teacher.names[5:] == student.names[4:]
     assert shared(student.names, teacher.names) == tuple(student.names)
-    # Its own stem comes in from the side in the graft: the student has no such tap.
+    # Its own stem comes in from the side in the graft: the student has no such feature.
     assert teacher.sources(teacher.index("decoder.3")) == ["decoder.2", "own.encoder.0"]
     assert lent("encoder.1", teacher, student.names) == ["own.encoder.0"]
     assert lent("decoder.3", teacher, student.names) == []

@@ -13,14 +13,15 @@ from torch import nn
 
 from segskd.config import Size
 from segskd.errors import UserError
-from segskd.models import build, narrow
-from segskd.models.adapters import Adapters, at_every_tap, probe_adapters
+from segskd.models import build
+from segskd.models.adapters import Adapters, at_every_feature, probe_adapters
 from segskd.models.build import create, describe, load, save
 from segskd.models.cut import cut
-from segskd.models.narrow import PRUNED
 from segskd.models.pairing import paired, shared
 from segskd.models.prune import prune
-from segskd.models.stages import HEAD, IMAGE, StagedNetwork, tap_shapes
+from segskd.models.stages import HEAD, IMAGE, StagedNetwork, feature_shapes
+from segskd.standalone import narrow
+from segskd.standalone.narrow import PRUNED
 
 SIZE = (64, 96)
 
@@ -59,7 +60,7 @@ def pruned() -> StagedNetwork:
 
 def test_widths_by_hand(pruned: StagedNetwork) -> None:
     """Half of each, and nowhere fewer than 16."""
-    widths = {name: shape[0] for name, shape in tap_shapes(pruned, SIZE).items() if name != IMAGE}
+    widths = {name: shape[0] for name, shape in feature_shapes(pruned, SIZE).items() if name != IMAGE}
     encoder = {"encoder.0": 32, "encoder.1": 32, "encoder.2": 64, "encoder.3": 128, "encoder.4": 256}
     decoder = {"decoder.0": 128, "decoder.1": 64, "decoder.2": 32, "decoder.3": 16, "decoder.4": 16}
     assert widths == {**encoder, **decoder, HEAD: 4}
@@ -72,8 +73,8 @@ def test_widths_by_hand(pruned: StagedNetwork) -> None:
 def test_widths_are_multiples_of_eight_rounded_up(ratio: float, width: int) -> None:
     made = network()
     prune(made, network("resnet34"), Adapters(), ratio, SIZE)
-    assert tap_shapes(made, SIZE)["encoder.0"][0] == width
-    assert tap_shapes(made, SIZE)["decoder.4"][0] == 16
+    assert feature_shapes(made, SIZE)["encoder.0"][0] == width
+    assert feature_shapes(made, SIZE)["decoder.4"][0] == 16
 
 
 def test_channels_that_say_nothing_go_and_the_answers_stay() -> None:
@@ -85,10 +86,10 @@ def test_channels_that_say_nothing_go_and_the_answers_stay() -> None:
         adapters = prune(student, teacher, Adapters(), 0.5, SIZE)
         after = student.run({IMAGE: image}, SIZE)
         assert torch.allclose(after[HEAD], before[HEAD], atol=1e-5)
-        for name, tap in after.items():
+        for name, feature in after.items():
             # decoder.4 keeps its 16 channels, and there is nothing to adapt.
-            assert (adapters.adapt(name, tap) is tap) is (name in ("decoder.4", HEAD))
-            assert torch.allclose(adapters.adapt(name, tap), before[name], atol=1e-5), name
+            assert (adapters.adapt(name, feature) is feature) is (name in ("decoder.4", HEAD))
+            assert torch.allclose(adapters.adapt(name, feature), before[name], atol=1e-5), name
     assert float(before[HEAD].abs().max()) > 0.1
 
 
@@ -169,7 +170,7 @@ def test_grouped_convolutions_and_gates(encoder: str, tmp_path: Path) -> None:
     image = torch.randn(1, 3, *SIZE)
     with torch.no_grad():
         assert torch.equal(again(image), made.model(image))
-    assert tap_shapes(cut(again), SIZE)["encoder.0"][0] == 32
+    assert feature_shapes(cut(again), SIZE)["encoder.0"][0] == 32
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ def test_networks_that_would_lose_more_or_break(encoder: str, said: str) -> None
 def test_adapters_lie_where_the_student_lies() -> None:
     student = network()
     student.model.to("meta")
-    everywhere = at_every_tap(Adapters(), student, student.names[:-1], SIZE)
+    everywhere = at_every_feature(Adapters(), student, student.names[:-1], SIZE)
     assert len(everywhere) == 10
     assert {parameter.device.type for parameter in everywhere.parameters()} == {"meta"}
 
@@ -263,4 +264,4 @@ def test_stages_without_a_partner_are_pruned_without_adapters() -> None:
     assert names == ["encoder.0", "encoder.1", "encoder.2", "decoder.1"]
     adapters = prune(student, teacher, probe_adapters(student, teacher, names, SIZE), 0.5, SIZE)
     assert sorted(adapters) == ["decoder_1", "encoder_0", "encoder_1", "encoder_2"]
-    assert tap_shapes(student, SIZE)["encoder.4"][0] == 256
+    assert feature_shapes(student, SIZE)["encoder.4"][0] == 256

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from segskd.errors import UserError
 from segskd.models.build import create
 from segskd.models.cut import cut
-from segskd.models.stages import IMAGE, StagedNetwork, copy_matching, freeze, ghost, set_trained, tap_shapes
+from segskd.models.stages import IMAGE, StagedNetwork, copy_matching, feature_shapes, freeze, ghost, set_trained
 
 SIZES = [(64, 96), (96, 64), (72, 100), (45, 61)]
 NAMES = [f"encoder.{i}" for i in range(5)] + [f"decoder.{i}" for i in range(5)] + ["head"]
@@ -79,13 +79,13 @@ class TestEveryEncoder:
         assert set(owners.values()) == {1}
 
     @pytest.mark.parametrize("size", SIZES[1:])
-    def test_tap_shapes_are_the_real_ones(self, model: nn.Module, size: tuple[int, int]) -> None:
+    def test_feature_shapes_are_the_real_ones(self, model: nn.Module, size: tuple[int, int]) -> None:
         network = cut(model.eval())
         image = torch.randn(1, 3, *size)
         with torch.no_grad():
-            taps = network.run({IMAGE: image}, size)
-        expected = {IMAGE: (3, *size)} | {name: tuple(tap.shape[1:]) for name, tap in taps.items()}
-        assert tap_shapes(network, size) == expected
+            features = network.run({IMAGE: image}, size)
+        expected = {IMAGE: (3, *size)} | {name: tuple(feature.shape[1:]) for name, feature in features.items()}
+        assert feature_shapes(network, size) == expected
 
 
 @pytest.fixture
@@ -93,8 +93,8 @@ def small() -> nn.Module:
     return make("resnet10")
 
 
-def test_tap_shapes_by_hand(small: nn.Module) -> None:
-    shapes = tap_shapes(cut(small), (64, 96))
+def test_feature_shapes_by_hand(small: nn.Module) -> None:
+    shapes = feature_shapes(cut(small), (64, 96))
     assert shapes["encoder.0"] == (64, 32, 48)
     assert shapes["encoder.1"] == (64, 16, 24)
     assert shapes["encoder.4"] == (512, 2, 3)
@@ -105,16 +105,16 @@ def test_tap_shapes_by_hand(small: nn.Module) -> None:
 
 def test_a_ghost_asks_no_other_process() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), BatchNormAct2d(4))
-    shadow = ghost(convert_sync_batchnorm(network))
-    assert [type(layer) for layer in shadow] == [nn.Conv2d, nn.BatchNorm2d, BatchNormAct2d]
-    assert shadow(torch.empty(2, 3, 5, 7, device="meta")).shape == (2, 4, 5, 7)
+    on_meta = ghost(convert_sync_batchnorm(network))
+    assert [type(layer) for layer in on_meta] == [nn.Conv2d, nn.BatchNorm2d, BatchNormAct2d]
+    assert on_meta(torch.empty(2, 3, 5, 7, device="meta")).shape == (2, 4, 5, 7)
 
 
 def test_a_ghost_has_no_storage_and_leaves_its_model_alone(small: nn.Module) -> None:
     before = state(small)
     assert {tensor.device.type for tensor in ghost(small).state_dict().values()} == {"meta"}
     assert small.training
-    tap_shapes(cut(small), (64, 96))
+    feature_shapes(cut(small), (64, 96))
     assert small.training
     assert same(state(small), before)
 
@@ -128,23 +128,23 @@ def test_what_a_stage_takes_in(small: nn.Module) -> None:
     assert taken[9:] == [["decoder.3"], ["decoder.4"]]
 
 
-def test_the_first_tap_is_after_the_relu(small: nn.Module) -> None:
+def test_the_first_feature_is_after_the_relu(small: nn.Module) -> None:
     with torch.no_grad():
-        tap = cut(small).run({IMAGE: torch.randn(2, 3, 64, 96)}, (64, 96), last=0)["encoder.0"]
-    assert tap.min() == 0
-    assert tap.max() > 0
+        feature = cut(small).run({IMAGE: torch.randn(2, 3, 64, 96)}, (64, 96), last=0)["encoder.0"]
+    assert feature.min() == 0
+    assert feature.max() > 0
 
 
-def test_run_goes_on_from_taps(small: nn.Module) -> None:
+def test_run_goes_on_from_features(small: nn.Module) -> None:
     network, image = cut(small.eval()), torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        taps = network.run({IMAGE: image}, (64, 96))
+        features = network.run({IMAGE: image}, (64, 96))
         early = network.run({IMAGE: image}, (64, 96), last=6)
         assert list(early) == NAMES[:7]
         needed = {name: early[name] for name in ("decoder.1", "encoder.1", "encoder.0")}
         late = network.run(needed, (64, 96), first=7, last=9)
     assert list(late) == NAMES[7:10]
-    assert torch.equal(late["decoder.4"], taps["decoder.4"])
+    assert torch.equal(late["decoder.4"], features["decoder.4"])
 
 
 @pytest.mark.parametrize("depth", [3, 4])

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from segskd.errors import UserError
+from segskd.run_admin import write_note
 from segskd.runs import Run
-from segskd.shelf import write_note
 from ui.context import Context
 from ui.state import catalogue as module
 from ui.state.catalogue import DIED, STOPPED, Catalogue, Row

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from segskd.config import load_recipe
-from segskd.distill.session import start
+from segskd.distill.running.session import start
 from segskd.errors import UserError
 from segskd.evaluate.sidebyside import Frame
 from segskd.runs import Run

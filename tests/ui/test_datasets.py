@@ -18,8 +18,8 @@ from PIL import Image
 from segskd.data.check import Report as Found
 from segskd.errors import UserError
 from ui.state.background import Report, Tasks
+from ui.state.dataset_report import plain_report, shares
 from ui.state.datasets import Datasets
-from ui.state.found import plain_report, shares
 from ui.state.thumbnails import WIDTH, Thumbnails, thumbnail
 
 SECONDS = 20
@@ -172,7 +172,7 @@ def test_masks_that_cannot_be_counted_leave_the_rest_standing(datasets: Datasets
     assert datasets.read(opened).wait(SECONDS)
     reading = datasets.reading(opened)
     assert reading is not None
-    assert reading.census is None
+    assert reading.pixel_counts is None
     assert reading.problem is not None
     assert "train/masks/b01.png" in reading.problem
     assert str(own_data) not in reading.problem

@@ -22,17 +22,18 @@ from segskd.data.cards import load_card
 from segskd.data.dataset import Pair, list_pairs, read_mask
 from segskd.data.pixels import read_image
 from segskd.devices import choose_device, out_of_memory
-from segskd.distill import budget, checks, images
-from segskd.distill.budget import Choice, check_step_fits
-from segskd.distill.images import Subset
-from segskd.distill.loop import Loop
-from segskd.distill.methods import stagewise
-from segskd.distill.needs import IMAGE_KEY
-from segskd.distill.phase import Setting
-from segskd.distill.ranks import Ranks
-from segskd.distill.shadow import Shadow
-from segskd.distill.store import Batch
-from segskd.distill.trainer import Trainer
+from segskd.distill.caching.budget import Choice
+from segskd.distill.caching.inputs import IMAGE_KEY
+from segskd.distill.caching.store import Batch
+from segskd.distill.planning.images import Subset
+from segskd.distill.planning.methods import stagewise
+from segskd.distill.planning.phase import Setting
+from segskd.distill.running import checks, images
+from segskd.distill.training import meta
+from segskd.distill.training.loop import Loop
+from segskd.distill.training.meta import MetaNetworks, check_step_fits
+from segskd.distill.training.ranks import Ranks
+from segskd.distill.training.trainer import Trainer
 from segskd.errors import UserError
 from segskd.files import writing
 from segskd.models.adapters import Adapters
@@ -148,11 +149,11 @@ def test_memory_that_ran_out_offers_half_the_batch() -> None:
 
 def test_a_step_that_does_not_fit_offers_half_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     student = cut(create("unet", "resnet10", 3))
-    monkeypatch.setattr(budget, "free_device_memory", lambda _device: 1)
+    monkeypatch.setattr(meta, "free_device_memory", lambda _device: 1)
     phases = stagewise(Setting(tuple(student.names), 1))[-1:]
     card: Any = SimpleNamespace(ignore_index=255)
-    shadow = Shadow({"student": student}, Adapters(), torch.nn.ModuleDict(), card, (32, 32))
-    error = said_by(lambda: check_step_fits(shadow, phases, 4, 0, torch.device("cpu")))
+    on_meta = MetaNetworks({"student": student}, Adapters(), torch.nn.ModuleDict(), card, (32, 32))
+    error = said_by(lambda: check_step_fits(on_meta, phases, 4, 0, torch.device("cpu")))
     failure = diagnose(failed(error))
     assert failure is not None
     assert (failure.kind, failure.halve) == ("memory", True)

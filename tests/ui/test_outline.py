@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from segskd.distill.methods import METHODS
-from segskd.distill.plan import default_epochs
+from segskd.distill.planning.methods import METHODS
+from segskd.distill.planning.plan import default_epochs
 from segskd.errors import UserError
 from ui.state.admission import check_unlabelled, unlabelled_folders
 from ui.state.form import FieldError
@@ -26,13 +26,13 @@ def on(recipe: Any, data: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("method", "expected"),
     [
-        ("simultaneous", ["the teacher's taps and labels"]),
-        ("fitnets", ["the teacher's tap", "the teacher's tap", "labels"]),
+        ("simultaneous", ["the teacher's features and labels"]),
+        ("fitnets", ["the teacher's feature", "the teacher's feature", "labels"]),
         ("hinton", ["the teacher's answers and labels"]),
-        ("hdkd", ["the teacher's taps and the teacher's answers"]),
+        ("hdkd", ["the teacher's features and the teacher's answers"]),
         ("supervised", ["labels"]),
-        ("dearkd", ["the teacher's taps", "labels"]),
-        ("blockwise", ["the teacher's taps and labels, each stage by itself", "the teacher's taps and labels"]),
+        ("dearkd", ["the teacher's features", "labels"]),
+        ("blockwise", ["the teacher's features and labels, each stage by itself", "the teacher's features and labels"]),
     ],
 )
 def test_every_phase_says_what_it_learns_from(
@@ -47,14 +47,14 @@ def test_snapshots_and_discriminators_are_told(
     shutil.copytree(teacher_folder, tmp_path / "teacher")
     shutil.copytree(teacher_folder, tmp_path / "teacher" / "snapshots" / "1")
     told = on(recipe(method="multi_teacher_gan", teacher=str(tmp_path / "teacher")), data)
-    assert told[:2] == ["snapshot-1's tap and a discriminator", "the teacher's tap and a discriminator"]
+    assert told[:2] == ["snapshot-1's feature and a discriminator", "the teacher's feature and a discriminator"]
     assert (len(told), told[-1]) == (21, "labels")
 
 
 def test_stages_that_train_with_another_are_told(
     recipe: Callable[..., Any], data: Path, teacher_folder: Path, tmp_path: Path
 ) -> None:
-    """VGG's first block lies before the teacher's first tap, and its last, a pooling, behind the last one."""
+    """VGG's first block lies before the teacher's first feature, and its last, a pooling, behind the last one."""
     phases = outline(recipe(student="unet:vgg11"), data).as_dict()["phases"]
     beside = {phase["name"]: phase["beside"] for phase in phases if phase["beside"]}
     assert beside == {"encoder.1": "encoder.0", "decoder.0": "encoder.5"}

@@ -38,13 +38,13 @@ UNWANTED = {
     ".state.pt.part",
     "previews/.head.png.part",
     "exports/safetensors/small.zip",
-    "store/taps.bin",
+    "store/features.bin",
 }
 
 
 @pytest.fixture
 def run(make_run: Make) -> Run:
-    """A run with every file that runs have, each holding its own name; but for its recipe, which is one."""
+    """A run with every file that runs have, each content its own name; but for its recipe, which is one."""
     made = make_run("small")
     for name in (WANTED | UNWANTED) - {"recipe.yaml"}:
         made.write(name, name.encode())

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segskd.data.census import Census
+from segskd.data.pixel_counts import PixelCounts
 from segskd.data.subset import draw_subset
 from segskd.errors import Stopped, UserError
-from segskd.evaluate.survey import Survey
+from segskd.evaluate.image_statistics import ImageStatistics
 from ui.state import picker as picker_module
-from ui.state.asking import Question, _answer, _listen, survey_apart
+from ui.state.asking import Question, _answer, _listen, image_statistics_in_worker
 from ui.state.background import Tasks
 from ui.state.choice import Choice
 from ui.state.datasets import Datasets
@@ -100,13 +100,13 @@ def test_counts_that_cannot_be_had_are_a_problem(
 
 
 def test_rows_count_images_and_pixels_in_the_subset_and_in_all() -> None:
-    census = Census(("a", "b", "c"), np.array([[6, 2, 0, 9], [0, 8, 0, 0], [4, 0, 4, 1]]))
-    assert class_rows(census, ["a", "b", "c"], ["a", "c"]) == [
+    pixel_counts = PixelCounts(("a", "b", "c"), np.array([[6, 2, 0, 9], [0, 8, 0, 0], [4, 0, 4, 1]]))
+    assert class_rows(pixel_counts, ["a", "b", "c"], ["a", "c"]) == [
         {"images": 2, "of": 2, "share": 10 / 16, "whole": 10 / 24},
         {"images": 1, "of": 2, "share": 2 / 16, "whole": 10 / 24},
         {"images": 1, "of": 1, "share": 4 / 16, "whole": 4 / 24},
     ]
-    assert [row["images"] for row in class_rows(census, ["a", "b", "c"], [])] == [0, 0, 0]
+    assert [row["images"] for row in class_rows(pixel_counts, ["a", "b", "c"], [])] == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -149,23 +149,23 @@ def test_only_teachers_that_know_the_classes_and_are_trained_are_asked(
     assert "has no teacher" in answer["problem"]
 
 
-def fake_survey(asked: list[Question]) -> Callable[..., Survey]:
+def fake_statistics(asked: list[Question]) -> Callable[..., ImageStatistics]:
     """A teacher that is the less sure the higher an image's number, and sees two groups."""
 
-    def survey(question: Question, report: Any) -> Survey:
+    def image_statistics(question: Question, report: Any) -> ImageStatistics:
         asked.append(question)
         names = tuple(pair.name for pair in question.pairs)
         features = np.array([[number % 2 * 10.0, number] for number in range(len(names))], dtype=np.float32)
-        return Survey(names, features, np.arange(len(names), dtype=np.float32))
+        return ImageStatistics(names, features, np.arange(len(names), dtype=np.float32))
 
-    return survey
+    return image_statistics
 
 
 def test_the_rules_that_ask_wait_for_the_answer_and_are_instant_then(
     picker: Picker, choice: Callable[..., Choice], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Question] = []
-    monkeypatch.setattr(picker_module, "survey_apart", fake_survey(asked))
+    monkeypatch.setattr(picker_module, "image_statistics_in_worker", fake_statistics(asked))
     assert picker.select(choice(rule="hardest"))["waiting"] == "teacher"
     hardest = choice(rule="hardest", fraction=0.25, teacher="runs/kind")
     assert picker.select(hardest)["waiting"] == "answer"
@@ -184,7 +184,7 @@ def test_another_server_hears_again_what_was_said(
     picker: Picker, datasets: Datasets, teacher: Teacher, choice: Callable[..., Choice], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Question] = []
-    monkeypatch.setattr(picker_module, "survey_apart", fake_survey(asked))
+    monkeypatch.setattr(picker_module, "image_statistics_in_worker", fake_statistics(asked))
     hardest = choice(rule="hardest", teacher="runs/kind")
     assert picker.ask(hardest.card, "runs/kind").wait(SECONDS)
     again = Picker(Datasets(datasets.data, datasets.cache, Tasks()), lambda: [teacher])
@@ -201,7 +201,7 @@ def test_a_teacher_is_asked_in_a_process_of_its_own(
     opened = datasets.open(choice().card)
     heard: list[tuple[str, int, int | None]] = []
     question = Question(teacher_folder, opened.card, opened.pairs(), (64, 96), tmp_path / "cache")
-    answer = survey_apart(question, lambda *step: heard.append(step))
+    answer = image_statistics_in_worker(question, lambda *step: heard.append(step))
     assert answer.names == tuple(f"b{number:02}" for number in range(12))
     assert answer.features.shape == (12, 512)
     assert heard[0] == ("waking the teacher", 0, None)

@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from segskd import shelf
+from segskd import run_admin
 from segskd.errors import UserError
 from segskd.runs import Run
 from segskd.study.config import dump_study, make_study
@@ -338,7 +338,7 @@ def test_a_studys_name_is_taken(context: Context, make_study_folder: Make, make_
     make_study_folder()
     run = make_run("alone")
     with pytest.raises(UserError, match="grid already"):
-        shelf.rename(run, "grid")
+        run_admin.rename(run, "grid")
     with pytest.raises(UserError, match=r"holds study\.yaml and is no run"):
         context.jobs.submit(run.recipe, "grid")
     assert context.jobs.waiting() == []

@@ -26,7 +26,7 @@ function railWords(phase, working, single) {
   if (phase.state === "to come") return "to come";
   if (!working) return `stopped at ${wholePercent(phase.share)}`;
   if (phase.state === "training" && phase.share >= 1) return "measuring";
-  return phase.state === "filling" ? "storing taps" : `training, ${wholePercent(phase.share)}`;
+  return phase.state === "filling" ? "storing features" : `training, ${wholePercent(phase.share)}`;
 }
 
 function makeRail(host, choose) {

@@ -9,7 +9,7 @@ from typing import Any
 from segskd.config import Recipe
 from segskd.data.cards import CARDS_FOLDER, list_cards, load_card
 from segskd.errors import UserError
-from segskd.shelf import EARLIER
+from segskd.run_admin import EARLIER
 from ui.context import Context
 from ui.state.form import SHARED, Form, TeachForm
 from ui.state.outline import beside

@@ -15,8 +15,8 @@ from segskd.data.cards import Card
 from segskd.data.dataset import Pair
 from segskd.devices import choose_device, out_of_memory
 from segskd.errors import UserError
+from segskd.evaluate.image_statistics import ImageStatistics, image_statistics
 from segskd.evaluate.metrics import check_fits
-from segskd.evaluate.survey import Survey, survey
 from segskd.models.build import describe, load
 from ui.state.background import Report
 
@@ -36,8 +36,8 @@ class Question:
     cache: Path
 
 
-def survey_apart(question: Question, report: Report) -> Survey:
-    """The teacher's survey, made by a process of low priority.
+def image_statistics_in_worker(question: Question, report: Report) -> ImageStatistics:
+    """The teacher's image_statistics, made by a process of low priority.
 
     Raises UserError for a teacher that can't be asked, Stopped when the report does; the process is then gone.
     """
@@ -60,7 +60,7 @@ def survey_apart(question: Question, report: Report) -> Survey:
         ear.close()
 
 
-def _listen(ear: Connection, total: int, report: Report) -> Survey:
+def _listen(ear: Connection, total: int, report: Report) -> ImageStatistics:
     """What comes out of the process in the end. Raises EOFError when it ends without a word."""
     progress: tuple[str, int, int | None] = (WAKING, 0, None)
     while True:
@@ -69,7 +69,7 @@ def _listen(ear: Connection, total: int, report: Report) -> Survey:
             continue
         kind, content = ear.recv()
         if kind == "done":
-            answer: Survey = content
+            answer: ImageStatistics = content
             return answer
         if kind == "problem":
             raise UserError(content)
@@ -83,7 +83,7 @@ def _answer(question: Question, mouth: Any) -> None:
     try:
         model = load(question.teacher)
         check_fits(model, question.card, describe(model))
-        found = survey(
+        found = image_statistics(
             model,
             question.card,
             question.pairs,

@@ -12,10 +12,10 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from segskd.config import Recipe
 from segskd.data.cards import load_card
-from segskd.distill.plan import default_epochs
+from segskd.distill.planning.plan import default_epochs
 from segskd.errors import UserError
+from segskd.run_admin import note
 from segskd.runs import RUN_NAME, Run, list_runs
-from segskd.shelf import note
 from ui.jobs import Jobs, JobState
 from ui.state.follow import Followers
 

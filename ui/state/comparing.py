@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segskd.data.pixels import read_upload
-from segskd.distill.branch import branch_recipe
+from segskd.distill.running.branch import branch_recipe
 from segskd.errors import UserError
 from segskd.evaluate.compare import AGREEMENT, AGREEMENT_COLORS
 from segskd.evaluate.sidebyside import IGNORED, TEACHER_TOO, Frame, SideBySide

@@ -13,14 +13,14 @@ from urllib.parse import urlsplit
 
 from segskd.data.adding import Added, add_archive, add_folder, candidate_folders
 from segskd.data.cards import Card, CardEntry, list_cards
-from segskd.data.census import Census, census
 from segskd.data.check import Kind, check
 from segskd.data.dataset import Listing, Pair, has_split, list_split
 from segskd.data.fetch import fetch, missing
+from segskd.data.pixel_counts import PixelCounts, pixel_counts
 from segskd.errors import UserError
 from segskd.files import write_whole
 from ui.state.background import Report, Task, Tasks
-from ui.state.found import Json, plain_report, shown, without
+from ui.state.dataset_report import Json, plain_report, shown, without
 
 QUICK_SECONDS = 0.4
 
@@ -46,12 +46,12 @@ class Opened:
 class Reading:
     """What reading every file of a dataset gave.
 
-    `found` is plain data: images, sizes, pixels by split and class, problems. `census` is None when the
+    `found` is plain data: images, sizes, pixels by split and class, problems. `pixel_counts` is None when the
     training masks can't be counted; `problem` then says why.
     """
 
     found: Json
-    census: Census | None
+    pixel_counts: PixelCounts | None
     problem: str | None = None
 
 
@@ -107,7 +107,7 @@ class Datasets:
         def work(report: Report) -> Reading:
             found = self._kept(opened) or self._check(opened, report)
             try:
-                counted = census(
+                counted = pixel_counts(
                     opened.card,
                     opened.pairs(),
                     self.cache,

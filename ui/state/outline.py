@@ -17,10 +17,10 @@ from segskd.data.dataset import list_pairs
 from segskd.data.subset import MINIMUM, split_holdout, subset_size
 from segskd.data.transforms import padded_size
 from segskd.data.unlabelled import UNLABELLED, list_further
-from segskd.distill.images import labelled_size
-from segskd.distill.methods import FROM_SNAPSHOTS, METHODS
-from segskd.distill.phase import TEACHER, Phase
-from segskd.distill.plan import default_epochs, plan
+from segskd.distill.planning.images import labelled_size
+from segskd.distill.planning.methods import FROM_SNAPSHOTS, METHODS
+from segskd.distill.planning.phase import TEACHER, Phase
+from segskd.distill.planning.plan import default_epochs, plan
 from segskd.errors import UserError
 from segskd.models.build import create, load, model_folder, parse_spec, snapshot_folders
 from segskd.models.cut import check_size, cut
@@ -220,7 +220,7 @@ def _held_out(recipe: Recipe, size: int) -> int:
 
 
 def _teachers(recipe: Recipe) -> list[str]:
-    """The owners of the teachers' taps, as far as the teacher is there to be asked."""
+    """The owners of the teachers' features, as far as the teacher is there to be asked."""
     if recipe.method not in FROM_SNAPSHOTS or not recipe.teacher or not Path(recipe.teacher).exists():
         return [TEACHER]
     return [*snapshot_folders(recipe.teacher), TEACHER]
@@ -233,13 +233,13 @@ def _trains_with(phase: Phase) -> str:
 
 
 def _learns_from(phase: Phase) -> str:
-    taps = [name for name in phase.taps if name != HEAD]
+    features = [name for name in phase.features if name != HEAD]
     whose = {comparison.teacher for comparison in phase.compared}
     owner = "the teacher's" if whose <= {TEACHER} else f"{', '.join(sorted(whose))}'s"
     apart = ", each stage by itself" if phase.fed_by == TEACHER else ""
-    sources = [f"{owner} tap{'s' * (len(taps) > 1)}"] if taps else []
-    sources += [f"{owner} answers"] if HEAD in phase.taps else []
-    sources += ["a discriminator"] if any(comparison.critic for comparison in phase.compared) else []
+    sources = [f"{owner} feature{'s' * (len(features) > 1)}"] if features else []
+    sources += [f"{owner} answers"] if HEAD in phase.features else []
+    sources += ["a discriminator"] if any(comparison.discriminator for comparison in phase.compared) else []
     sources += ["labels"] if phase.labels else []
     listed = " and ".join([", ".join(sources[:-1]), sources[-1]]) if len(sources) > 1 else "".join(sources)
     return listed + apart

@@ -9,18 +9,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from segskd.config import first_problem
 from segskd.data.cards import Card
-from segskd.data.census import Census
 from segskd.data.dataset import Pair
+from segskd.data.pixel_counts import PixelCounts
 from segskd.data.subset import ASK_TEACHER, MINIMUM, pick_subset, subset_order, subset_size
 from segskd.errors import UserError
-from segskd.evaluate.survey import Survey
+from segskd.evaluate.image_statistics import ImageStatistics
 from segskd.files import write_whole
 from segskd.models.build import WEIGHTS_FILES, model_folder
-from ui.state.asking import Question, survey_apart
+from ui.state.asking import Question, image_statistics_in_worker
 from ui.state.background import Report, Task
 from ui.state.choice import Choice
+from ui.state.dataset_report import Json
 from ui.state.datasets import Datasets, Opened, short_digest
-from ui.state.found import Json
 from ui.state.teachers import Teacher, best_teacher, find_teacher
 
 _CHOICES = TypeAdapter(Choice)
@@ -45,7 +45,7 @@ class Picker:
         opened = self._datasets.open(choice.card)
         pairs = opened.pairs()
         reading = self._datasets.reading(opened)
-        counted = reading.census if reading else None
+        counted = reading.pixel_counts if reading else None
         names: Sequence[str] = ()
         waiting = problem = None
         try:
@@ -66,7 +66,7 @@ class Picker:
             "classes": class_rows(counted, [pair.name for pair in pairs], names) if counted else None,
         }
 
-    def _lacking(self, opened: Opened, choice: Choice, counted: Census | None) -> str | None:
+    def _lacking(self, opened: Opened, choice: Choice, counted: PixelCounts | None) -> str | None:
         """What the rule needs and hasn't got."""
         if choice.rule == "balanced" and counted is None:
             return "counts"
@@ -76,7 +76,7 @@ class Picker:
             return "answer" if self.answer(opened, choice.teacher) is None else None
         return None
 
-    def _names(self, opened: Opened, choice: Choice, counted: Census | None) -> Sequence[str]:
+    def _names(self, opened: Opened, choice: Choice, counted: PixelCounts | None) -> Sequence[str]:
         pairs = opened.pairs()
         if choice.rule == "hand":
             return by_hand(pairs, choice.names or ())
@@ -108,8 +108,8 @@ class Picker:
         key = _key(opened, asked)
         marker = self._marker(key)
 
-        def work(report: Report) -> Survey:
-            answer = survey_apart(question, report)
+        def work(report: Report) -> ImageStatistics:
+            answer = image_statistics_in_worker(question, report)
             write_whole(marker, b"")
             return answer
 
@@ -120,7 +120,7 @@ class Picker:
         """The last task that `ask` started for them."""
         return self._datasets.tasks.get(_key(self._datasets.open(place), self._teacher(place, teacher)))
 
-    def answer(self, opened: Opened, teacher: object) -> Survey | None:
+    def answer(self, opened: Opened, teacher: object) -> ImageStatistics | None:
         """What the teacher said, None while it is to be asked. What an earlier server heard is fetched from disk."""
         key = _key(opened, self._teacher(opened.place, teacher))
         task = self._datasets.tasks.get(key)
@@ -166,7 +166,7 @@ def by_hand(pairs: Sequence[Pair], names: Sequence[str]) -> list[str]:
     return [pair.name for pair in pick_subset(pairs, sorted(set(names)))]
 
 
-def class_rows(counted: Census, whole: Sequence[str], subset: Sequence[str]) -> list[Json]:
+def class_rows(counted: PixelCounts, whole: Sequence[str], subset: Sequence[str]) -> list[Json]:
     """One row a class: images that hold it and its share of the pixels, in the subset and in the whole split."""
     columns = (
         counted.images_with(subset),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from segskd.distill.earlier import epochs_before
-from segskd.distill.pruning import RECOVERY, plan_pruned
+from segskd.distill.running.base_run import epochs_before
+from segskd.distill.running.pruning import RECOVERY, plan_pruned
 from segskd.errors import UserError
 from segskd.runs import Run
 from ui.jobs import Jobs

@@ -9,15 +9,15 @@ from typing import Any
 import gradio as gr
 from typing_extensions import TypedDict
 
-from segskd.data.kept import cache_folder
+from segskd.data.cache import cache_folder
 from segskd.errors import UserError
 from ui.context import Context
 from ui.page import Page
 from ui.parts import Notice, asset, notice
 from ui.served import served
 from ui.state.background import Task, Tasks
+from ui.state.dataset_report import Json
 from ui.state.datasets import Datasets
-from ui.state.found import Json
 from ui.state.picker import Picker, read_choice
 from ui.state.teachers import list_teachers
 from ui.state.thumbnails import Thumbnails

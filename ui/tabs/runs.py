@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from typing_extensions import TypedDict
 
-from segskd import shelf
+from segskd import run_admin
 from segskd.errors import UserError
 from segskd.runs import Run
 from ui.context import Context
@@ -60,13 +60,13 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
         return [_curve(followers, name) for name in names]
 
     def runs_rename(asked: Asked) -> dict[str, Any]:
-        return answered(lambda: shelf.rename(at_rest(asked.get("run")), asked.get("name", "")))
+        return answered(lambda: run_admin.rename(at_rest(asked.get("run")), asked.get("name", "")))
 
     def runs_note(asked: Asked) -> dict[str, Any]:
-        return answered(lambda: shelf.write_note(context.run(asked.get("run")), asked.get("note", "")))
+        return answered(lambda: run_admin.write_note(context.run(asked.get("run")), asked.get("note", "")))
 
     def runs_delete(asked: Asked) -> dict[str, Any]:
-        return answered(lambda: shelf.delete(at_rest(asked.get("run"))))
+        return answered(lambda: run_admin.delete(at_rest(asked.get("run"))))
 
     def runs_resume(asked: Asked) -> dict[str, Any]:
         return answered(lambda: context.jobs.resume(context.run(asked.get("run")).name))

@@ -1,0 +1,245 @@
+"""Methods: functions from a setting (stages, epochs, teachers) to a list of phases, and nothing else.
+
+Every method gets the same total of image passes: epochs a stage times stages. So a phase that trains several
+stages at once has, as a rule, their number times the epochs of one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from segskd.distill.planning.losses import attention_loss, channelwise_loss, flow_loss, soft_loss
+from segskd.distill.planning.phase import Comparison, Phase, Setting
+from segskd.errors import UserError
+from segskd.evaluate.metrics import logits_of
+from segskd.models.stages import HEAD
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[Finite, Field(gt=0)]
+Share = Annotated[Finite, Field(ge=0, le=1)]
+Joint = Annotated[
+    Share,
+    Field(description="share of the epochs in which, at the end, all stages train together, on features and labels"),
+]
+Soft = Annotated[Share, Field(description="weight of the teacher's answers (labels have the rest)")]
+Temperature = Annotated[Positive, Field(description="divides values before their softmax: a high one evens them out")]
+Weight = Annotated[Positive, Field(description="of what is learnt from features, where the rest of the loss has 1")]
+Alpha = Annotated[Finite, Field(description="how much heavier each feature counts than the one before (0: all alike)")]
+Deception = Annotated[Positive, Field(description="weight of how well the discriminator is deceived")]
+Method = Callable[..., list[Phase]]
+JOINT_SHARE = 0.2
+"""Share of `blockwise`'s epochs in which the assembled network trains as a whole."""
+EARLY_STAGES = 3
+"""Encoder stages whose features `dearkd` takes for early."""
+
+
+def stagewise(to: Setting, *, joint: Joint = 0.0) -> list[Phase]:
+    """SKD (arXiv 1911.06786): each stage on the teacher's feature alone, then the head on labels.
+
+    Stage k lowers mean((S_k - T_k)^2) with the stages before it frozen, the head the cross-entropy. A stage that
+    has no partner in the teacher trains together with the next one that has one. With `joint`,
+    which the paper has not, that share of all epochs is left for a last phase, in which the assembled network trains
+    as a whole on the loss of `simultaneous`. Raises UserError where a stage would keep no epoch for it.
+    """
+    if joint and to.epochs < 2:
+        raise UserError("option joint of method stagewise needs two epochs a stage at least, or no stage had one left")
+    together = min(max(1, round(_total(to) * joint)), _total(to) - len(to.stages)) if joint else 0
+    each = dict(zip(to.stages, _even(_total(to) - together, len(to.stages)), strict=True))
+    epochs = [sum(each[name] for name in group) for group in to.groups]
+    stages = [_alone(group, count) for group, count in zip(to.groups, epochs, strict=True)]
+    return [*stages, _joint("joint", to, together)] if joint else stages
+
+
+def simultaneous(to: Setting) -> list[Phase]:
+    """SKD's baseline (arXiv 1911.06786): all features and the labels at once, the mean of their losses.
+
+    (sum over k of mean((S_k - T_k)^2) + cross-entropy) / (features + 1).
+    """
+    return [_joint("simultaneous", to, _total(to))]
+
+
+def fitnets(to: Setting) -> list[Phase]:
+    """FitNets (arXiv 1412.6550) in the SKD paper's form: a hint from the encoder, one from the decoder, then labels.
+
+    A hint is eq. (3), the squared distance of the guided layer from the hint layer, as a mean; a regressor (our
+    adapter) stands between where their shapes differ.
+    """
+    middles = [place for place in (_middle(to, "encoder"), _middle(to, "decoder")) if place]
+    ends = [*middles, len(to.stages)]
+    parts = [to.stages[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+    hints = [Phase(f"to-{part[-1]}", part, to.epochs * len(part), (Comparison((part[-1],)),)) for part in parts[:-1]]
+    return [*hints, Phase("rest", parts[-1], to.epochs * len(parts[-1]), labels=1.0)]
+
+
+def hinton(to: Setting, *, temperature: Temperature = 4.0, soft: Soft = 0.9) -> list[Phase]:
+    """Soft labels (arXiv 1503.02531, section 2): every pixel's logits at a temperature, beside the labels.
+
+    soft * T^2 KL(teacher || student) + (1 - soft) * cross-entropy.
+    """
+    return [_whole("hinton", to, (_soft_logits(temperature, soft),), labels=1.0 - soft)]
+
+
+def supervised(to: Setting) -> list[Phase]:
+    """No teacher: every stage on labels, for as many image passes as `stagewise` gives to all its phases."""
+    return [_whole("supervised", to, labels=1.0)]
+
+
+def blockwise(to: Setting) -> list[Phase]:
+    """Parallel blockwise distillation (Blakeney et al., arXiv 2012.03096): stages apart, then together.
+
+    Block k lowers mean((S_k(T_(k-1)) - T_k)^2) on the teacher's own features, the head the cross-entropy, all side by
+    side; then the assembled network trains as a whole, on the loss of `simultaneous`.
+    """
+    joint = max(1, round(_total(to) * JOINT_SHARE))
+    apart = tuple(Comparison((name,)) for name in to.blocks)
+    blocks = Phase("blocks", to.stages, _total(to) - joint, apart, labels=1.0, fed_by="teacher")
+    return [blocks, _joint("joint", to, joint)]
+
+
+def attention(to: Setting, *, weight: Weight = 10.0) -> list[Phase]:
+    """Attention transfer (arXiv 1612.03928, eq. 2): where each feature is strong, beside the labels.
+
+    Cross-entropy + weight * mean over the features of |Q_S / |Q_S| - Q_T / |Q_T||^2; `weight` holds eq. (2)'s beta / 2.
+    """
+    compared = (Comparison((name,), weight / len(to.blocks), _attention, adapted=False) for name in to.blocks)
+    return [_whole("attention", to, tuple(compared), labels=1.0)]
+
+
+def fsp(to: Setting, *, weight: Weight = 1.0) -> list[Phase]:
+    """Flow of solution procedure (Yim et al., CVPR 2017, eq. 1 and 2): how features become the next, beside labels.
+
+    Cross-entropy + weight * mean over neighbouring features of mean((G_S - G_T)^2).
+    """
+    pairs = list(zip(to.blocks, to.blocks[1:], strict=False))
+    compared = (Comparison(pair, weight / len(pairs), _flow) for pair in pairs)
+    return [_whole("fsp", to, tuple(compared), labels=1.0)]
+
+
+def channelwise(to: Setting, *, temperature: Temperature = 4.0, weight: Weight = 1.0) -> list[Phase]:
+    """Channel-wise distillation (CWD, arXiv 2011.13256, eq. 3 and 4): where each channel looks, beside the labels.
+
+    Cross-entropy + weight * mean over the features of T^2 KL of each channel's softmax over positions.
+    """
+    measure = partial(_channelwise, temperature=temperature)
+    compared = (Comparison((name,), weight / len(to.blocks), measure) for name in to.blocks)
+    return [_whole("channelwise", to, tuple(compared), labels=1.0)]
+
+
+def hdkd(to: Setting, *, temperature: Temperature = 4.0, weight: Weight = 0.1, alpha: Alpha = 1.0) -> list[Phase]:
+    """HDKD (El-Assiouti et al., arXiv 2407.07516): soft logits and all features, the later the heavier; no labels.
+
+    T^2 KL(teacher || student) + weight * sum over i of (i + 1)^alpha * mean((S_i - T_i)^2), i from 0.
+    """
+    features = (Comparison((name,), weight * (place + 1) ** alpha) for place, name in enumerate(to.blocks))
+    return [_whole("hdkd", to, (_soft_logits(temperature, 1.0), *features))]
+
+
+def dearkd(to: Setting) -> list[Phase]:
+    """DearKD (Chen et al., arXiv 2204.12997): the encoder's early features first, then every stage on labels alone.
+
+    mean((S_k - T_k)^2) summed over the first three features; then the cross-entropy.
+    """
+    compared = to.blocks[:EARLY_STAGES]
+    early = to.stages[: to.stages.index(compared[-1]) + 1]
+    first = Phase("early", early, to.epochs * len(early), tuple(Comparison((name,)) for name in compared))
+    return [first, Phase("labels", to.stages, _total(to) - first.epochs, labels=1.0)]
+
+
+def multi_teacher_gan(to: Setting, *, deception: Deception = 0.01) -> list[Phase]:
+    """Multi-teacher GAN (Huang et al., 2021): stage by stage against ever later snapshots of the teacher.
+
+    Stage k lowers mean((S_k - T_k)^2) - deception * log D(S_k), while a discriminator D learns to tell S_k from T_k
+    (arXiv 1406.2661, eq. 1, the student's part non-saturating); the head learns from labels. A stage's epochs are
+    shared among the teachers; with fewer epochs than teachers the earliest are left out.
+    """
+    phases = []
+    for group in to.groups[:-1]:
+        name = group[-1]
+        for teacher, epochs in _shared(to.epochs * len(group), to.teachers):
+            compared = (Comparison((name,), teacher=teacher, discriminator=deception),)
+            phase = name if teacher == to.teachers[-1] else f"{name}-{teacher}"
+            phases.append(Phase(phase, group, epochs, compared))
+    return [*phases, _alone(to.groups[-1], to.epochs * len(to.groups[-1]))]
+
+
+METHODS: dict[str, Method] = {
+    method.__name__: method
+    for method in (
+        *(stagewise, simultaneous, fitnets, hinton, supervised),
+        *(blockwise, attention, fsp, channelwise, hdkd, dearkd, multi_teacher_gan),
+    )
+}
+FROM_SNAPSHOTS = ("multi_teacher_gan",)
+"""Methods that learn from snapshots of the teacher's training, too."""
+
+
+def answers(weight: float) -> Comparison:
+    """The teacher's own answers in place of labels: its logits as soft labels, at temperature 1."""
+    return _soft_logits(1.0, weight)
+
+
+def _alone(group: Sequence[str], epochs: int) -> Phase:
+    """A phase of `stagewise`: on the feature of the group's last stage, or on labels where that is the head."""
+    if group[-1] == HEAD:
+        return Phase(HEAD, tuple(group), epochs, labels=1.0)
+    return Phase(group[-1], tuple(group), epochs, (Comparison((group[-1],)),))
+
+
+def _total(to: Setting) -> int:
+    return to.epochs * len(to.stages)
+
+
+def _whole(name: str, to: Setting, compared: tuple[Comparison, ...] = (), labels: float = 0.0) -> Phase:
+    return Phase(name, to.stages, _total(to), compared, labels)
+
+
+def _joint(name: str, to: Setting, epochs: int) -> Phase:
+    """The mean of all feature losses and the cross-entropy (eleven of them in a ResNet U-Net)."""
+    share = 1 / (len(to.blocks) + 1)
+    return Phase(name, to.stages, epochs, tuple(Comparison((n,), share) for n in to.blocks), labels=share)
+
+
+def _middle(to: Setting, part: str) -> int:
+    """The place behind the middle one of the encoder's or the decoder's stages that are compared."""
+    places = [to.stages.index(name) for name in to.blocks if name.startswith(part)]
+    return places[len(places) // 2] + 1 if places else 0
+
+
+def _shared(epochs: int, teachers: Sequence[str]) -> list[tuple[str, int]]:
+    """Each teacher's epochs: at least one, and equal but for one that the earlier have more."""
+    heard = teachers[-epochs:]
+    return list(zip(heard, _even(epochs, len(heard)), strict=True))
+
+
+def _even(epochs: int, parts: int) -> list[int]:
+    """Epochs in parts that are equal but for one, which some have more."""
+    marks = [-(-epochs * place // parts) for place in range(parts + 1)]
+    return [end - begin for begin, end in itertools.pairwise(marks)]
+
+
+def _soft_logits(temperature: float, weight: float) -> Comparison:
+    return Comparison((HEAD,), weight, partial(_softened, temperature=temperature), adapted=False)
+
+
+def _softened(student: Sequence[Tensor], teacher: Sequence[Tensor], *, temperature: float) -> Tensor:
+    """Of the classes that the student tells: a teacher may have one output for two, or a surplus one behind them."""
+    told = logits_of(teacher[0], student[0].shape[1])
+    return soft_loss(student[0], told, temperature=temperature)
+
+
+def _attention(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    return attention_loss(student[0], teacher[0])
+
+
+def _flow(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    return flow_loss(*student, *teacher)
+
+
+def _channelwise(student: Sequence[Tensor], teacher: Sequence[Tensor], *, temperature: float) -> Tensor:
+    return channelwise_loss(student[0], teacher[0], temperature=temperature)

@@ -1,0 +1,160 @@
+"""One phase's optimiser and schedule, and the stores that feed it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from segskd.distill.caching.inputs import Keys, phase_inputs
+from segskd.distill.caching.store import Batch, FeatureStore
+from segskd.distill.planning.phase import Phase
+from segskd.distill.planning.plan import default_lr
+from segskd.distill.training.adam import Adam
+from segskd.distill.training.job import Job
+from segskd.distill.training.module import PhaseModule
+from segskd.errors import UserError
+from segskd.runs import Run
+
+
+class Loop:
+    """One phase's module, optimiser and schedule."""
+
+    def __init__(self, job: Job, module: PhaseModule, fabric: Fabric | None = None, phase: Phase | None = None) -> None:
+        """On `fabric`, by default that of the processes which share the work; `phase` where the module is a part."""
+        self.phase = phase = phase or module.phase
+        self.module = module
+        self.steps = job.steps_an_epoch(phase)
+        self.loss = self.rate = math.nan
+        """Of the last step."""
+        part = job.recipe.optimisation
+        self._ranks = job.ranks
+        self.needs = phase_inputs(module.phase, job.student)
+        self.evaluated_on = phase_inputs(phase, job.student)
+        self._ignored = job.card.ignore_index
+        rate = part.lr or default_lr(job.recipe)
+        self._optimiser = Adam(module.trained_parameters(), lr=rate, weight_decay=part.weight_decay)
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimiser, max_lr=rate, total_steps=phase.epochs * self.steps
+        )
+        self._fabric = fabric or self._ranks.fabric
+        wrapped, optimiser = self._fabric.setup(module, self._optimiser)
+        self.wrapped: nn.Module = wrapped
+        self._stepper: Any = optimiser
+
+    def step(self, batch: Batch) -> float:
+        """One step of the optimiser; the student's loss, over all processes.
+
+        Raises UserError when that is no number.
+        """
+        share = self._share(batch)
+        found = self.wrapped(batch)
+        loss = found["loss"] + found["duel"]
+        self.loss = self._of_all(float(found["loss"].detach()) * share)
+        if not math.isfinite(self.loss):
+            message = f"the loss of {self.phase.name} became {self.loss}: use a smaller --lr, or --precision 32"
+            raise self._ranks.refuse(UserError(message))
+        self._fabric.backward(loss * share)
+        self._optimiser.take_gradients()
+        self.rate = float(self._optimiser.param_groups[0]["lr"])
+        self._stepper.step()
+        self._stepper.zero_grad()
+        self._schedule.step()
+        return self.loss
+
+    def _share(self, batch: Batch) -> float:
+        """The weight of this process's loss: those with more images in the step, or labelled pixels, have more."""
+        ranks, images = self._ranks, len(batch)
+        if ranks.count == 1:
+            return 1.0
+        labelled = int((batch.mask != self._ignored).sum()) if self.phase.labels else 0
+        all_images, all_labelled = ranks.total(images, labelled)
+        batch.counted = all_labelled * images / all_images
+        return images * ranks.count / all_images
+
+    def _of_all(self, loss: float) -> float:
+        """The loss of all processes."""
+        return self._ranks.total(loss)[0] / self._ranks.count
+
+    def bring_together(self) -> None:
+        """Makes the student the same in every process: the running statistics were each one's own."""
+        self._ranks.average(self.module.stages)
+
+    def evaluated(self, batch: Batch) -> Tensor:
+        """The student's loss on a batch of this process's part of the held-out images."""
+        loss: Tensor = self.wrapped(batch)["loss"]
+        return loss
+
+    def weights(self) -> dict[str, Tensor]:
+        return copy.deepcopy(self.module.state_dict())
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        self.module.load_state_dict(weights)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "optimiser": self._optimiser.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "discriminators": self.module.discriminators.state_dict(),
+        }
+
+    def skip_to(self, epoch: int) -> None:
+        """Goes on at the rate with which that epoch begins."""
+        self._schedule.last_epoch = epoch * self.steps - 1
+        self._schedule.step()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if state:
+            self._optimiser.load_state_dict(state["optimiser"])
+            self._schedule.load_state_dict(state["schedule"])
+            self.module.discriminators.load_state_dict(state.get("discriminators", state.get("critics", {})))
+
+
+class Stores:
+    """The feature stores of this process's part of the training, held-out and validation images."""
+
+    def __init__(self, job: Job, run: Run) -> None:
+        folder = run.path / "store" / str(job.ranks.number)
+        own = job.ranks.part
+        views = job.recipe.data.views or 1
+        self._job = job
+        self._folder = folder
+        self.train = job.feature_store(own(job.subset.train), views, folder / "train")
+        self.holdout = job.feature_store(own(job.subset.holdout), 1, folder / "holdout")
+        self.val = job.feature_store(own(job.subset.val), 1, folder / "val")
+        self.everyones = job.feature_store(job.subset.train, views, folder / "everyones")
+        """Of all processes' training images: what the stages that learn here, apart from others, are fed."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(store.bytes for store in self._all)
+
+    @property
+    def _all(self) -> tuple[FeatureStore, ...]:
+        return self.train, self.holdout, self.val, self.everyones
+
+    def advance(self, place: int, progress: Callable[[int, int], None], needs: Keys | None = None) -> None:
+        """What the phase at `place` reads; `needs` is what this process's stages are fed in one that is placed."""
+        held = self._job.contents
+        self.train.advance(held.train[place], progress)
+        self.holdout.advance(held.holdout[place], progress)
+        self.val.advance(held.val[place], progress)
+        self.everyones.advance(needs or frozenset(), progress)
+
+    def training(self, phase: Phase) -> FeatureStore:
+        """The store that the phase's batches come from."""
+        return self.everyones if self._job.placed(phase) else self.train
+
+    def close(self) -> None:
+        for store in self._all:
+            store.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        with suppress(OSError):  # others' parts may still lie in it
+            self._folder.parent.rmdir()
