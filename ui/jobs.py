@@ -26,7 +26,8 @@ from segskd.devices import choose_device
 from segskd.errors import UserError
 from segskd.files import write_whole, writing
 from segskd.runs import RUN_NAME, Run, list_runs
-from ui.processes import NICENESS, ROOT, child_environment
+
+from .processes import NICENESS, ROOT, child_environment
 
 JobState = Literal["waiting", "starting", "running", "finished", "paused", "interrupted", "failed", "new", "damaged"]
 TICK_SECONDS = 0.5

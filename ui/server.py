@@ -19,7 +19,8 @@ from starlette.exceptions import HTTPException
 from segskd.data.cards import data_folder
 from segskd.errors import UserError
 from segskd.runs import runs_folder
-from ui.processes import PATIENCE
+
+from .processes import PATIENCE
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 FIRST_PORT = 7860
@@ -71,9 +72,9 @@ def serve(arguments: Arguments) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: over.set())
     print("SegSKD is starting …", flush=True)
-    from ui.app import build
-    from ui.context import Context
-    from ui.jobs import Jobs
+    from .app import build
+    from .context import Context
+    from .jobs import Jobs
 
     os.environ |= {"SEGSKD_RUNS": str(runs), "SEGSKD_DATA": str(data)}
     jobs = Jobs(runs, data)
@@ -112,8 +113,8 @@ def _folders(arguments: Arguments) -> tuple[Path, Path]:
 
 def _launch(arguments: Arguments) -> dict[str, Any]:
     """How the page is served, wherever that is: nothing of it may come from another host."""
-    from ui.app import HEAD, theme
-    from ui.parts import ASSETS
+    from .app import HEAD, theme
+    from .parts import ASSETS
 
     return {
         "theme": theme(),

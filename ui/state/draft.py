@@ -12,16 +12,17 @@ from segskd.data.cards import CARDS_FOLDER, load_card
 from segskd.distill.planning.plan import default_epochs
 from segskd.errors import UserError
 from segskd.runs import default_name, free_name
-from ui.context import Context
-from ui.jobs import check_name
-from ui.processes import ROOT
-from ui.state.admission import check_card, check_unlabelled
-from ui.state.choice import Choice
-from ui.state.command import command
-from ui.state.form import FieldError, Form, TeachForm
-from ui.state.outline import Outline, beside, outline
-from ui.state.places import PLACES, default
-from ui.state.teachers import Teacher, best_teacher, check_hub_id, find_teacher, fits, list_teachers
+
+from ..context import Context
+from ..jobs import check_name
+from ..processes import ROOT
+from .admission import check_card, check_unlabelled
+from .choice import Choice
+from .command import command
+from .form import FieldError, Form, TeachForm
+from .outline import Outline, beside, outline
+from .places import PLACES, default
+from .teachers import Teacher, best_teacher, check_hub_id, find_teacher, fits, list_teachers
 
 TeacherFrom = Literal["known", "hub", "train", "none"]
 ASKING_RULES = ("diverse", "hardest")

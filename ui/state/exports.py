@@ -18,8 +18,9 @@ from segskd.errors import UserError
 from segskd.export.existing import Package, find_package
 from segskd.export.formats import FORMATS, Spec, all_specs
 from segskd.runs import Run
-from ui.processes import NICENESS, ROOT, child_environment
-from ui.state.background import Report, Task, Tasks
+
+from ..processes import NICENESS, ROOT, child_environment
+from .background import Report, Task, Tasks
 
 LISTEN_SECONDS = 0.3
 PATIENCE_SECONDS = 1800.0

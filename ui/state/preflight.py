@@ -21,9 +21,10 @@ from typing import Any, Literal
 import psutil
 
 from segskd.config import Recipe, dump_recipe
-from ui.context import Context
-from ui.processes import NICENESS, ROOT, child_environment
-from ui.state.places import in_page_words
+
+from ..context import Context
+from ..processes import NICENESS, ROOT, child_environment
+from .places import in_page_words
 
 TIMEOUT = 120.0
 FRESH_SECONDS = {"fits": 15 * 60, "refused": 60}

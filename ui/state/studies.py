@@ -16,10 +16,11 @@ from segskd.runs import STUDY, Run
 from segskd.study.folder import CELLS, CURVE_PNG, CURVE_SVG, PROGRESS, ROWS, TABLE, StudyFolder
 from segskd.study.reader import read_study
 from segskd.study.table import best_rows, line_names, shared, varying
-from ui.context import Context
-from ui.jobs import Jobs
-from ui.state.catalogue import stamp
-from ui.state.follow import Followers
+
+from ..context import Context
+from ..jobs import Jobs
+from .catalogue import stamp
+from .follow import Followers
 
 FILES = (TABLE, ROWS, CELLS, CURVE_PNG, CURVE_SVG)
 """What can be downloaded of a study."""

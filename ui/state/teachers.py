@@ -21,8 +21,9 @@ from segskd.models.build import HUB_ID, WEIGHTS_FILES, load
 from segskd.models.cut import cut
 from segskd.models.importing import Asked, Mends, import_model
 from segskd.runs import IMPORTED, Run, free_name, list_runs
-from ui.context import Context
-from ui.processes import ROOT
+
+from ..context import Context
+from ..processes import ROOT
 
 UPLOADS = ".teachers"
 CONFIG = "config.json"
