@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from segskd.config import Recipe, Size
-from segskd.data.cards import CARDS_FOLDER, load_card
+from segskd.data.cards import load_card
 from segskd.distill.planning.plan import default_epochs
 from segskd.errors import UserError
+from segskd.folders import home
 from segskd.runs import default_name, free_name
 
 from ..context import Context
 from ..jobs import check_name
-from ..processes import ROOT
 from .admission import check_card, check_unlabelled
 from .choice import Choice
 from .command import command
@@ -285,12 +285,12 @@ def _no_teacher(source: TeacherFrom, method: str | None) -> str:
 
 def _with_folder(recipe: Recipe, context: Context) -> Recipe:
     """Says where datasets lie only where that is not the place in which a command looks anyway."""
-    usual = context.data == CARDS_FOLDER
+    usual = context.data == home() / "datasets"
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"folder": None})}) if usual else recipe
 
 
 def _run_place(context: Context, name: str, as_folder: bool = False) -> str:
-    usual = context.runs == ROOT / "checkpoints"
+    usual = context.runs == home() / "checkpoints"
     if usual:
         return f"checkpoints/{name}" if as_folder else name
     return str(context.runs / name)

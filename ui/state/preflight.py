@@ -21,9 +21,10 @@ from typing import Any, Literal
 import psutil
 
 from segskd.config import Recipe, dump_recipe
+from segskd.folders import CLONE
 
 from ..context import Context
-from ..processes import NICENESS, ROOT, child_environment
+from ..processes import NICENESS, child_environment
 from .places import in_page_words
 
 TIMEOUT = 120.0
@@ -116,7 +117,7 @@ class Preflights:
         }
         process = check.process = subprocess.Popen(
             [sys.executable, "-m", "segskd", "preflight", "--recipe", str(path), "--json"],
-            cwd=ROOT,
+            cwd=CLONE,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
