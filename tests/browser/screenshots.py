@@ -18,7 +18,7 @@ from find_chromium import chromium
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from segskd.data.cards import data_folder
-from segskd.demo import STUDENT, TEACHER
+from segskd.demo import demo_recipes
 from segskd.runs import Run, runs_folder
 from ui.page import TITLES
 from ui.server import choose_port

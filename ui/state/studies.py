@@ -171,7 +171,7 @@ def shown(read: Facts) -> Facts:
             for row, line in zip(rows, line_names(rows), strict=True)
         ],
         "files": [name for name in FILES if (folder / name).is_file() and not (folder / name).is_symlink()],
-        "open": shlex.join(["python", "app.py", "--runs", str(folder)]),
+        "open": shlex.join(["python", "-m", "segskd", "ui", "--runs", str(folder)]),
         "go_on": _command(folder) if state in ("stopped", "failed") else None,
     }
 
