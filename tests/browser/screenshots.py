@@ -24,6 +24,7 @@ from ui.page import TITLES
 from ui.server import choose_port
 
 ROOT = Path(__file__).resolve().parents[2]
+TEACHER, STUDENT = (name for name, _ in demo_recipes(None, ROOT))
 WIDTHS = {"wide": 1280, "narrow": 390}
 SHADES = ("light", "dark")
 # What must be there before a tab's picture is worth taking.
