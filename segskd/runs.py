@@ -23,6 +23,7 @@ import torch
 from segskd.config import Recipe, dump_recipe, load_recipe
 from segskd.errors import UserError
 from segskd.files import REFUSED, write_whole, writing
+from segskd.folders import runs_folder as runs_folder
 
 RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
 Event = dict[str, Any]
@@ -294,12 +295,6 @@ class Onlooker(Run):
     def working(self) -> Iterator[None]:
         """The first process holds the lock."""
         yield
-
-
-def runs_folder() -> Path:
-    """Where runs lie: SEGSKD_RUNS, else checkpoints/ in the project."""
-    given = os.environ.get("SEGSKD_RUNS")
-    return Path(given).expanduser().resolve() if given else Path(__file__).resolve().parents[1] / "checkpoints"
 
 
 def _is_run(path: Path) -> bool:

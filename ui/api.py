@@ -11,10 +11,11 @@ from gradio.events import api
 from segskd.config import Recipe, make_recipe
 from segskd.errors import UserError
 from segskd.runs import Run, list_runs
-from ui.context import Context
-from ui.state.admission import admit
-from ui.state.outline import outline
-from ui.state.teachers import find_teacher, list_teachers
+
+from .context import Context
+from .state.admission import admit
+from .state.outline import outline
+from .state.teachers import find_teacher, list_teachers
 
 
 def build(context: Context) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import gradio as gr
 
 from segskd.errors import UserError
-from ui.context import Context
-from ui.page import TITLES, Page
+
+from .context import Context
+from .page import TITLES, Page
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 

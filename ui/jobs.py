@@ -25,8 +25,10 @@ from segskd.config import Recipe
 from segskd.devices import choose_device
 from segskd.errors import UserError
 from segskd.files import write_whole, writing
+from segskd.folders import CLONE
 from segskd.runs import RUN_NAME, Run, list_runs
-from ui.processes import NICENESS, ROOT, child_environment
+
+from .processes import NICENESS, child_environment
 
 JobState = Literal["waiting", "starting", "running", "finished", "paused", "interrupted", "failed", "new", "damaged"]
 TICK_SECONDS = 0.5
@@ -218,7 +220,7 @@ class Jobs:
         with open(run.path / "log.txt", "ab") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", "segskd", "resume", str(run.path)],
-                cwd=ROOT,
+                cwd=CLONE,
                 env=child_environment(self.runs, self._data),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 NICENESS = 10
 # Threads that wait for one another sleep, or they would take the cores from the page; yet not at once, for waking
 # them some hundred times a step costs a quarter of the training's speed. GOMP is torch's threading on Linux.

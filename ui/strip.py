@@ -11,12 +11,13 @@ from typing_extensions import TypedDict
 from segskd.errors import UserError
 from segskd.runs import RUN_NAME, STUDY
 from segskd.study.folder import StudyFolder
-from ui.context import Context
-from ui.handlers import QUIET, answered, looked
-from ui.page import Page
-from ui.parts import asset
-from ui.served import served
-from ui.state.follow import Followers, RunView
+
+from .context import Context
+from .handlers import QUIET, answered, looked
+from .page import Page
+from .parts import asset
+from .served import served
+from .state.follow import Followers, RunView
 
 GOES_ON = ("interrupted", "paused", "failed", "new")
 SCRIPTS = ("watch-parts.js", "poll.js", "strip.js")

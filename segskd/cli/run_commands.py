@@ -191,18 +191,19 @@ def runs(json: Json = False) -> None:
     show(table, {"runs": rows}, json)
 
 
-def demo(out: Path | None = None, data: Path | None = None, json: Json = False) -> None:
+def demo(out: Path | None = None, data: Path | None = None, quick: bool = False, json: Json = False) -> None:
     """Train a teacher on the built-in scenes, distill a student from a tenth of them, and show both.
 
     Args:
         out: Folder below which both runs and the comparison are written (checkpoints/).
         data: Where datasets lie.
+        quick: Train on eight small images for one epoch a phase: shows in seconds that all works, but no good masks.
         json: Print JSON.
     """
-    from segskd.demo import run_demo
+    from segskd.demo import QUICK, WHOLE, run_demo
     from segskd.runs import runs_folder
 
-    result = run_demo(out or runs_folder(), data, listeners)
+    result = run_demo(out or runs_folder(), data, listeners, QUICK if quick else WHOLE)
     print_result(result, json)
     ERR.print(f"side by side: {result['picture']}", highlight=False, soft_wrap=True)
 

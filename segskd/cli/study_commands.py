@@ -12,7 +12,7 @@ from segskd.errors import Failed
 
 
 def study(
-    config: Path,
+    config: str,
     out: Path | None = None,
     teacher: str | None = None,
     data: Path | None = None,
@@ -24,7 +24,7 @@ def study(
     """Carry out a grid of runs and write its table and its curve; the same command goes on where it was stopped.
 
     Args:
-        config: A study (YAML), such as studies/scenes.yaml; flags given beside it override its recipe.
+        config: A study that comes with SegSKD, such as scenes, or a YAML file; flags beside it override its recipe.
         out: Folder of the study (checkpoints/NAME).
         teacher: A folder with config.json and weights, a run, or a hub id.
         data: Where datasets lie (SEGSKD_DATA, else datasets/).

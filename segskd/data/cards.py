@@ -14,10 +14,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from segskd.config import first_problem, read_yaml
 from segskd.errors import UserError
+from segskd.folders import CARDS_FOLDER as CARDS_FOLDER
+from segskd.folders import data_folder as data_folder
 
-CARDS_FOLDER = Path(__file__).resolve().parents[2] / "datasets"
 PROJECT_CARDS = ("camvid", "cityscapes", "oxford_pets", "pascal_voc", "scenes")
-"""Cards that come with SegSKD; others in the same folder are the user's own."""
+"""The cards that come with SegSKD; others in the same folder are the user's own."""
 UNKNOWN = -1
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -210,11 +211,6 @@ def card_place(name_or_path: str) -> str:
 
 def _is_path(name_or_path: str) -> bool:
     return name_or_path.endswith((".yaml", ".yml")) or os.sep in name_or_path
-
-
-def data_folder(given: str | Path | None) -> Path:
-    """Where datasets lie: what was given, else SEGSKD_DATA, else datasets/ beside the cards."""
-    return Path(given or os.environ.get("SEGSKD_DATA") or CARDS_FOLDER).expanduser().resolve()
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,12 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 
 from segskd.config import Recipe, dump_recipe
 from segskd.files import write_whole, writing
+from segskd.folders import CLONE
 from segskd.runs import Run
 
-ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "segskd")
 LOG = "log.txt"
 STOPPED = 130
@@ -45,7 +44,7 @@ class CellProcess:
             self._before = log.tell()
             self._process = subprocess.Popen(
                 [*COMMAND, *words, *([] if begun else [str(run.path)])],
-                cwd=ROOT,
+                cwd=CLONE,
                 env={**os.environ, **shared},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -163,7 +163,7 @@ def test_a_finished_study_says_how_its_cells_are_opened(studies: Studies, make_s
     folder = place.path.rename(place.path.with_name("it's mine"))
     study = only(studies)
     assert (study["name"], study["state"], study["go_on"]) == ("it's mine", "finished", None)
-    assert shlex.split(study["open"]) == ["python", "app.py", "--runs", str(folder)]
+    assert shlex.split(study["open"]) == ["python", "-m", "segskd", "ui", "--runs", str(folder)]
 
 
 # -- read again only when something has changed -----------------------------------------------------

@@ -10,11 +10,12 @@ from segskd.config import Recipe
 from segskd.data.cards import CARDS_FOLDER, list_cards, load_card
 from segskd.errors import UserError
 from segskd.run_admin import EARLIER
-from ui.context import Context
-from ui.state.form import SHARED, Form, TeachForm
-from ui.state.outline import beside
-from ui.state.places import PLACES
-from ui.state.teachers import check_hub_id, find_teacher, list_teachers
+
+from ..context import Context
+from .form import SHARED, Form, TeachForm
+from .outline import beside
+from .places import PLACES
+from .teachers import check_hub_id, find_teacher, list_teachers
 
 
 def fill(context: Context, recipe: Recipe) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from segskd.errors import UserError
 from segskd.evaluate.image_statistics import ImageStatistics, image_statistics
 from segskd.evaluate.metrics import check_fits
 from segskd.models.build import describe, load
-from ui.state.background import Report
+
+from .background import Report
 
 NICENESS = 10
 LISTEN_SECONDS = 0.3

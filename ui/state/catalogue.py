@@ -16,8 +16,9 @@ from segskd.distill.planning.plan import default_epochs
 from segskd.errors import UserError
 from segskd.run_admin import note
 from segskd.runs import RUN_NAME, Run, list_runs
-from ui.jobs import Jobs, JobState
-from ui.state.follow import Followers
+
+from ..jobs import Jobs, JobState
+from .follow import Followers
 
 COSTS = ("bytes", "gmacs", "latency_ms")
 READ = ("recipe.yaml", "result.json")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from segskd.config import Recipe
-from ui.state.places import at, defaults, differences
+
+from .places import at, defaults, differences
 
 # Flags of `distill`; what has none goes by a recipe file.
 FLAGS: dict[tuple[str, ...], str] = {

@@ -17,11 +17,12 @@ from segskd.evaluate.compare import AGREEMENT, AGREEMENT_COLORS
 from segskd.evaluate.sidebyside import IGNORED, TEACHER_TOO, Frame, SideBySide
 from segskd.models.stages import HEAD
 from segskd.runs import Run, free_name
-from ui.context import Context
-from ui.jobs import JobState
-from ui.state.background import Report, Task, Tasks
-from ui.state.catalogue import Catalogue, Row
-from ui.state.frames import packed, picture_url, stage_colours, thumbnail
+
+from ..context import Context
+from ..jobs import JobState
+from .background import Report, Task, Tasks
+from .catalogue import Catalogue, Row
+from .frames import packed, picture_url, stage_colours, thumbnail
 
 KEPT_RUNS = 3
 MOST_EPOCHS = 100_000

@@ -19,8 +19,9 @@ from segskd.data.fetch import fetch, missing
 from segskd.data.pixel_counts import PixelCounts, pixel_counts
 from segskd.errors import UserError
 from segskd.files import write_whole
-from ui.state.background import Report, Task, Tasks
-from ui.state.dataset_report import Json, plain_report, shown, without
+
+from .background import Report, Task, Tasks
+from .dataset_report import Json, plain_report, shown, without
 
 QUICK_SECONDS = 0.4
 

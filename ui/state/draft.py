@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from segskd.config import Recipe, Size
-from segskd.data.cards import CARDS_FOLDER, load_card
+from segskd.data.cards import load_card
 from segskd.distill.planning.plan import default_epochs
 from segskd.errors import UserError
+from segskd.folders import home
 from segskd.runs import default_name, free_name
-from ui.context import Context
-from ui.jobs import check_name
-from ui.processes import ROOT
-from ui.state.admission import check_card, check_unlabelled
-from ui.state.choice import Choice
-from ui.state.command import command
-from ui.state.form import FieldError, Form, TeachForm
-from ui.state.outline import Outline, beside, outline
-from ui.state.places import PLACES, default
-from ui.state.teachers import Teacher, best_teacher, check_hub_id, find_teacher, fits, list_teachers
+
+from ..context import Context
+from ..jobs import check_name
+from .admission import check_card, check_unlabelled
+from .choice import Choice
+from .command import command
+from .form import FieldError, Form, TeachForm
+from .outline import Outline, beside, outline
+from .places import PLACES, default
+from .teachers import Teacher, best_teacher, check_hub_id, find_teacher, fits, list_teachers
 
 TeacherFrom = Literal["known", "hub", "train", "none"]
 ASKING_RULES = ("diverse", "hardest")
@@ -284,12 +285,12 @@ def _no_teacher(source: TeacherFrom, method: str | None) -> str:
 
 def _with_folder(recipe: Recipe, context: Context) -> Recipe:
     """Says where datasets lie only where that is not the place in which a command looks anyway."""
-    usual = context.data == CARDS_FOLDER
+    usual = context.data == home() / "datasets"
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"folder": None})}) if usual else recipe
 
 
 def _run_place(context: Context, name: str, as_folder: bool = False) -> str:
-    usual = context.runs == ROOT / "checkpoints"
+    usual = context.runs == home() / "checkpoints"
     if usual:
         return f"checkpoints/{name}" if as_folder else name
     return str(context.runs / name)

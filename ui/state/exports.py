@@ -17,9 +17,11 @@ import psutil
 from segskd.errors import UserError
 from segskd.export.existing import Package, find_package
 from segskd.export.formats import FORMATS, Spec, all_specs
+from segskd.folders import CLONE
 from segskd.runs import Run
-from ui.processes import NICENESS, ROOT, child_environment
-from ui.state.background import Report, Task, Tasks
+
+from ..processes import NICENESS, child_environment
+from .background import Report, Task, Tasks
 
 LISTEN_SECONDS = 0.3
 PATIENCE_SECONDS = 1800.0
@@ -71,7 +73,7 @@ class Exports:
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
             process = subprocess.Popen(
                 command,
-                cwd=ROOT,
+                cwd=CLONE,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

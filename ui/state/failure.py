@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import psutil
 
-from ui.state.follow import RunView
+from .follow import RunView
 
 Kind = Literal[
     "memory", "disk", "teacher", "data", "loss", "device", "setting", "killed", "restarted", "damaged", "bug"

@@ -11,10 +11,11 @@ from typing import Any
 from segskd.config import Recipe
 from segskd.errors import UserError
 from segskd.runs import Event, Run
-from ui.context import Context
-from ui.jobs import QUEUE, WORKER, JobState
-from ui.state.places import write_options
-from ui.state.progress import Activity, PhaseView, Progress
+
+from ..context import Context
+from ..jobs import QUEUE, WORKER, JobState
+from .places import write_options
+from .progress import Activity, PhaseView, Progress
 
 AT_REST = ("finished", "failed", "paused", "interrupted", "damaged")
 WORKING = ("starting", "running")

@@ -10,9 +10,10 @@ from pydantic import ValidationError
 
 from segskd.config import Recipe, in_plain_words
 from segskd.errors import UserError
-from ui.state.choice import Choice
-from ui.state.command import command
-from ui.state.places import PLACES, at, differences, field_at, given, put, read_options, whole, write_options
+
+from .choice import Choice
+from .command import command
+from .places import PLACES, at, differences, field_at, given, put, read_options, whole, write_options
 
 # What a teacher that is trained first shares with its student, and its own fields.
 SHARED = (

@@ -11,9 +11,10 @@ from typing import Any
 from segskd.demo import demo_recipes
 from segskd.errors import UserError
 from segskd.runs import Run
-from ui.jobs import Jobs, JobState
-from ui.state.exports import any_exported
-from ui.state.follow import RunView
+
+from ..jobs import Jobs, JobState
+from .exports import any_exported
+from .follow import RunView
 
 UNFINISHED = ("interrupted", "paused", "failed", "new")
 WORKING = ("running", "starting", "waiting")

@@ -26,8 +26,9 @@ from segskd.models.build import create, load, model_folder, parse_spec, snapshot
 from segskd.models.cut import check_size, cut
 from segskd.models.pairing import paired
 from segskd.models.stages import HEAD, StagedNetwork, ghost
-from ui.state.form import FieldError
-from ui.state.places import in_page_words, write_options
+
+from .form import FieldError
+from .places import in_page_words, write_options
 
 LISTED_SECONDS = 10.0
 _listed: dict[tuple[str, Path], tuple[float, int]] = {}

@@ -16,12 +16,13 @@ from segskd.errors import UserError
 from segskd.evaluate.image_statistics import ImageStatistics
 from segskd.files import write_whole
 from segskd.models.build import WEIGHTS_FILES, model_folder
-from ui.state.asking import Question, image_statistics_in_worker
-from ui.state.background import Report, Task
-from ui.state.choice import Choice
-from ui.state.dataset_report import Json
-from ui.state.datasets import Datasets, Opened, short_digest
-from ui.state.teachers import Teacher, best_teacher, find_teacher
+
+from .asking import Question, image_statistics_in_worker
+from .background import Report, Task
+from .choice import Choice
+from .dataset_report import Json
+from .datasets import Datasets, Opened, short_digest
+from .teachers import Teacher, best_teacher, find_teacher
 
 _CHOICES = TypeAdapter(Choice)
 

@@ -21,9 +21,11 @@ from typing import Any, Literal
 import psutil
 
 from segskd.config import Recipe, dump_recipe
-from ui.context import Context
-from ui.processes import NICENESS, ROOT, child_environment
-from ui.state.places import in_page_words
+from segskd.folders import CLONE
+
+from ..context import Context
+from ..processes import NICENESS, child_environment
+from .places import in_page_words
 
 TIMEOUT = 120.0
 FRESH_SECONDS = {"fits": 15 * 60, "refused": 60}
@@ -115,7 +117,7 @@ class Preflights:
         }
         process = check.process = subprocess.Popen(
             [sys.executable, "-m", "segskd", "preflight", "--recipe", str(path), "--json"],
-            cwd=ROOT,
+            cwd=CLONE,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from segskd.runs import Event
-from ui.state.curves import Curve, Point
+
+from .curves import Curve, Point
 
 PhaseState = Literal["done", "training", "filling", "to come"]
 Activity = Literal["beginning", "filling", "training", "scoring", "measuring"]

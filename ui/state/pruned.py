@@ -9,8 +9,9 @@ from segskd.distill.running.base_run import epochs_before
 from segskd.distill.running.pruning import RECOVERY, plan_pruned
 from segskd.errors import UserError
 from segskd.runs import Run
-from ui.jobs import Jobs
-from ui.state.catalogue import Row
+
+from ..jobs import Jobs
+from .catalogue import Row
 
 RATIOS = (0.2, 0.3, 0.4, 0.5, 0.6)
 SHOWN = ("name", "state", "doing", "share", "miou", "percent_of_teacher", "bytes", "pruned")

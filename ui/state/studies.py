@@ -16,10 +16,11 @@ from segskd.runs import STUDY, Run
 from segskd.study.folder import CELLS, CURVE_PNG, CURVE_SVG, PROGRESS, ROWS, TABLE, StudyFolder
 from segskd.study.reader import read_study
 from segskd.study.table import best_rows, line_names, shared, varying
-from ui.context import Context
-from ui.jobs import Jobs
-from ui.state.catalogue import stamp
-from ui.state.follow import Followers
+
+from ..context import Context
+from ..jobs import Jobs
+from .catalogue import stamp
+from .follow import Followers
 
 FILES = (TABLE, ROWS, CELLS, CURVE_PNG, CURVE_SVG)
 """What can be downloaded of a study."""
@@ -170,7 +171,7 @@ def shown(read: Facts) -> Facts:
             for row, line in zip(rows, line_names(rows), strict=True)
         ],
         "files": [name for name in FILES if (folder / name).is_file() and not (folder / name).is_symlink()],
-        "open": shlex.join(["python", "app.py", "--runs", str(folder)]),
+        "open": shlex.join(["python", "-m", "segskd", "ui", "--runs", str(folder)]),
         "go_on": _command(folder) if state in ("stopped", "failed") else None,
     }
 

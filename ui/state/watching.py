@@ -10,13 +10,14 @@ from typing_extensions import TypedDict
 from segskd.distill.running.retry import halve_batch
 from segskd.errors import UserError
 from segskd.runs import Run, list_runs
-from ui.context import Context
-from ui.state import previews
-from ui.state.choice import Choice
-from ui.state.failure import Failure, diagnose
-from ui.state.follow import Followers, RunView
-from ui.state.logs import tail
-from ui.state.progress import PhaseView
+
+from ..context import Context
+from . import previews
+from .choice import Choice
+from .failure import Failure, diagnose
+from .follow import Followers, RunView
+from .logs import tail
+from .progress import PhaseView
 
 LISTED = 200
 POINTS_A_PHASE = 60

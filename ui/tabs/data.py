@@ -11,16 +11,17 @@ from typing_extensions import TypedDict
 
 from segskd.data.cache import cache_folder
 from segskd.errors import UserError
-from ui.context import Context
-from ui.page import Page
-from ui.parts import Notice, asset, notice
-from ui.served import served
-from ui.state.background import Task, Tasks
-from ui.state.dataset_report import Json
-from ui.state.datasets import Datasets
-from ui.state.picker import Picker, read_choice
-from ui.state.teachers import list_teachers
-from ui.state.thumbnails import Thumbnails
+
+from ..context import Context
+from ..page import Page
+from ..parts import Notice, asset, notice
+from ..served import served
+from ..state.background import Task, Tasks
+from ..state.dataset_report import Json
+from ..state.datasets import Datasets
+from ..state.picker import Picker, read_choice
+from ..state.teachers import list_teachers
+from ..state.thumbnails import Thumbnails
 
 SCRIPTS = ("data-parts.js", "data-gallery.js", "data-overview.js", "data-subset.js", "data.js")
 TEMPLATE = '<div class="sets"></div>@children<div class="view"></div>'

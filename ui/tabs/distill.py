@@ -13,19 +13,20 @@ import gradio as gr
 
 from segskd.config import Recipe, dump_recipe, load_recipe
 from segskd.errors import UserError
-from ui.context import Context
-from ui.page import Page
-from ui.parts import notice
-from ui.state.admission import fill, unlabelled_folders
-from ui.state.choice import Choice
-from ui.state.draft import Draft, make_draft, propose, submit, submit_teacher
-from ui.state.form import FieldError
-from ui.state.outline import method_options, method_sentences, option_sentences
-from ui.state.places import as_text, help_text
-from ui.state.preflight import recipe_key
-from ui.state.teachers import add_upload, list_teachers
-from ui.tabs.distill_fields import ADVANCED_LISTS, ADVANCED_NUMBERS, ADVANCED_TEXTS, NO_FOLDER
-from ui.tabs.distill_layout import Layout
+
+from ..context import Context
+from ..page import Page
+from ..parts import notice
+from ..state.admission import fill, unlabelled_folders
+from ..state.choice import Choice
+from ..state.draft import Draft, make_draft, propose, submit, submit_teacher
+from ..state.form import FieldError
+from ..state.outline import method_options, method_sentences, option_sentences
+from ..state.places import as_text, help_text
+from ..state.preflight import recipe_key
+from ..state.teachers import add_upload, list_teachers
+from .distill_fields import ADVANCED_LISTS, ADVANCED_NUMBERS, ADVANCED_TEXTS, NO_FOLDER
+from .distill_layout import Layout
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 # One handler after the other, of all visitors: an answer never comes after that to a later question. What takes long

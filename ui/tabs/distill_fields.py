@@ -10,10 +10,11 @@ import gradio as gr
 
 from segskd.distill.planning.plan import TEACHER_LR
 from segskd.models.build import ARCHITECTURES, parse_spec
-from ui.parts import Notice
-from ui.state.outline import method_sentences, option_sentences, parameters
-from ui.state.places import as_text, default, help_text, if_empty, options
-from ui.state.teachers import WEIGHT_SUFFIXES
+
+from ..parts import Notice
+from ..state.outline import method_sentences, option_sentences, parameters
+from ..state.places import as_text, default, help_text, if_empty, options
+from ..state.teachers import WEIGHT_SUFFIXES
 
 STUDENTS = ("resnet10", "resnet14", "resnet20", "resnet26")
 OTHER_STUDENTS = (

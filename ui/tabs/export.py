@@ -14,14 +14,15 @@ from typing_extensions import TypedDict
 from segskd.errors import UserError
 from segskd.export.formats import FORMATS, Spec
 from segskd.runs import Run
-from ui.context import Context
-from ui.handlers import QUIET, answered, known, looked
-from ui.page import Page
-from ui.parts import Notice, asset, handed_out, notice
-from ui.served import served
-from ui.state.catalogue import Catalogue, Row
-from ui.state.exports import Exports, as_dict, exported, formats
-from ui.state.pruned import begin_pruned, pruned_students
+
+from ..context import Context
+from ..handlers import QUIET, answered, known, looked
+from ..page import Page
+from ..parts import Notice, asset, handed_out, notice
+from ..served import served
+from ..state.catalogue import Catalogue, Row
+from ..state.exports import Exports, as_dict, exported, formats
+from ..state.pruned import begin_pruned, pruned_students
 
 SCRIPTS = ("watch-parts.js", "poll.js", "export-prune.js", "export.js")
 

@@ -12,16 +12,17 @@ from typing_extensions import TypedDict
 from segskd import run_admin
 from segskd.errors import UserError
 from segskd.runs import Run
-from ui.context import Context
-from ui.handlers import QUIET, answered, known, looked
-from ui.page import Page
-from ui.parts import Notice, asset, handed_out, notice
-from ui.served import served
-from ui.state.catalogue import Catalogue
-from ui.state.exports import Exports
-from ui.state.follow import Followers
-from ui.state.parcel import parcel
-from ui.state.studies import Studies
+
+from ..context import Context
+from ..handlers import QUIET, answered, known, looked
+from ..page import Page
+from ..parts import Notice, asset, handed_out, notice
+from ..served import served
+from ..state.catalogue import Catalogue
+from ..state.exports import Exports
+from ..state.follow import Followers
+from ..state.parcel import parcel
+from ..state.studies import Studies
 
 SCRIPTS = (
     *("watch-parts.js", "poll.js", "runs-plots.js", "runs-panel.js"),

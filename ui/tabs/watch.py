@@ -6,12 +6,12 @@ from typing import Any
 
 import gradio as gr
 
-from ui.context import Context
-from ui.page import TITLES, Page
-from ui.parts import asset
-from ui.served import served
-from ui.state.follow import Followers
-from ui.state.watching import Asked, Watching
+from ..context import Context
+from ..page import TITLES, Page
+from ..parts import asset
+from ..served import served
+from ..state.follow import Followers
+from ..state.watching import Asked, Watching
 
 SCRIPTS = ("watch-parts.js", "rail.js", "watch-charts.js", "watch-previews.js", "watch.js")
 TEMPLATE = asset("watch.html")
