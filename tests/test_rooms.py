@@ -9,14 +9,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # Rooms of segskd by what they may import; a room may always import itself.
-BASE = ("errors", "files", "config", "devices", "workers")
+BASE = ("errors", "files", "config", "devices", "supervisor", "workers")
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
     "config": {"errors"},
     "devices": {"errors", "config"},
     "standalone": set(),
-    "workers": {"errors", "files"},
+    "supervisor": {"errors", "files"},
+    "workers": {"errors", "files", "supervisor"},
     "scenes": {*BASE},
     "data": {*BASE, "standalone", "scenes"},
     "models": {*BASE, "standalone"},
