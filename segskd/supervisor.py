@@ -82,12 +82,8 @@ class ProcessRecord:
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal to the process while it lives, and to its whole group if it leads one."""
-        process = self.process()
-        with suppress(OSError, psutil.Error):
-            if process and os.getpgid(self.pid) == self.pid:
-                os.killpg(self.pid, number)
-            elif process:
-                process.send_signal(number)
+        if self.process() is not None:
+            _send(self.pid, number)
 
     def end(self, seconds: float) -> None:
         """Waits for a process that was asked to stop; sends SIGTERM after `seconds`, and SIGKILL after as many more."""
@@ -139,11 +135,13 @@ class Worker:
 
     def ask_to_stop(self) -> None:
         """Sends SIGTERM, at which a run saves its state and ends."""
-        self.record.send(signal.SIGTERM)
+        if not self.is_over():
+            _send(self.record.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """Ends it and the processes of its group at once."""
-        self.record.send(signal.SIGKILL)
+        if not self.is_over():
+            _send(self.record.pid, signal.SIGKILL)
         self._process.wait()
 
     def let_go(self) -> None:
@@ -178,7 +176,7 @@ _ENDING = threading.Event()
 def _kill_bound() -> None:
     _ENDING.set()
     for worker in list(_BOUND):
-        worker.record.send(signal.SIGKILL)
+        worker.kill()
 
 
 def start(
@@ -241,6 +239,12 @@ def last_words(said: str) -> str:
 def json_result(printed: str) -> Any:
     """What a command with --json printed last. Raises ValueError when that is no JSON."""
     return json.loads(printed.strip().rpartition("\n")[2])
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    """Sends a signal to a process, and to its whole group if it leads one."""
+    with suppress(ProcessLookupError, PermissionError):  # it has just ended, or is another user's
+        (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, number)
 
 
 def _same_code() -> dict[str, str]:

@@ -18,7 +18,11 @@ from segskd.supervisor import NICENESS, Life, ProcessRecord, Worker, json_result
 
 PATIENCE = 30.0
 SLEEP = "import time; print('up', flush=True); time.sleep(600)"
-CHILD = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {SLEEP!r}]).pid, flush=True); {SLEEP}"
+CHILD = """
+import subprocess, sys, time
+print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']).pid, flush=True)
+time.sleep(600)
+"""
 DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEP}"
 
 
