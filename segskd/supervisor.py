@@ -225,7 +225,7 @@ def module(name: str, *words: str) -> list[str]:
     return [sys.executable, "-m", name, *words]
 
 
-def folders(runs: Path, data: Path) -> dict[str, str]:
+def folder_variables(runs: Path, data: Path) -> dict[str, str]:
     """The environment that tells a worker where runs and datasets lie."""
     return {"SEGSKD_RUNS": str(runs), "SEGSKD_DATA": str(data)}
 

@@ -21,7 +21,7 @@ from segskd.devices import choose_device
 from segskd.errors import UserError
 from segskd.files import write_whole, writing
 from segskd.runs import RUN_NAME, Run, list_runs
-from segskd.supervisor import ProcessRecord, folders, segskd, start
+from segskd.supervisor import ProcessRecord, folder_variables, segskd, start
 
 JobState = Literal["waiting", "starting", "running", "finished", "paused", "interrupted", "failed", "new", "damaged"]
 TICK_SECONDS = 0.5
@@ -193,7 +193,7 @@ class Jobs:
         return bool(worker and worker.process()) or run.is_alive()
 
     def _start_worker(self, run: Run) -> None:
-        command, environment = segskd("resume", str(run.path)), folders(self.runs, self._data)
+        command, environment = segskd("resume", str(run.path)), folder_variables(self.runs, self._data)
         worker = start(command, "lasting", log=run.path / "log.txt", environment=environment, low_priority=True)
         worker.let_go()
         run.write(WORKER, worker.record.as_json())

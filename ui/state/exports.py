@@ -9,7 +9,7 @@ from segskd.errors import UserError
 from segskd.export.existing import Package, find_package
 from segskd.export.formats import FORMATS, Spec, all_specs
 from segskd.runs import Run
-from segskd.supervisor import folders, last_words, segskd, start
+from segskd.supervisor import folder_variables, last_words, segskd, start
 from ui.state.background import Report, Task, Tasks
 
 LONGEST_SECONDS = 1800.0
@@ -23,7 +23,7 @@ class Exports:
     def __init__(self, runs: Path, data: Path) -> None:
         self._tasks = Tasks()
         self._specs: dict[str, Spec] = {}  # what each run's last task makes
-        self._environment = folders(runs, data)
+        self._environment = folder_variables(runs, data)
 
     def start(self, run: Run, spec: Spec) -> Task:
         """Begins an export, or joins the same one that is being made.

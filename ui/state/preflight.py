@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segskd.config import Recipe, dump_recipe
-from segskd.supervisor import Worker, folders, json_result, last_words, segskd, start
+from segskd.supervisor import Worker, folder_variables, json_result, last_words, segskd, start
 from ui.context import Context
 from ui.state.places import in_page_words
 
@@ -102,7 +102,7 @@ class Preflights:
 
     def _run(self, check: Check, path: Path) -> None:
         environment = {
-            **folders(self._context.runs, self._context.data),
+            **folder_variables(self._context.runs, self._context.data),
             "TMPDIR": str(path.parent),  # what it leaves behind when it is killed goes with the folder
         }
         command = segskd("preflight", "--recipe", str(path), "--json")
