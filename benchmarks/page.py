@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import signal
 import statistics
@@ -153,7 +152,7 @@ def _training(run: Run, jobs: Jobs) -> Iterator[None]:
     finally:
         worker = jobs.worker(BESIDE)
         if worker and worker.process():
-            os.killpg(worker.pid, signal.SIGKILL)
+            worker.send(signal.SIGKILL)
             while worker.process():
                 time.sleep(0.1)
 

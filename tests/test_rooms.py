@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # Rooms of segskd by what they may import; a room may always import itself.
-BASE = ("errors", "files", "folders", "config", "devices", "workers")
+BASE = ("errors", "files", "folders", "config", "devices", "supervisor", "workers")
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
@@ -19,7 +19,8 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors"},
     "devices": {"errors", "config"},
     "standalone": set(),
-    "workers": {"errors", "files"},
+    "supervisor": {"errors", "files"},
+    "workers": {"errors", "files", "supervisor"},
     "scenes": {*BASE},
     "data": {*BASE, "standalone", "scenes"},
     "models": {*BASE, "standalone"},

@@ -17,8 +17,6 @@ from segskd.cli.ui_command import PageFlags
 from segskd.errors import UserError
 from segskd.folders import data_folder, runs_folder
 
-from .processes import PATIENCE
-
 LOCAL = ("127.0.0.1", "localhost", "::1")
 FIRST_PORT = 7860
 TRIED_PORTS = 100
@@ -158,9 +156,8 @@ def _in_address(host: str) -> str:
 
 
 def _prepare_environment(host: str) -> None:
-    """Before gradio and torch are imported: nothing is sent anywhere, and waiting threads don't spin."""
+    """Before Gradio is imported: nothing is sent to other machines."""
     for name in ("no_proxy", "NO_PROXY"):
         hosts = [host for host in os.environ.get(name, "").split(",") if host]
         os.environ[name] = ",".join(dict.fromkeys([*hosts, *LOCAL, host]))
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ |= {**PATIENCE, **os.environ}

@@ -1,4 +1,4 @@
-"""A study carried out: cell after cell or some side by side, continued where it was left."""
+"""Carries a study out: cell after cell, or several at a time; a study that was stopped goes on where it was."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from segskd.study.table import write_tables
 
 TICK_SECONDS = 0.1
 GRACE_SECONDS = 60.0
-"""How long a cell has to reach its next safe point; then it is killed, and goes on from the state it saved last."""
+"""How long a cell that was asked to stop may take. Then it is killed; resumed, it goes on from its last saved state."""
 Tell = Callable[[str], None]
 
 
 def carry_out(study: Study, folder: Path, tell: Tell, jobs: int = 1, report: Report | None = None) -> dict[str, Any]:
-    """Works on all cells that are not finished, `jobs` of them side by side; returns what `read_study` gives.
+    """Trains all cells that are not finished, `jobs` of them at a time; returns what `read_study` gives.
 
-    `tell` hears a line when a cell begins or ends, `report` how far the built-in dataset is drawn. Table and
-    curve are written anew after each cell. A cell that fails is written down, and the others go on.
-    Raises UserError before anything is written when the study can't be carried out, Stopped when it was asked
-    to stop, after its cells have saved their states, or when somebody stopped one of its cells.
+    `tell` is called with a line when a cell begins or ends, `report` with how far the built-in dataset is drawn. Table
+    and curve are written anew after each cell. When a cell fails, that is written down and the others go on.
+    Raises UserError when the study can't be carried out; nothing is written then. Raises Stopped when the study was
+    asked to stop and its cells have saved their states, and when somebody stopped one of its cells.
     """
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: at least one cell has to be worked on")
@@ -55,7 +55,7 @@ def carry_out(study: Study, folder: Path, tell: Tell, jobs: int = 1, report: Rep
 
 
 class _Runner:
-    """Starts cells, hears of their ends, and keeps the study's files up to date."""
+    """Starts cells, notices when they end, and keeps the study's files up to date."""
 
     def __init__(self, place: StudyFolder, study: Study, images: int, tell: Tell, jobs: int) -> None:
         self._place, self._study, self._jobs, self._say = place, study, jobs, tell
@@ -72,7 +72,7 @@ class _Runner:
         self._durations = Durations()
 
     def work(self) -> None:
-        """Until nothing is left, or until it is asked to stop."""
+        """Trains cells until none is left, or until the study is asked to stop."""
         done = len(self._cells) - len(self._waiting)
         self._say(f"{self._study.name}: {len(self._cells)} cells" + (f", {done} of them finished" if done else ""))
         self._write()
@@ -107,7 +107,7 @@ class _Runner:
         self._write_progress()
 
     def _free_gpu(self, cell: Cell) -> str | None:
-        """The GPU on which the fewest cells are worked on; None where there is no choice."""
+        """The GPU on which the fewest cells are trained; None where there is no choice."""
         if len(self._gpus) < 2:
             return None
         taken = [self._on_gpu[other] for other in self._working if other in self._on_gpu]
@@ -115,7 +115,7 @@ class _Runner:
         return self._on_gpu[cell]
 
     def _epochs(self, cell: Cell, images: int) -> int:
-        """Epochs a stage, within the study's budget."""
+        """The epochs a stage that the study's budget allows."""
         if self._study.tflops is None:
             return self._study.epochs_a_stage(images)
         run = self._place.run(cell)
@@ -147,7 +147,7 @@ class _Runner:
         self._write()
 
     def _stop(self) -> None:
-        """Lets all cells that are worked on save their states."""
+        """Asks all cells that are being trained to save their states and stop, and waits for them."""
         if self._working:
             self._say(f"stopping at the next step: {', '.join(cell.name for cell in self._working)}")
         for process in self._working.values():
@@ -192,9 +192,9 @@ def _in_words(figures: Facts) -> str:
 
 
 def _check(study: Study, report: Report | None) -> int:
-    """What every cell would say, said once, before anything is written; the images of the training split.
+    """Checks what all cells share, before anything is written; the number of images of the training split.
 
-    The built-in dataset is drawn where it is not there yet. Raises UserError.
+    The built-in dataset is drawn if it is not there yet. Raises UserError for what every cell would fail of.
     """
     if unknown := [method for method in study.methods if method not in METHODS]:
         raise UserError(f"no method '{unknown[0]}': name one of {', '.join(METHODS)}")

@@ -15,8 +15,8 @@ import pytest
 from segskd.config import make_recipe
 from segskd.errors import UserError
 from segskd.runs import Run
+from segskd.supervisor import NICENESS
 from ui.jobs import QUEUE, WORKER, Jobs
-from ui.processes import NICENESS
 
 PATIENCE = 90.0
 

@@ -46,7 +46,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
         shell = tmp_path / "python"
         shell.write_text(f'#!/bin/sh\nexec "{real}" "{script}" "$@"\n')
         shell.chmod(0o755)
-        monkeypatch.setattr(preflight.sys, "executable", str(shell))
+        monkeypatch.setattr(sys, "executable", str(shell))
         return script
 
     return write
@@ -116,7 +116,7 @@ def test_one_at_a_time_and_cancelled(
 def test_one_that_takes_too_long_is_ended(
     flights: Preflights, recipe: Callable[..., Recipe], program: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "TIMEOUT", 0.2)
+    monkeypatch.setattr(preflight, "LONGEST_SECONDS", 0.2)
     program("time.sleep(300)")
     key = flights.ask(recipe())
     wait_until(lambda: flights.state(key)["state"] == "failed")

@@ -144,7 +144,7 @@ def proxied(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine whose administrator set a proxy."""
     for name in ("HTTP_PROXY", "http_proxy"):
         monkeypatch.setenv(name, "http://192.0.2.1:3128")
-    for name in ("NO_PROXY", "no_proxy", "GRADIO_ANALYTICS_ENABLED", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+    for name in ("NO_PROXY", "no_proxy", "GRADIO_ANALYTICS_ENABLED"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     return monkeypatch
@@ -169,8 +169,6 @@ def test_what_was_exempted_before_stays_so(proxied: pytest.MonkeyPatch) -> None:
     server._prepare_environment(LOCAL)
     assert os.environ["NO_PROXY"] == "intra.example,localhost,127.0.0.1,::1"
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-    assert os.environ["GOMP_SPINCOUNT"] == "10000"
 
 
 @pytest.mark.parametrize("option", ["runs", "data"])

@@ -14,10 +14,10 @@ from segskd.data.pixel_counts import PixelCounts
 from segskd.data.subset import ASK_TEACHER, MINIMUM, pick_subset, subset_order, subset_size
 from segskd.errors import UserError
 from segskd.evaluate.image_statistics import ImageStatistics
+from segskd.evaluate.statistics_worker import Question, image_statistics_in_worker
 from segskd.files import write_whole
 from segskd.models.build import WEIGHTS_FILES, model_folder
 
-from .asking import Question, image_statistics_in_worker
 from .background import Report, Task
 from .choice import Choice
 from .dataset_report import Json

@@ -17,7 +17,6 @@ from segskd.data.unpack import Limits, unpack
 from segskd.errors import UserError
 from segskd.evaluate.metrics import check_channels, check_outputs
 from segskd.files import writing
-from segskd.folders import home
 from segskd.models.build import HUB_ID, WEIGHTS_FILES, load
 from segskd.models.cut import cut
 from segskd.models.importing import Asked, Mends, import_model
@@ -133,7 +132,7 @@ def check_hub_id(text: str) -> str:
     text = text.strip()
     if not HUB_ID.match(text) or any(part.startswith(".") for part in text.split("/")):
         raise UserError("a hub id is OWNER/NAME, in letters, digits, '.', '-' and '_'")
-    if Path(text).exists() or (home() / text).exists():
+    if Path(text).exists():
         raise UserError(f"{text} is a folder of this server: choose it from the list")
     return text
 
