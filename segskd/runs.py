@@ -10,7 +10,6 @@ import pickle
 import re
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,15 +21,16 @@ import torch
 
 from segskd.config import Recipe, dump_recipe, load_recipe
 from segskd.errors import UserError
+from segskd.events import EVENTS, ErrorEvent, Event, EventReader, Written, append_event, stamped
 from segskd.files import REFUSED, write_whole, writing
+from segskd.run_progress import RunProgress
 
 RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
-Event = dict[str, Any]
 Status = Literal["running", "finished", "paused", "interrupted", "failed", "new"]
 # What torch.load raises for a file that is cut short, no archive, or holds more than tensors.
 DAMAGED = (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, pickle.UnpicklingError)
 # A folder that holds one of these is somebody's model, not room for a run.
-FOREIGN = ("config.json", "model.safetensors", "pytorch_model.bin", "state.pt", "events.jsonl")
+FOREIGN = ("config.json", "model.safetensors", "pytorch_model.bin", "state.pt", EVENTS)
 # A study's folder holds runs and is none.
 STUDY = "study.yaml"
 IMPORTED = "imported"
@@ -128,10 +128,11 @@ class Run:
             return "running"
         if (self.path / "result.json").exists():
             return "finished"
-        last = next((e["kind"] for e in reversed(self.events()) if e["kind"] in _CLOSING), None)
-        if last is None:
-            return "interrupted" if (self.path / "state.pt").exists() else "new"
-        return _CLOSING[last]
+        progress = self.progress()
+        if progress.ended and progress.ended != "stopped":
+            return progress.ended
+        begun = progress.ended or progress.begun or (self.path / "state.pt").exists()
+        return "interrupted" if begun else "new"
 
     @property
     def _stop_file(self) -> Path:
@@ -197,34 +198,31 @@ class Run:
 
     # -- events -------------------------------------------------------------------------------------
 
-    def event(self, kind: str, /, **figures: Any) -> None:
-        """Adds one line to events.jsonl and tells the listeners."""
-        event = _event(kind, figures)
-        with writing(self.path / "events.jsonl"), open(self.path / "events.jsonl", "ab+") as file:
-            if not _ends_with_newline(file):
-                file.write(b"\n")
-            file.write(json.dumps(event).encode() + b"\n")
+    def record(self, event: Written) -> None:
+        """Adds one line to events.jsonl and tells the listeners. Raises UserError when the disk won't take it."""
+        event = stamped(event)
+        append_event(self.path / EVENTS, event)
         self._tell(event)
 
-    def tell(self, kind: str, /, **figures: Any) -> None:
+    def tell(self, event: Event) -> None:
         """Tells the listeners alone: what is of interest only while it happens."""
-        self._tell(_event(kind, figures))
+        if self.listeners:
+            self._tell(stamped(event))
 
     def _tell(self, event: Event) -> None:
         for listener in self.listeners:
             listener(event)
 
-    def events(self) -> list[Event]:
-        """All complete events; a line cut short by a killed worker is left out."""
-        try:
-            lines = (self.path / "events.jsonl").read_bytes().splitlines()
-        except FileNotFoundError:
-            return []
-        events = []
-        for line in lines:
-            with suppress(ValueError):
-                events.append(json.loads(line))
-        return [event for event in events if isinstance(event, dict) and "kind" in event]
+    def events(self) -> list[Written]:
+        """All events of the file, but for lines that are cut short or of another version."""
+        return EventReader(self.path / EVENTS).read()[1]
+
+    def progress(self) -> RunProgress:
+        """Where the run stands by its events."""
+        progress = RunProgress()
+        for event in self.events():
+            progress.apply(event)
+        return progress
 
     # -- files --------------------------------------------------------------------------------------
 
@@ -262,28 +260,18 @@ class Run:
             raise UserError(f"{path} is damaged: start the run anew under another name") from error
 
 
-_CLOSING: dict[str, Status] = {
-    "done": "finished",
-    "paused": "paused",
-    "stopped": "interrupted",
-    "error": "failed",
-    "phase_start": "interrupted",
-    "resumed": "interrupted",
-}
-
-
 class Onlooker(Run):
     """A run as all but the first of its processes have it: they read its files, write nothing and tell nobody."""
 
     def write(self, name: str, content: bytes) -> None:
         """Nothing."""
 
-    def event(self, kind: str, /, **figures: Any) -> None:
+    def record(self, event: Written) -> None:
         """Nothing but what ended this process."""
-        if kind == "error":
-            super().event(kind, **figures)
+        if isinstance(event, ErrorEvent):
+            super().record(event)
 
-    def tell(self, kind: str, /, **figures: Any) -> None:
+    def tell(self, event: Event) -> None:
         """Nothing."""
 
     def stop_requested(self, epoch_over: bool = False) -> bool:
@@ -351,14 +339,3 @@ def free_name(wish: str, runs: Path | None = None) -> str:
     names = (wish if i == 1 else f"{wish}-{i}" for i in range(1, 10_000))
     folder = runs or runs_folder()
     return next(name for name in names if not (folder / name).exists())
-
-
-def _event(kind: str, figures: dict[str, Any]) -> Event:
-    return {"time": round(time.time(), 3), "kind": kind, **figures}
-
-
-def _ends_with_newline(file: Any) -> bool:
-    if file.seek(0, os.SEEK_END) == 0:
-        return True
-    file.seek(-1, os.SEEK_END)
-    return bool(file.read(1) == b"\n")

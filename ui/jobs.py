@@ -33,7 +33,6 @@ TICK_SECONDS = 0.5
 GRACE_SECONDS = 15.0
 WORKER = "worker.json"
 QUEUE = ".queue.json"
-LAST_WORDS = ("done", "paused", "stopped", "error")
 
 
 @dataclass(frozen=True)
@@ -261,8 +260,8 @@ def check_name(name: str) -> str:
 
 def _ended(run: Run, worker: Worker) -> bool:
     """Whether this worker has said its last word; its process may take another second to go."""
-    last = run.events()[-1:]
-    return bool(last) and last[0]["kind"] in LAST_WORDS and last[0].get("time", 0) > worker.born
+    progress = run.progress()
+    return progress.ended is not None and (progress.updated or 0) > worker.born
 
 
 def _device(run: Run) -> str:

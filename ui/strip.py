@@ -9,6 +9,7 @@ import gradio as gr
 from typing_extensions import TypedDict
 
 from segskd.errors import UserError
+from segskd.events import EVENTS
 from segskd.runs import RUN_NAME, STUDY
 from segskd.study.folder import StudyFolder
 from ui.context import Context
@@ -22,7 +23,7 @@ GOES_ON = ("interrupted", "paused", "failed", "new")
 SCRIPTS = ("watch-parts.js", "poll.js", "strip.js")
 
 
-class Asked(TypedDict, total=False):
+class StripQuery(TypedDict, total=False):
     """What the script asks with."""
 
     run: str | None
@@ -32,13 +33,13 @@ class Asked(TypedDict, total=False):
 def build(context: Context, page: Page, followers: Followers) -> None:
     """Puts the strip where it is called."""
 
-    def strip_state(_: Asked) -> dict[str, Any]:
+    def strip_state(_: StripQuery) -> dict[str, Any]:
         return strip(context, followers)
 
-    def strip_stop(asked: Asked) -> dict[str, Any]:
+    def strip_stop(asked: StripQuery) -> dict[str, Any]:
         return answered(lambda: context.jobs.stop(context.run(asked.get("run")).name, bool(asked.get("epoch"))))
 
-    def strip_resume(asked: Asked) -> dict[str, Any]:
+    def strip_resume(asked: StripQuery) -> dict[str, Any]:
         return answered(lambda: context.jobs.resume(context.run(asked.get("run")).name))
 
     component = gr.HTML(
@@ -78,9 +79,9 @@ def strip(context: Context, followers: Followers) -> dict[str, Any]:
         "others": len([other for other in busy if other != view.name]),
         "seconds_left": view.seconds_left,
         "memory": view.memory,
-        "share": view.share,
+        "share": view.progress.share,
         "stages": len(view.phases),
-        "stage": view.stage,
+        "stage": view.progress.stage,
         "doing": view.doing,
     }
 
@@ -112,7 +113,7 @@ def _stopping(context: Context, view: RunView) -> Literal["now", "epoch"] | None
 def _last(context: Context) -> list[str]:
     """The name of the run that was at work last, if there is one."""
     stamps = []
-    for path in context.runs.glob("*/events.jsonl"):
+    for path in context.runs.glob(f"*/{EVENTS}"):
         with suppress(FileNotFoundError):  # deleted just now
             stamps.append((path.stat().st_mtime_ns, path.parent.name))
     names = [name for _, name in sorted(stamps, reverse=True) if RUN_NAME.fullmatch(name)]

@@ -15,6 +15,7 @@ import pytest
 
 from segskd import run_admin
 from segskd.errors import UserError
+from segskd.events import StartEvent
 from segskd.runs import Run
 from segskd.study.config import dump_study, make_study
 from segskd.study.folder import Progress, StudyFolder
@@ -65,7 +66,7 @@ def end(place: StudyFolder, cell: str, miou: float, **changes: Any) -> Run:
     figures = {"miou": miou, "teacher_miou": 0.625, "percent_of_teacher": 100 * miou / 0.625, "gpu_seconds": None}
     costs = {"image_passes": 24, "training_flops": 2e12, "seconds": 10.0, "cpu_seconds": 20.0}
     run.write_json("result.json", {**figures, **costs, **changes})
-    run.event("start", images=6, phases=[])
+    run.record(StartEvent(phases=(), images=6, batch=4))
     return run
 
 

@@ -139,7 +139,7 @@ class _Kept:
             view = self._followers.get(name)
         except UserError:  # its process has only just begun
             return None
-        return {"cell": name, "doing": view.doing, "share": round(view.share, 3)}
+        return {"cell": name, "doing": view.doing, "share": round(view.progress.share, 3)}
 
 
 def shown(read: Facts) -> Facts:

@@ -9,6 +9,8 @@ from typing_extensions import TypedDict
 
 from segskd.distill.running.retry import halve_batch
 from segskd.errors import UserError
+from segskd.events import EVENTS
+from segskd.run_progress import LossCurve, PhaseProgress, Point
 from segskd.runs import Run, list_runs
 from ui.context import Context
 from ui.state import previews
@@ -16,7 +18,6 @@ from ui.state.choice import Choice
 from ui.state.failure import Failure, diagnose
 from ui.state.follow import Followers, RunView
 from ui.state.logs import tail
-from ui.state.progress import PhaseView
 
 LISTED = 200
 POINTS_A_PHASE = 60
@@ -25,7 +26,7 @@ FIGURES = ("network", "miou", "pixel_accuracy", "parameters", "gmacs", "bytes", 
 FACTS = ("seconds", "device", "chosen_on", "images", "size", "split")
 
 
-class Asked(TypedDict, total=False):
+class WatchQuery(TypedDict, total=False):
     """What the tab's script asks with."""
 
     run: str | None
@@ -43,7 +44,7 @@ class Watching:
         self._context = context
         self._followers = followers or Followers(context)
 
-    def page(self, asked: Asked) -> dict[str, Any]:
+    def page(self, asked: WatchQuery) -> dict[str, Any]:
         """The run `asked["run"]`, or the one that trains, or the last one; and the list of all."""
         runs = list_runs(self._context.runs)[:LISTED]
         states = {run.name: self._followers.state(run.name) for run in runs}
@@ -58,16 +59,16 @@ class Watching:
             answer |= found | {"problem": problem or found["problem"]}
         return answer
 
-    def curves(self, asked: Asked) -> dict[str, Any]:
+    def curves(self, asked: WatchQuery) -> dict[str, Any]:
         """Losses of one phase, or of all phases one after the other with fewer points each; and scores on the way."""
         view = self._followers.get(asked.get("run"))
         chosen = [phase for phase in view.phases if phase.name == asked.get("phase")]
         if chosen:
             phase = chosen[0]
-            return {"steps": phase.curve, "epochs": phase.epoch_curve, "scores": phase.scores, "bounds": []}
+            return {**{name: curve.points for name, curve in _curves(phase).items()}, "bounds": []}
         return _in_a_row(view.phases)
 
-    def previews(self, asked: Asked) -> dict[str, Any]:
+    def previews(self, asked: WatchQuery) -> dict[str, Any]:
         """The masks after phase `asked["phase"]` that the page hasn't (`asked["known"]`: name to stamp), with
         photograph, truth and the teacher's mask of each image that it hasn't (`asked["pictures"]`)."""
         run, phase = self._context.run(asked.get("run")), str(asked.get("phase"))
@@ -80,14 +81,14 @@ class Watching:
         except (UserError, OSError) as error:
             return {"images": [], "legend": [], "problem": str(error)}
 
-    def log(self, asked: Asked) -> dict[str, Any]:
+    def log(self, asked: WatchQuery) -> dict[str, Any]:
         """The last lines of the log, or with `asked["whole"]` all of it."""
         path = self._context.run(asked.get("run")).path / "log.txt"
         if asked.get("whole"):
             return {"text": path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""}
         return {"lines": tail(path)}
 
-    def retry(self, asked: Asked) -> dict[str, Any]:
+    def retry(self, asked: WatchQuery) -> dict[str, Any]:
         """Puts the run into the queue again, at half the batch where asked; a problem comes back in words."""
         try:
             run = self._context.run(asked.get("run"))
@@ -135,7 +136,7 @@ class Watching:
 
     def _lately(self, view: RunView, run: Run) -> str:
         """What a worker that has not begun to train said last."""
-        beginning = view.state == "starting" or (view.state == "running" and view.activity == "beginning")
+        beginning = view.state == "starting" or (view.state == "running" and view.progress.activity == "beginning")
         return " ".join(self._own_log(view.name, run)[-1:]) if beginning else ""
 
     def _own_log(self, name: str, run: Run) -> list[str]:
@@ -163,28 +164,30 @@ def _default(runs: list[Run], states: dict[str, Any]) -> str | None:
 
 
 def _touched(run: Run) -> float:
-    for name in ("events.jsonl", "recipe.yaml"):
+    for name in (EVENTS, "recipe.yaml"):
         path = run.path / name
         if path.is_file():
             return path.stat().st_mtime
     return 0.0
 
 
-def _in_a_row(phases: list[PhaseView]) -> dict[str, Any]:
+def _curves(phase: PhaseProgress) -> dict[str, LossCurve]:
+    return {"steps": phase.losses, "epochs": phase.epoch_losses, "scores": phase.scores}
+
+
+def _in_a_row(phases: list[PhaseProgress]) -> dict[str, Any]:
     """The losses of all phases, steps counted through; bounds are the steps at which phases end."""
-    steps: list[tuple[float, float]] = []
-    epochs: list[tuple[float, float]] = []
-    scores: list[tuple[float, float]] = []
+    curves: dict[str, list[Point]] = {"steps": [], "epochs": [], "scores": []}
     bounds, before = [], 0
     for phase in phases:
-        for ours, theirs in ((steps, phase.curve), (epochs, phase.epoch_curve), (scores, phase.scores)):
-            ours += [(before + x, y) for x, y in _thinned(theirs)]
+        for name, curve in _curves(phase).items():
+            curves[name] += [(before + x, y) for x, y in _thinned(curve.points)]
         before += phase.steps
         bounds.append(before)
-    return {"steps": steps, "epochs": epochs, "scores": scores, "bounds": bounds}
+    return {**curves, "bounds": bounds}
 
 
-def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def _thinned(points: list[Point]) -> list[Point]:
     every = -(-len(points) // POINTS_A_PHASE) if points else 1
     return points[every - 1 :: every]
 

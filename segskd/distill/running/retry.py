@@ -7,6 +7,7 @@ from dataclasses import asdict
 from segskd.config import make_recipe, merged
 from segskd.distill.training.trainer import Progress
 from segskd.errors import UserError
+from segskd.events import WarningEvent
 from segskd.runs import Run
 from segskd.subset_file import read_subset_names
 
@@ -36,5 +37,5 @@ def _halve(run: Run) -> int:
     halved = batch // 2
     changed = merged(recipe.model_dump(mode="json"), {"optimisation": {"batch": halved}})
     run.write_recipe(make_recipe(changed))
-    run.event("warning", message=f"memory ran out: the batch is {halved} from here on, and was {batch}")
+    run.record(WarningEvent(message=f"memory ran out: the batch is {halved} from here on, and was {batch}"))
     return halved
