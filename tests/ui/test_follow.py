@@ -20,7 +20,6 @@ from segskd.data.dataset import list_pairs, read_mask
 from segskd.errors import UserError
 from segskd.evaluate.pictures import write_index_png
 from segskd.events import EventReader
-from segskd.run_progress import LossCurve
 from segskd.runs import Run
 from ui.context import Context
 from ui.jobs import Jobs
@@ -80,37 +79,6 @@ def end(phase: str, time: float, seconds: float, miou: float = 0.5) -> dict[str,
 def evaluated(model: str, miou: float) -> dict[str, Any]:
     scores = {"split": "val", "pixel_accuracy": 0.9, "per_class": {"ground": 0.8}, "absent_classes": [], "images": 4}
     return {"time": 0.5, "kind": "evaluation", "model": model, "miou": miou, **scores}
-
-
-# -- curves -------------------------------------------------------------------------------------------
-
-
-def test_a_full_curve_merges_neighbours() -> None:
-    curve = LossCurve(limit=4)
-    for x, y in ((1, 1.0), (2, 3.0), (3, 5.0), (4, 7.0)):
-        curve.add(x, y)
-    assert curve.points == [(2, 2.0), (4, 6.0)]
-    curve.add(5, 9.0)
-    assert curve.points == [(2, 2.0), (4, 6.0), (5, 9.0)]
-    curve.add(6, 12.0)
-    assert curve.points == [(2, 2.0), (4, 6.0), (6, 10.5)]
-
-
-def test_a_long_curve_stays_small_and_keeps_its_mean() -> None:
-    curve = LossCurve(limit=300)
-    for x in range(1, 9601):
-        curve.add(x, float(x))
-    assert len(curve.points) == 150
-    assert curve.points[-1][0] == 9600
-    assert sum(y for _, y in curve.points) / 150 == pytest.approx(4800.5)
-
-
-def test_a_cut_curve_forgets_what_lies_beyond() -> None:
-    curve = LossCurve(limit=4)
-    for x in range(1, 6):
-        curve.add(x, 1.0)
-    curve.cut(4)
-    assert [x for x, _ in curve.points] == [2, 4]
 
 
 # -- reading ------------------------------------------------------------------------------------------

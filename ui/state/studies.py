@@ -38,7 +38,7 @@ class Studies:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._kept: dict[str, _Kept] = {}
+        self._kept: dict[str, _StudyOnPage] = {}
         self._lock = threading.Lock()
 
     def answer(self, seen: Mapping[str, str] | None = None) -> Facts:
@@ -91,7 +91,7 @@ class Studies:
         times = {folder: seen[0] for folder in found if (seen := stamp(folder / STUDY))}
         return sorted(times, key=times.__getitem__, reverse=True)
 
-    def _read(self) -> list[_Kept]:
+    def _read(self) -> list[_StudyOnPage]:
         folders = self._folders()
         with self._lock:
             names = {folder.name for folder in folders}
@@ -105,10 +105,10 @@ class Studies:
         stamps = _stamps(folder)
         kept = self._kept.get(folder.name)
         if kept is None or kept.stamps != stamps:
-            self._kept[folder.name] = _Kept(self._context, folder, stamps)
+            self._kept[folder.name] = _StudyOnPage(self._context, folder, stamps)
 
 
-class _Kept:
+class _StudyOnPage:
     """One study as it was read last."""
 
     def __init__(self, context: Context, folder: Path, stamps: tuple[object, ...]) -> None:

@@ -48,7 +48,7 @@ FORMAT = 1
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Where a run stands; plain values, kept in state.pt."""
 
     phase: int = 0
@@ -77,7 +77,7 @@ def has_stalled(losses: Sequence[float], patience: int, views: int) -> bool:
 class _Clock:
     """Seconds that a phase has taken, also before it was interrupted."""
 
-    def __init__(self, before: Progress) -> None:
+    def __init__(self, before: TrainingProgress) -> None:
         self._wall = time.monotonic() - before.seconds
         self._cpu = time.process_time() - before.cpu_seconds
 
@@ -92,7 +92,7 @@ class Trainer:
     def __init__(self, job: Job, run: Run) -> None:
         self.job = job
         self.run = run
-        self.progress = Progress()
+        self.progress = TrainingProgress()
         recipe = job.recipe
         use_cpu(recipe.threads)
         self.ranks = job.ranks
@@ -285,7 +285,7 @@ class Trainer:
         self.run.record(GraftEvent(phase=phase.name, miou=score.miou, pixel_accuracy=score.pixel_accuracy))
         self.run.record(PhaseEndEvent(**figures, graft_miou=score.miou, store_bytes=int(store_bytes)))
         done = [*self.progress.phases, {**figures, "graft_miou": score.miou, "best_epoch": self.progress.best_epoch}]
-        self.progress = Progress(phase=self.progress.phase + 1, phases=done)
+        self.progress = TrainingProgress(phase=self.progress.phase + 1, phases=done)
         self._inside, self._best_weights = {}, {}
         self.save()
 
@@ -327,7 +327,7 @@ class Trainer:
         self.job.student.model.load_state_dict(state["student"])
         self.job.adapters.load_state_dict(state["adapters"])
         torch.set_rng_state(state["rng"])
-        self.progress = Progress(**state["progress"])
+        self.progress = TrainingProgress(**state["progress"])
         self._inside, self._best_weights = state["inside"], state["best_weights"]
         self.run.record(ResumedEvent(phase=self._phase_name(), epoch=self.progress.epoch, step=self.progress.step))
 
