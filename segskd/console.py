@@ -40,7 +40,7 @@ PLAIN_SECONDS = 10.0
 
 
 class PlainLines:
-    """One line for each event that says something new; a running phase at most every ten seconds."""
+    """Prints a line for each event that says something new, and at most every ten seconds one for a step."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -64,13 +64,13 @@ class PlainLines:
             case PhaseStartEvent():
                 self._told_at = now
             case PreparingEvent() if event.stage != self._stage and event.done != event.total:
-                self._stage = event.stage  # each stage once, unless it is over at once
+                self._stage = event.stage  # each stage is told once, when it begins
                 return f"{event.stage} …"
         return describe_event(event)
 
 
 class Bars:
-    """Two bars: the run and its current phase, with epoch, loss and time left; a third for work beside training."""
+    """Shows a bar for the run, one for its phase with epoch, loss and time left, and one for work beside training."""
 
     def __init__(self, console: Console) -> None:
         columns = (
@@ -88,7 +88,7 @@ class Bars:
 
     def __call__(self, event: Event) -> None:
         self._so_far.apply(event)
-        if isinstance(event, PhaseStartEvent):  # its time left is told from its own steps
+        if isinstance(event, PhaseStartEvent):  # a new bar, so that its time left is reckoned from its own steps
             self._remove("phase")
         self._draw()
         if line := describe_event(event):
@@ -118,7 +118,7 @@ class Bars:
 
 @contextmanager
 def watching(console: Console) -> Iterator[Any]:
-    """A listener for a run's events: bars where `console` is a terminal, else plain lines."""
+    """A listener for a run's events. It shows bars where `console` is a terminal, else plain lines."""
     if console.is_terminal:
         bars = Bars(console)
         with bars.progress:
@@ -130,7 +130,7 @@ def watching(console: Console) -> Iterator[Any]:
 class LogFile(PlainLines):
     """A listener that adds plain lines to the run's log.txt.
 
-    It adds nothing when standard error, where the same lines go, is that file already.
+    It adds nothing when standard error is that file, since the same lines go there.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -153,7 +153,7 @@ def _is_standard_error(file: TextIO) -> bool:
 
 
 def describe_event(event: Event) -> str | None:
-    """An event in one line; None for those that are only figures."""
+    """An event in one line. None for an event that a person need not read."""
     match event:
         case WarningEvent() | ErrorEvent():
             return f"{event.kind}: {event.message}"

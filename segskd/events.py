@@ -212,13 +212,17 @@ class WarningEvent(_Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorEvent(_Event):
-    """What ended the worker. `error` is the exception's type, `fields` the dotted paths of the recipe's fields."""
+    """What ended the worker. `error` is the exception's class.
+
+    `about` is the dotted path of the recipe's field that the error is about, `template` the message with its fields
+    marked, so that each reader names them its own way.
+    """
 
     kind: Literal["error"] = "error"
     message: str
     error: str = ""
-    fields: tuple[str, ...] | None = None
-    code: str | None = None
+    about: str | None = None
+    template: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,10 +35,10 @@ MOST_POINTS = 300
 
 @dataclass
 class LossCurve:
-    """Points (x, y) in rising x, never more than `limit` of them, an even number.
+    """Points (x, y) in rising x, never more than `limit` of them. `limit` is an even number.
 
     When there are too many, neighbours are merged: y becomes their mean, x the later one's. Every point then
-    stands for the same number of measurements, but for the last, which stands for those since.
+    stands for the same number of measurements; the last one stands for those that have come since.
     """
 
     limit: int = MOST_POINTS
@@ -126,7 +126,7 @@ class RunProgress:
     def __init__(self) -> None:
         self.phases: list[PhaseProgress] = []
         self.activity: Activity = "beginning"
-        """What the written events say that it does, while a worker is at it."""
+        """What its worker does, by the written events."""
         self.beside: Told | None = None
         """What it does beside training right now. Known to listeners only, since the file doesn't hold it."""
         self.begun = False
@@ -202,7 +202,7 @@ class RunProgress:
         return next((phase for phase in self.phases if phase.state in ("training", "filling")), None)
 
     def seconds_left(self) -> float | None:
-        """By the seconds a step of this run; None while no step was timed."""
+        """Reckoned from the time that steps of this run have taken. None while no step was timed."""
         done = [phase for phase in self.phases if phase.state == "done" and phase.seconds > 0]
         steps = sum(phase.steps_an_epoch * phase.epoch for phase in done)
         before = sum(phase.seconds for phase in done) / steps if steps else None
@@ -273,7 +273,7 @@ class RunProgress:
         self.error = self.ended = self.beside = None
 
     def _on_start(self, event: StartEvent) -> None:
-        """Every attempt begins with it; phases that are done stay so when it resumes."""
+        """An attempt begins. Where it resumes the run, phases that are done stay done."""
         if [phase.phase for phase in event.phases] != [phase.name for phase in self.phases]:
             self.phases = [PhaseProgress(phase.phase, phase.epochs, phase.steps) for phase in event.phases]
         self._goes_on()
@@ -281,7 +281,7 @@ class RunProgress:
         self._resumed = self._pace = None
 
     def _on_phase_start(self, event: PhaseStartEvent) -> None:
-        """Also of a phase that was begun before: what lies beyond the checkpoint is forgotten."""
+        """A phase begins, or goes on from its checkpoint: what came after the checkpoint is forgotten."""
         self._goes_on()
         self.begun, self.activity, self._pace = True, "filling", None
         resumed, self._resumed = self._resumed, None
@@ -323,7 +323,7 @@ class RunProgress:
     def _measure(self, phase: PhaseProgress, event: StepEvent | EpochEvent, step: int, curve: LossCurve) -> None:
         phase.step, phase.epoch, phase.state = step, event.epoch, "training"
         self.activity, self.beside = "training", None
-        if self._phase_began is None or self._phase_began[0] != phase.name:  # the line that said so is lost
+        if self._phase_began is None or self._phase_began[0] != phase.name:  # the line that said when it began is lost
             self._phase_began = (phase.name, event.time, phase.seconds)
         phase.seconds = self._phase_began[2] + max(0.0, event.time - self._phase_began[1])
         phase.loss = event.loss if math.isfinite(event.loss) else None

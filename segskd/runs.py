@@ -29,14 +29,14 @@ RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
 Status = Literal["running", "finished", "paused", "interrupted", "failed", "new"]
 # What torch.load raises for a file that is cut short, no archive, or holds more than tensors.
 DAMAGED = (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, pickle.UnpicklingError)
-# A folder that holds one of these is somebody's model, not room for a run.
+# A folder that holds one of these files is somebody's model: no run begins there.
 FOREIGN = ("config.json", "model.safetensors", "pytorch_model.bin", "state.pt", EVENTS)
-# A study's folder holds runs and is none.
+# The file that makes a folder a study's.
 STUDY = "study.yaml"
 IMPORTED = "imported"
-"""A folder beside the runs, for teachers made of files of weights."""
+"""The folder beside the runs that holds teachers made from files of weights."""
 LOCK_SECONDS = 1.0
-# Who only looks holds the lock for a moment, too: looks of this process take turns, those of others are waited out.
+# To ask whether a run is alive is to hold its lock for a moment. Threads take turns; other processes are waited for.
 LOOKING = threading.Lock()
 LOOK_SECONDS = 0.002
 AFTER_EPOCH = "after this epoch"
@@ -53,7 +53,7 @@ class Run:
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe) -> Run:
-        """A new directory with its recipe. Raises UserError when it is taken or can't be written."""
+        """Makes a new directory with its recipe. Raises UserError when the name is taken or the disk refuses."""
         run = cls(path)
         if path.name == IMPORTED:
             raise UserError(f"'{IMPORTED}' is where teachers lie that were files: give the run another name")
@@ -69,7 +69,7 @@ class Run:
 
     @classmethod
     def open(cls, path: Path) -> Run:
-        """An existing run. Raises UserError when there is none."""
+        """Opens a run that is there. Raises UserError when there is none."""
         if not _is_run(path):
             raise UserError(f"no run at {path}: 'python -m segskd runs' lists them")
         return cls(path)
@@ -123,7 +123,7 @@ class Run:
             raise
 
     def status(self) -> Status:
-        """What the run is doing; "interrupted" when its worker died or was stopped."""
+        """What the run is doing. "interrupted" means that its worker died or was stopped."""
         if self.is_alive():
             return "running"
         if (self.path / "result.json").exists():
@@ -144,7 +144,7 @@ class Run:
             if not after_epoch:
                 self._stop_file.write_text("")
                 return
-            # Whole at once: while it is empty it would mean the next step.
+            # Renamed into place: a file that is still empty would mean the next step.
             whole = self.path / f".stop-{os.getpid()}-{threading.get_ident()}"
             whole.write_text(AFTER_EPOCH)
             os.replace(whole, self._stop_file)
@@ -161,7 +161,7 @@ class Run:
 
     @contextmanager
     def listening_to_signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM become requests to stop, as far as this is the main thread."""
+        """In the main thread, turns SIGINT and SIGTERM into requests to stop."""
 
         def ask(_signal: int, _frame: FrameType | None) -> None:
             self._signalled = True
@@ -177,7 +177,7 @@ class Run:
                 signal.signal(number, handler)
 
     def summary(self) -> dict[str, Any]:
-        """What a list of runs shows; figures are None until the run is finished."""
+        """What a list of runs shows. Figures are None until the run is finished."""
         try:
             recipe = self.recipe
             result = self.read_json("result.json") or {}
@@ -205,7 +205,7 @@ class Run:
         self._tell(event)
 
     def tell(self, event: Event) -> None:
-        """Tells the listeners alone: what is of interest only while it happens."""
+        """Tells the listeners and writes nothing."""
         if self.listeners:
             self._tell(stamped(event))
 
@@ -214,7 +214,7 @@ class Run:
             listener(event)
 
     def events(self) -> list[Written]:
-        """All events of the file, but for lines that are cut short or of another version."""
+        """All events of the file. Lines that are cut short or can't be read are left out."""
         return EventReader(self.path / EVENTS).read()[1]
 
     def progress(self) -> RunProgress:
@@ -227,7 +227,7 @@ class Run:
     # -- files --------------------------------------------------------------------------------------
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a file of the run whole. Raises UserError when the disk won't take it."""
+        """Writes a file of the run, whole or not at all. Raises UserError when the disk won't take it."""
         write_whole(self.path / name, content)
 
     def write_json(self, name: str, content: object) -> None:
@@ -261,26 +261,26 @@ class Run:
 
 
 class Onlooker(Run):
-    """A run as all but the first of its processes have it: they read its files, write nothing and tell nobody."""
+    """The run for every process but the first. It reads the run's files, writes none of them and tells nobody."""
 
     def write(self, name: str, content: bytes) -> None:
-        """Nothing."""
+        """Writes nothing."""
 
     def record(self, event: Written) -> None:
-        """Nothing but what ended this process."""
+        """Writes only the error that ended this process."""
         if isinstance(event, ErrorEvent):
             super().record(event)
 
     def tell(self, event: Event) -> None:
-        """Nothing."""
+        """Tells nobody."""
 
     def stop_requested(self, epoch_over: bool = False) -> bool:
-        """The first process asks."""
+        """Never: the first process asks, and decides for all."""
         return False
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """The first process holds the lock."""
+        """Takes no lock: the first process holds it."""
         yield
 
 
@@ -293,7 +293,7 @@ def runs_folder() -> Path:
 def _is_run(path: Path) -> bool:
     try:
         return (path / "recipe.yaml").is_file()
-    except OSError:  # a name that is too long for one
+    except OSError:  # the name is too long for a file
         return False
 
 
@@ -317,7 +317,7 @@ def list_runs(runs: Path | None = None) -> list[Run]:
 
 
 def default_name(recipe: Recipe, card: str) -> str:
-    """A run's name by what it is about, `card` being the dataset's, such as camvid-resnet10-stagewise-10pc-s0."""
+    """A name that says what the run is, such as camvid-resnet10-stagewise-10pc-s0. `card` is the dataset's name."""
     if recipe.begin:
         return f"{Path(recipe.begin.run).name}-from-{recipe.begin.stage}"
     if recipe.prune:

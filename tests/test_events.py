@@ -58,7 +58,7 @@ WRITTEN: list[Written] = [
     PausedEvent(after="encoder.0"),
     StoppedEvent(phase="head", epoch=2),
     WarningEvent(message="small batch"),
-    ErrorEvent(message="no such file", error="UserError", fields=("data.card",), code="no-card"),
+    ErrorEvent(message="no such file", error="UserError", about="data.card", template="no ⟦--card|Card⟧"),
     DoneEvent(miou=0.5, seconds=12.5),
 ]
 

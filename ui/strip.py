@@ -24,7 +24,7 @@ SCRIPTS = ("watch-parts.js", "poll.js", "strip.js")
 
 
 class StripQuery(TypedDict, total=False):
-    """What the script asks with."""
+    """What the strip's script asks for."""
 
     run: str | None
     epoch: bool
@@ -59,9 +59,10 @@ def build(context: Context, page: Page, followers: Followers) -> None:
 
 
 def strip(context: Context, followers: Followers) -> dict[str, Any]:
-    """What the strip shows: the run that works, else the next that waits, else the last one if it can go on.
+    """What the strip shows: the run that works, or else the next one in the queue.
 
-    A study at work, whose cells are no runs of this page, is named before a run that only could go on.
+    Where there is neither, it shows a study that is at work, or else the last run if that can be resumed. The cells
+    of a study are not in this page's list of runs.
     """
     busy = context.jobs.busy()
     waiting = context.jobs.waiting()
@@ -93,7 +94,7 @@ def _study(context: Context) -> str | None:
 
 
 def _view(followers: Followers, name: str) -> RunView | None:
-    """None for a folder that is no run, or no longer one."""
+    """None where the folder holds no run (any more)."""
     try:
         return followers.get(name)
     except UserError:
@@ -101,7 +102,7 @@ def _view(followers: Followers, name: str) -> RunView | None:
 
 
 def _stopping(context: Context, view: RunView) -> Literal["now", "epoch"] | None:
-    """What a run at work was asked for."""
+    """Whether somebody has asked the run to stop, and when."""
     if view.state != "running":
         return None
     run = context.run(view.name)

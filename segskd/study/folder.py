@@ -22,7 +22,7 @@ CURVE_PNG, CURVE_SVG = "curve.png", "curve.svg"
 
 @dataclass
 class StudyProgress:
-    """What the cells' own directories don't tell; plain values, kept in progress.json."""
+    """What the cells' own directories don't say. Plain values, kept in progress.json."""
 
     images: int = 0
     """Images of the training split."""

@@ -1,4 +1,4 @@
-"""The demo as a person goes through it: four steps, each with what it is doing and where to look."""
+"""The demo in four steps. Each says what it is doing and which tab shows it."""
 
 from __future__ import annotations
 
@@ -44,12 +44,11 @@ class Guide:
         self._teacher, self._student = (name for name, _ in demo_recipes(data, jobs.runs))
 
     def start(self) -> str:
-        """Queues what the demo still lacks; the name of the run to look at, "" for whichever trains.
+        """Queues the runs that the demo still lacks. Returns the run to look at, "" for whichever trains.
 
-        A demo that finished is not repeated: its runs are there to be looked at. Raises UserError when a folder
-        of the demo's names holds something else.
+        A demo that has finished is not repeated. Raises UserError when one of its folders holds something else.
         """
-        with self._lock:  # of two pages that ask at once, the second finds the runs of the first
+        with self._lock:  # when two pages ask at once, the second finds the runs of the first
             for name, recipe in demo_recipes(self._data, self._jobs.runs):
                 state = self.state(name)
                 if state is None:

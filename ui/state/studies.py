@@ -109,7 +109,7 @@ class Studies:
 
 
 class _StudyOnPage:
-    """One study as it was read last."""
+    """One study as it was read last, and as the page shows it."""
 
     def __init__(self, context: Context, folder: Path, stamps: tuple[object, ...]) -> None:
         self.name, self.stamps = folder.name, stamps

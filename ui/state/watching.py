@@ -27,7 +27,7 @@ FACTS = ("seconds", "device", "chosen_on", "images", "size", "split")
 
 
 class WatchQuery(TypedDict, total=False):
-    """What the tab's script asks with."""
+    """What the tab's script asks for."""
 
     run: str | None
     phase: str | None
@@ -38,7 +38,7 @@ class WatchQuery(TypedDict, total=False):
 
 
 class Watching:
-    """Answers the page. `asked` comes from the browser: names are checked, nothing of it is a path."""
+    """Answers the page. `asked` comes from the browser, so its names are checked before they are used."""
 
     def __init__(self, context: Context, followers: Followers | None = None) -> None:
         self._context = context
@@ -69,8 +69,10 @@ class Watching:
         return _in_a_row(view.phases)
 
     def previews(self, asked: WatchQuery) -> dict[str, Any]:
-        """The masks after phase `asked["phase"]` that the page hasn't (`asked["known"]`: name to stamp), with
-        photograph, truth and the teacher's mask of each image that it hasn't (`asked["pictures"]`)."""
+        """The masks after phase `asked["phase"]` that the page lacks; `asked["known"]` has the stamps of those it has.
+
+        An image that is not among `asked["pictures"]` comes with its photograph, truth and teacher's mask, too.
+        """
         run, phase = self._context.run(asked.get("run")), str(asked.get("phase"))
         names = [view.name for view in self._followers.get(run.name).phases]
         images = previews.pinned(run, phase) if phase in names else []
@@ -89,7 +91,7 @@ class Watching:
         return {"lines": tail(path)}
 
     def retry(self, asked: WatchQuery) -> dict[str, Any]:
-        """Puts the run into the queue again, at half the batch where asked; a problem comes back in words."""
+        """Puts the run into the queue again, at half the batch where that is asked. A problem comes back as text."""
         try:
             run = self._context.run(asked.get("run"))
             if asked.get("halve"):
@@ -100,7 +102,7 @@ class Watching:
         return {"problem": ""}
 
     def choice_for(self, teacher: str, chosen: dict[str, Any] | None) -> dict[str, Any]:
-        """What the Data tab chose, with that run as the teacher; its own data when others were chosen.
+        """What the Data tab chose, with that run as the teacher. The run's own data, where others were chosen.
 
         Raises UserError when there is no such run.
         """
@@ -135,12 +137,12 @@ class Watching:
         }
 
     def _lately(self, view: RunView, run: Run) -> str:
-        """What a worker that has not begun to train said last."""
+        """The last line of the log, while the worker has not begun to train."""
         beginning = view.state == "starting" or (view.state == "running" and view.progress.activity == "beginning")
         return " ".join(self._own_log(view.name, run)[-1:]) if beginning else ""
 
     def _own_log(self, name: str, run: Run) -> list[str]:
-        """The last lines of the log, none when its last worker has written nothing: they are of one before."""
+        """The last lines of the log. None where the last worker has written nothing: they are an earlier one's."""
         worker, path = self._context.jobs.worker(name), run.path / "log.txt"
         if worker and path.is_file() and path.stat().st_mtime < worker.born:
             return []
@@ -154,7 +156,7 @@ class Watching:
 
 
 def _default(runs: list[Run], states: dict[str, Any]) -> str | None:
-    """The run that trains, else the one that is next, else the one that something happened to last."""
+    """The run that trains, else the next one in the queue, else the one whose files changed last."""
     for wanted in ("running", "starting", "waiting"):
         found = [name for name, state in states.items() if state == wanted]
         if found:

@@ -27,7 +27,7 @@ SCRIPTS = ("watch-parts.js", "poll.js", "export-prune.js", "export.js")
 
 
 class ExportQuery(TypedDict, total=False):
-    """What the script asks with."""
+    """What the tab's script asks for."""
 
     run: str | None
     format: str

@@ -31,7 +31,7 @@ MOST_CURVES = 12
 
 
 class RunsQuery(TypedDict, total=False):
-    """What the script asks with."""
+    """What the tab's script asks for."""
 
     run: str | None
     runs: list[str]

@@ -241,7 +241,7 @@ class Trainer:
             save(self.job.student.model, self.run.model_folder / SNAPSHOTS / str(number))
 
     def _validate(self, loop: Loop, epoch: int) -> tuple[float | None, float | None]:
-        """What `select best` goes by, and now and then the mIoU of a network trained whole; None where not measured."""
+        """The value that `select best` goes by, and the mIoU of a network trained whole. None where not measured."""
         phase = loop.phase
         value = miou = None
         if self.job.recipe.select == "best":
