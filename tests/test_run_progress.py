@@ -149,9 +149,11 @@ def test_the_bars_stand_where_the_run_stands() -> None:
     assert shown(PreparingEvent(time=0.0, stage="drawing", done=1, total=3)) == [("drawing", 1, 3)]
     assert shown(PreparingEvent(time=0.0, stage="drawing", done=3, total=3), START) == []
     assert shown(begin(0, 1.0), step(7, 2.0)) == [("run", 7, 40), ("1/2 encoder.0", 7, 20)]
+    first = bars.progress.tasks[1].id
     assert shown(end) == [("run", 20, 40), ("1/2 encoder.0", 20, 20)]
     last = step(5, 7.0)
     assert shown(begin(1, 6.0), replace(last, phase="head")) == [("run", 25, 40), ("2/2 head", 5, 20)]
+    assert bars.progress.tasks[1].id != first  # its own time left
     filling = FillingEvent(time=8.0, done=4, total=9)
     assert shown(filling)[-1] == ("storing features", 4, 9)
     assert shown(replace(last, time=9.0, phase="head", step=6))[-1] == ("2/2 head", 6, 20)

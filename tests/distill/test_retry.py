@@ -29,7 +29,7 @@ def test_the_phase_begins_anew_with_half_the_batch(recipe: Callable[..., Any], t
     assert run.recipe.optimisation.batch == 2
     resume(run, until="encoder.1")
     steps = [e for e in run.events() if e.kind == "phase_start" and e.phase == "encoder.1"]
-    assert [step["steps"] for step in steps] == [6, 12]  # 12 images: 3 and 6 steps an epoch, two epochs
+    assert [step.steps for step in steps] == [6, 12]  # 12 images: 3 and 6 steps an epoch, two epochs
     assert [e.phase for e in run.events() if e.kind == "phase_end"] == ["encoder.0", "encoder.1"]
     losses = [e.epoch for e in run.events() if e.kind == "epoch" and e.phase == "encoder.1"]
     assert losses == [1, 1, 2]

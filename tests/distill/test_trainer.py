@@ -14,7 +14,6 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
-from segskd.distill.running import session
 from segskd.distill.running.prepare import prepare
 from segskd.distill.running.session import resume, start
 from segskd.distill.training.graft import Grafter
@@ -23,6 +22,7 @@ from segskd.errors import Stopped, UserError
 from segskd.events import Event
 from segskd.models.cut import cut
 from segskd.runs import Run
+from segskd.subset_file import read_subset_names
 
 Weights = dict[str, torch.Tensor]
 
@@ -240,7 +240,7 @@ def test_the_best_epoch_is_chosen_on_images_held_out(recipe: Callable[..., Any],
     assert state is not None
     assert state["progress"]["phases"][0]["best_epoch"] == best
 
-    job = prepare(run.recipe, folder, session.chosen_names(run))
+    job = prepare(run.recipe, folder, read_subset_names(run))
     assert job.teacher is not None
     job.student.model.load_state_dict(state["student"])
     images, _ = job.feature_store(job.subset.holdout, 1, folder).samples.load(range(2))

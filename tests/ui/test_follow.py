@@ -249,10 +249,12 @@ def test_a_run_that_begins_again_without_a_checkpoint_is_empty(context: Context,
 def test_a_phase_that_is_trained_again_takes_its_mask_and_the_later_ones_back(
     context: Context, new_run: Callable[..., Run]
 ) -> None:
-    run = new_run()
+    run, followers = new_run(), Followers(context)
     write(run, start(), begin("encoder.0", 0.0), end("encoder.0", 9.0, 9.0), begin("decoder.0", 9.0))
+    versions = [phase.version for phase in followers.get("one").phases]
     write(run, start(20.0), begin("encoder.0", 21.0))
-    phases = Followers(context).get("one").phases
+    phases = followers.get("one").phases
+    assert all(phase.version > before for phase, before in zip(phases, versions, strict=True))  # the page draws anew
     assert [phase.state for phase in phases] == ["filling", "to come", "to come"]
     assert phases[0].graft_miou is None
 
