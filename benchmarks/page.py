@@ -142,7 +142,7 @@ def _training(run: Run, jobs: Jobs) -> Iterator[None]:
     started = jobs.submit(make_recipe(recipe), BESIDE)
     try:
         deadline = time.monotonic() + PATIENCE
-        while not any(event["kind"] == "step" for event in started.events()):
+        while not any(event.kind == "step" for event in started.events()):
             if time.monotonic() > deadline:
                 raise SystemExit("the run beside it did not begin to train")
             time.sleep(0.5)

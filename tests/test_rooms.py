@@ -24,11 +24,13 @@ ALLOWED: dict[str, set[str]] = {
     "scenes": {*BASE},
     "data": {*BASE, "standalone", "scenes"},
     "models": {*BASE, "standalone"},
-    "runs": {*BASE},
+    "events": {"files"},
+    "run_progress": {"events"},
+    "runs": {*BASE, "events", "run_progress"},
     "subset_file": {*BASE, "data", "runs"},
     "evaluate": {*BASE, "standalone", "data", "models", "runs"},
     "export": {*BASE, "standalone", "data", "models", "runs", "subset_file", "evaluate"},
-    "distill": {*BASE, "standalone", "data", "models", "runs", "subset_file", "evaluate"},
+    "distill": {*BASE, "standalone", "data", "models", "events", "runs", "subset_file", "evaluate"},
     "study": {*BASE, "data", "models", "runs", "distill"},
 }
 DISTILL = ("planning", "caching", "training", "running")

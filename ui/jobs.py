@@ -28,7 +28,6 @@ TICK_SECONDS = 0.5
 GRACE_SECONDS = 15.0
 WORKER = "worker.json"
 QUEUE = ".queue.json"
-CLOSING_EVENTS = ("done", "paused", "stopped", "error")
 
 
 class Jobs:
@@ -210,9 +209,9 @@ def check_name(name: str) -> str:
 
 
 def _ended(run: Run, worker: ProcessRecord) -> bool:
-    """Whether this worker has written its run's last event; its process may take another second to go."""
-    last = run.events()[-1:]
-    return bool(last) and last[0]["kind"] in CLOSING_EVENTS and last[0].get("time", 0) > worker.born
+    """Whether this worker has said its last word; its process may take another second to go."""
+    progress = run.progress()
+    return progress.ended is not None and (progress.updated or 0) > worker.born
 
 
 def _device(run: Run) -> str:

@@ -6,10 +6,13 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
+
+if TYPE_CHECKING:
+    from segskd.events import Event
 
 WIDE = 200
 """Columns where the output is no terminal: a table read by a program or a log is not cut."""
@@ -40,7 +43,7 @@ def print_result(result: dict[str, Any], json: bool) -> None:
 
 
 @contextlib.contextmanager
-def listeners(folder: Path) -> Iterator[list[Callable[[dict[str, Any]], None]]]:
+def listeners(folder: Path) -> Iterator[list[Callable[[Event], None]]]:
     from segskd.console import LogFile, watching
     from segskd.distill.training.ranks import is_first
 

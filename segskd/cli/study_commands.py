@@ -34,6 +34,7 @@ def study(
         json: Print one JSON object as the last line of standard output.
     """
     from segskd.console import PlainLines
+    from segskd.events import PreparingEvent
     from segskd.runs import runs_folder
     from segskd.study.config import load_study, teacher_place
     from segskd.study.runner import carry_out
@@ -49,7 +50,7 @@ def study(
     lines = PlainLines(sys.stderr)
 
     def report(stage: str, done: int, total: int | None) -> None:
-        lines({"kind": "preparing", "stage": stage, "done": done, "total": total or done})
+        lines(PreparingEvent(stage=stage, done=done, total=total or done))
 
     read = carry_out(asked, folder, _tell, jobs, report)
     show(Path(read["table"]).read_text(encoding="utf-8"), _answer(read), json)

@@ -21,8 +21,8 @@ CURVE_PNG, CURVE_SVG = "curve.png", "curve.svg"
 
 
 @dataclass
-class Progress:
-    """What the cells' own directories don't tell; plain values, kept in progress.json."""
+class StudyProgress:
+    """What the cells' own directories don't say. Plain values, kept in progress.json."""
 
     images: int = 0
     """Images of the training split."""
@@ -92,12 +92,12 @@ class StudyFolder:
         """Raises UserError when it is damaged."""
         return load_study(self.path / STUDY)
 
-    def progress(self) -> Progress:
+    def progress(self) -> StudyProgress:
         """As it was written last; empty when it is missing or damaged."""
         with suppress(OSError, ValueError, TypeError, LookupError, OverflowError):
             content: dict[str, Any] = json.loads((self.path / PROGRESS).read_text(encoding="utf-8"))
-            return Progress(int(content["images"]), list(content["working"]), dict(content["failed"]))
-        return Progress()
+            return StudyProgress(int(content["images"]), list(content["working"]), dict(content["failed"]))
+        return StudyProgress()
 
-    def write_progress(self, progress: Progress) -> None:
+    def write_progress(self, progress: StudyProgress) -> None:
         self.desk.write_json(PROGRESS, asdict(progress))

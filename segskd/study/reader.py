@@ -12,7 +12,7 @@ from segskd.errors import UserError
 from segskd.runs import STUDY
 from segskd.study.config import Cell, Study
 from segskd.study.figures import NO_FIGURES, Facts, rows_of
-from segskd.study.folder import CURVE_PNG, CURVE_SVG, TABLE, Progress, StudyFolder
+from segskd.study.folder import CURVE_PNG, CURVE_SVG, TABLE, StudyFolder, StudyProgress
 
 CellState = Literal["waiting", "running", "finished", "interrupted", "failed"]
 
@@ -75,7 +75,7 @@ def _readable(folder: Path) -> dict[str, Any]:
         return {"name": folder.name, "folder": str(folder), "problem": str(error)}
 
 
-def _cell(place: StudyFolder, study: Study, cell: Cell, progress: Progress, running: bool) -> Facts:
+def _cell(place: StudyFolder, study: Study, cell: Cell, progress: StudyProgress, running: bool) -> Facts:
     images = _images(progress.images, cell.fraction)
     facts = {"name": cell.name, **asdict(cell), "images": images, "state": "finished", "error": None}
     if figures := place.figures(cell):
@@ -84,7 +84,7 @@ def _cell(place: StudyFolder, study: Study, cell: Cell, progress: Progress, runn
     return facts | NO_FIGURES | {"state": state, "error": progress.failed.get(cell.name) if state == "failed" else None}
 
 
-def _state(place: StudyFolder, cell: Cell, progress: Progress, running: bool) -> CellState:
+def _state(place: StudyFolder, cell: Cell, progress: StudyProgress, running: bool) -> CellState:
     """Of a cell without a result."""
     run = place.run(cell)
     if (running and cell.name in progress.working) or run.is_alive():

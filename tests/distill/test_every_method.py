@@ -62,7 +62,7 @@ def test_every_method_trains(small: Callable[..., Any], tmp_path: Path, method: 
     assert result["training_flops"] > 0
     assert result["cpu_seconds"] > 0
     run = Run.open(tmp_path / "run")
-    losses = [event["loss"] for event in run.events() if event["kind"] == "epoch"]
+    losses = [event.loss for event in run.events() if event.kind == "epoch"]
     assert all(loss == loss for loss in losses)
     drawn = prepare(small(method), tmp_path / "other").student.model.state_dict()
     trained = smp.from_pretrained(str(run.model_folder)).state_dict()

@@ -118,16 +118,15 @@ def test_two_processes_with_stages_of_their_own_train_what_one_does(
     status, out, err = ended(command("segskd", "resume", run.path, "--devices", 2, "--json"))
     assert status == 0, err
     assert [phase["phase"] for phase in json.loads(out)["phases"]] == ["blocks", "joint"]
-    for placed in (event for event in run.events() if event["kind"] == "placed"):
-        assert sorted(name for stages in placed["stages"] for name in stages) == sorted(placed["step_seconds"])
-        assert all(placed["stages"])
+    for placed in (event for event in run.events() if event.kind == "placed"):
+        assert sorted(name for stages in placed.stages for name in stages) == sorted(placed.step_seconds)
+        assert all(placed.stages)
     start(made, alone.path, until="blocks")
     told, alones = (
-        {e["epoch"]: e["loss"] for e in one.events() if e["kind"] == "epoch" and e["phase"] == "blocks"}
-        for one in (run, alone)
+        {e.epoch: e.loss for e in one.events() if e.kind == "epoch" and e.phase == "blocks"} for one in (run, alone)
     )
     assert list(told.values()) == pytest.approx(list(alones.values()), rel=1e-5)
-    grafts = [next(e["miou"] for e in one.events() if e["kind"] == "graft") for one in (run, alone)]
+    grafts = [next(e.miou for e in one.events() if e.kind == "graft") for one in (run, alone)]
     assert grafts[0] == pytest.approx(grafts[1], abs=1e-4)
 
 
@@ -138,7 +137,7 @@ def test_placed_stages_are_chosen_by_what_they_do_together(blocks: Callable[...,
     status, _, err = ended(command("segskd", "distill", *words))
     assert status == 0, err
     start(made, alone.path, until="blocks")
-    choices = [[e["choice"] for e in one.events() if e["kind"] == "epoch"] for one in (run, alone)]
+    choices = [[e.choice for e in one.events() if e.kind == "epoch"] for one in (run, alone)]
     assert choices[0] == pytest.approx(choices[1], rel=1e-3, abs=1e-4)
     best = [1 + of.index(min(of)) for of in choices]
     kept = [cast(Any, one.load_state())["progress"]["phases"][0]["best_epoch"] for one in (run, alone)]
@@ -150,7 +149,7 @@ def test_placed_stages_are_chosen_by_what_they_do_together(blocks: Callable[...,
 
 def _killed_after(epochs: int, process: Any, run: Run) -> None:
     deadline = time.monotonic() + PATIENCE
-    while not any(event["kind"] == "epoch" and event["epoch"] == epochs for event in run.events()):
+    while not any(event.kind == "epoch" and event.epoch == epochs for event in run.events()):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -104,7 +104,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
     shutil.copytree(base.path, other)
 
     def kill(event: dict[str, Any]) -> None:
-        if (event["kind"], event.get("phase")) == when and event.get("step", 2) == 2:
+        if (event.kind, getattr(event, "phase", None)) == when and getattr(event, "step", 2) == 2:
             raise Killed
 
     recipe, folder = plan_pruned(Run.open(other), RATIO)

@@ -25,20 +25,23 @@ from segskd.devices import choose_device, out_of_memory
 from segskd.distill.caching.budget import Choice
 from segskd.distill.caching.inputs import IMAGE_KEY
 from segskd.distill.caching.store import Batch
+from segskd.distill.planning import images
 from segskd.distill.planning.images import Subset
 from segskd.distill.planning.methods import stagewise
 from segskd.distill.planning.phase import Setting
-from segskd.distill.running import checks, images
+from segskd.distill.running import checks
 from segskd.distill.training import meta
 from segskd.distill.training.loop import Loop
 from segskd.distill.training.meta import MetaNetworks, check_step_fits
 from segskd.distill.training.ranks import Ranks
 from segskd.distill.training.trainer import Trainer
 from segskd.errors import UserError
+from segskd.events import ErrorEvent, StoppedEvent, WarningEvent, Written
 from segskd.files import writing
 from segskd.models.adapters import Adapters
 from segskd.models.build import create, load
 from segskd.models.cut import cut
+from segskd.run_progress import RunProgress
 from segskd.runs import Run
 from ui.context import Context
 from ui.jobs import Jobs
@@ -53,13 +56,18 @@ VIEW = RunView(
     dataset="bands",
     student="unet:resnet10",
     method="stagewise",
-    phases=[],
-    activity="training",
+    progress=RunProgress(),
 )
 
 
 def failed(error: BaseException) -> RunView:
-    return replace(VIEW, error=(str(error), type(error).__name__))
+    return heard(ErrorEvent(time=1.0, message=str(error), error=type(error).__name__))
+
+
+def heard(event: Written, **changes: Any) -> RunView:
+    progress = RunProgress()
+    progress.apply(event)
+    return replace(VIEW, progress=progress, **changes)
 
 
 def refused(code: int) -> None:
@@ -195,21 +203,23 @@ def test_anything_else_is_a_mistake_of_ours_and_shows_the_last_lines() -> None:
 
 
 def test_a_worker_that_died_without_a_word_was_killed() -> None:
-    failure = diagnose(replace(VIEW, state="interrupted", updated=2e9), ["epoch 3"])
+    failure = diagnose(heard(WarningEvent(time=2e9, message="small"), state="interrupted"), ["epoch 3"])
     assert failure is not None
     assert (failure.kind, failure.halve) == ("killed", True)
 
 
 def test_a_restarted_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("psutil.boot_time", lambda: 100.0)
-    before, after = (diagnose(replace(VIEW, state="interrupted", updated=time)) for time in (99.0, 101.0))
+    before, after = (
+        diagnose(heard(WarningEvent(time=time, message="small"), state="interrupted")) for time in (99.0, 101.0)
+    )
     assert before is not None
     assert after is not None
     assert (before.kind, after.kind) == ("restarted", "killed")
 
 
 def test_the_log_tells_when_no_event_could_be_written() -> None:
-    view = replace(VIEW, state="interrupted", updated=2e9)
+    view = heard(WarningEvent(time=2e9, message="small"), state="interrupted")
     said = diagnose(view, ["segskd: can't write x: No space left on device; free some space, then resume the run"])
     crashed = diagnose(view, ["Traceback (most recent call last):", "ImportError: torch"])
     assert said is not None
@@ -224,7 +234,7 @@ def test_a_run_that_did_not_fail_has_no_failure(state: Any) -> None:
 
 
 def test_who_was_stopped_did_not_fail_and_who_never_began_did() -> None:
-    assert diagnose(replace(VIEW, state="interrupted", stopped=True)) is None
+    assert diagnose(heard(StoppedEvent(time=1.0, phase="head"), state="interrupted")) is None
     failure = diagnose(replace(VIEW, state="new"), [], worker_began=True)
     assert failure is not None
     assert failure.kind == "killed"

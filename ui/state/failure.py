@@ -120,10 +120,11 @@ def diagnose(view: RunView, log: Sequence[str] = (), worker_began: bool = False)
     if view.state == "damaged":
         mend = "Mend or delete its folder; the other runs are not concerned."
         return Failure("damaged", "The run's files are damaged or gone.", mend, view.problem, retry=False)
-    if view.state == "failed" and view.error:
-        message, kind = view.error
-        return _by_message(message) if kind == "UserError" else _by_message(message, bug=_bug(message, log))
-    if view.state == "interrupted" and not view.stopped:
+    error = view.progress.error
+    if view.state == "failed" and error:
+        bug = None if error.error == "UserError" else _bug(error.message, log)
+        return _by_message(error.message, bug)
+    if view.state == "interrupted" and not view.progress.ended:
         return _without_event(view, log)
     if view.state == "new" and worker_began:
         return _without_event(view, log)
@@ -159,7 +160,7 @@ def _without_event(view: RunView, log: Sequence[str]) -> Failure:
         return _by_message(last.removeprefix(SAID))
     if TRACEBACK in log:
         return _bug(last, log)
-    if view.updated is not None and view.updated < psutil.boot_time():
+    if view.progress.updated is not None and view.progress.updated < psutil.boot_time():
         return RESTARTED
     return KILLED
 

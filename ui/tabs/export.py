@@ -27,8 +27,8 @@ from ..state.pruned import begin_pruned, pruned_students
 SCRIPTS = ("watch-parts.js", "poll.js", "export-prune.js", "export.js")
 
 
-class Asked(TypedDict, total=False):
-    """What the script asks with."""
+class ExportQuery(TypedDict, total=False):
+    """What the tab's script asks for."""
 
     run: str | None
     format: str
@@ -41,7 +41,7 @@ class Asked(TypedDict, total=False):
 def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) -> None:
     """Puts the tab's components where it is called."""
 
-    def export_state(asked: Asked) -> dict[str, Any]:
+    def export_state(asked: ExportQuery) -> dict[str, Any]:
         rows = catalogue.rows()
         choices = _choices(rows)
         name = asked.get("run") or (choices[0] if choices else None)
@@ -60,10 +60,10 @@ def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) 
             "export": as_dict(made) if made else None,
         }
 
-    def export_start(asked: Asked) -> dict[str, Any]:
+    def export_start(asked: ExportQuery) -> dict[str, Any]:
         return answered(lambda: exports.start(context.run(asked.get("run")), _spec(asked)))
 
-    def export_prune(asked: Asked) -> dict[str, Any]:
+    def export_prune(asked: ExportQuery) -> dict[str, Any]:
         whole = asked.get("whole") is True
         return answered(lambda: begin_pruned(context.jobs, context.run(asked.get("run")), asked.get("ratio"), whole))
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from segskd.config import make_recipe, merged
-from segskd.distill.training.trainer import Progress
+from segskd.distill.training.trainer import TrainingProgress
 from segskd.errors import UserError
+from segskd.events import WarningEvent
 from segskd.runs import Run
 from segskd.subset_file import read_subset_names
 
@@ -32,9 +33,9 @@ def _halve(run: Run) -> int:
     state = run.load_state()
     if state is not None:
         done = {name: state["progress"][name] for name in ("phase", "phases")}
-        run.save_state(state | {"progress": asdict(Progress(**done)), "inside": {}, "best_weights": {}})
+        run.save_state(state | {"progress": asdict(TrainingProgress(**done)), "inside": {}, "best_weights": {}})
     halved = batch // 2
     changed = merged(recipe.model_dump(mode="json"), {"optimisation": {"batch": halved}})
     run.write_recipe(make_recipe(changed))
-    run.event("warning", message=f"memory ran out: the batch is {halved} from here on, and was {batch}")
+    run.record(WarningEvent(message=f"memory ran out: the batch is {halved} from here on, and was {batch}"))
     return halved

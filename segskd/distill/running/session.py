@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import platform
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -28,9 +27,23 @@ from segskd.errors import Echoed, Stopped, UserError
 from segskd.evaluate.cost import cost, latencies
 from segskd.evaluate.metrics import Score
 from segskd.evaluate.predict import Predictor, evaluate
+from segskd.events import (
+    DiagnosisEvent,
+    DoneEvent,
+    ErrorEvent,
+    EvaluatingEvent,
+    EvaluationEvent,
+    Event,
+    PlannedPhase,
+    PreparingEvent,
+    StartEvent,
+    StoppedEvent,
+    StoreEvent,
+    WarningEvent,
+)
 from segskd.models.build import describe
 from segskd.models.stages import StagedNetwork
-from segskd.runs import Event, Onlooker, Run
+from segskd.runs import Onlooker, Run
 from segskd.subset_file import SubsetNames, read_subset_names, subset_text
 
 Listener = Callable[[Event], None]
@@ -90,7 +103,7 @@ def resume(
             job = prepare(recipe, run.path, read_subset_names(run), _preparing(listeners), ranks)
         _check_until(job, until)
         if apart and ranks.count > 1:
-            run.event("warning", message="here batch normalisation sees each process's own images alone")
+            run.record(WarningEvent(message="here batch normalisation sees each process's own images alone"))
         _write_subset(job, run)
         return job, run
 
@@ -133,7 +146,7 @@ def _preparing(listeners: Sequence[Listener]) -> Report:
 
     def report(stage: str, done: int, total: int | None) -> None:
         for listener in listeners:
-            listener({"time": time.time(), "kind": "preparing", "stage": stage, "done": done, "total": total or done})
+            listener(PreparingEvent(stage=stage, done=done, total=total or done))
 
     return report
 
@@ -154,7 +167,7 @@ def _finish(job: Job, run: Run, trainer: Trainer, teacher: Score | None) -> dict
         return {}
     result = _result(job, run, trainer, student, teacher)
     run.write_json("result.json", result)
-    run.event("done", miou=student.miou, seconds=result["seconds"])
+    run.record(DoneEvent(miou=student.miou, seconds=result["seconds"]))
     return result
 
 
@@ -214,18 +227,18 @@ def _teacher_score(job: Job, run: Run) -> Score | None:
     return score
 
 
-def _score(job: Job, run: Run, network: StagedNetwork, who: str) -> Score:
+def _score(job: Job, run: Run, network: StagedNetwork, who: Literal["teacher", "student"]) -> Score:
     """In fp32 on the validation split, as `evaluate` does it."""
 
     def report(done: int, total: int) -> None:
         if job.ranks.count == 1 and run.stop_requested():  # several stop together, at their next step
-            run.event("stopped", phase=f"evaluation of the {who}")
+            run.record(StoppedEvent(phase=f"evaluation of the {who}"))
             raise Stopped(f"stopped; 'python -m segskd resume {run.name}' goes on")
-        run.tell("evaluating", model=who, done=done, total=total)
+        run.tell(EvaluatingEvent(model=who, done=done, total=total))
 
     predictor = Predictor(network.model, job.card, job.recipe.data.size, job.recipe.device)
     score = evaluate(predictor, job.ranks.part(job.subset.val), report=report, batch=job.batch, add=job.ranks.add)
-    run.event("evaluation", model=who, split="val", **score.as_dict())
+    run.record(EvaluationEvent(model=who, split="val", **score.as_dict()))
     return score
 
 
@@ -237,30 +250,30 @@ def _chosen_on(recipe: Recipe) -> str:
 
 
 def _tell_start(job: Job, run: Run) -> None:
-    phases = [{"phase": p.name, "epochs": p.epochs, "steps": job.steps(p)} for p in job.phases]
-    run.event("start", phases=phases, images=len(job.subset.train), batch=job.batch)
+    phases = tuple(PlannedPhase(phase=p.name, epochs=p.epochs, steps=job.steps(p)) for p in job.phases)
+    run.record(StartEvent(phases=phases, images=len(job.subset.train), batch=job.batch))
     if job.diagnosis:
-        run.event("diagnosis", message=str(job.diagnosis), **asdict(job.diagnosis))
+        run.record(DiagnosisEvent(message=str(job.diagnosis), **asdict(job.diagnosis)))
     asked, images = job.recipe.optimisation.batch, len(job.subset.train)
     if images < asked:
-        run.event("warning", message=f"{images} images are fewer than a batch of {asked}: the batch is {images}")
+        run.record(WarningEvent(message=f"{images} images are fewer than a batch of {asked}: the batch is {images}"))
     _tell_store(job, run)
 
 
 def _tell_store(job: Job, run: Run) -> None:
     kind = job.store.kind
-    before = next((e["kind_of_store"] for e in reversed(run.events()) if e["kind"] == "store"), kind)
+    before = run.progress().store or kind
     bits = f", in {job.store_bits} bits a value" if job.store_bits else ""
     size = f"{job.store.bytes / 2**30:.2f} GiB, {job.recipe.data.views} views{bits}"
     places = {"memory": f"in memory, {size}", "disk": f"on disk, memory-mapped, {size}"}
     place = places.get(kind, f"none, {size} would be needed")
-    run.event("store", kind_of_store=kind, message=f"feature store: {place}")
+    run.record(StoreEvent(kind_of_store=kind, message=f"feature store: {place}"))
     if kind == "recompute":
         message = "features are recomputed in every step, which is slower than a store (see --store-budget)"
-        run.event("warning", message=message)
+        run.record(WarningEvent(message=message))
     if (before == "recompute") != (kind == "recompute"):
         message = f"the run began with its features in '{before}' and goes on with '{kind}'"
-        run.event("warning", message=message + ": its weights will differ in their last bits")
+        run.record(WarningEvent(message=message + ": its weights will differ in their last bits"))
 
 
 @contextmanager
@@ -274,8 +287,8 @@ def _errors_told(run: Run) -> Iterator[None]:
         gone = another_ended(error)
         mended = out_of_memory(error) or gone or error
         with suppress(UserError, OSError):
-            if not gone or (run.events() or [{}])[-1].get("kind") != "error":  # the other has said why itself
-                run.event("error", message=str(mended), error=type(mended).__name__)
+            if not gone or run.progress().ended != "failed":  # the other has said why itself
+                run.record(ErrorEvent(message=str(mended), error=type(mended).__name__))
         if mended is error:
             raise
         raise mended from error

@@ -20,6 +20,19 @@ from segskd.distill.training.loop import Loop, Stores
 from segskd.distill.training.module import epoch_batches
 from segskd.distill.training.placement import PlacedLoop, Placement, place, step_seconds
 from segskd.errors import Stopped, UserError
+from segskd.events import (
+    EpochEvent,
+    FillingEvent,
+    GraftEvent,
+    PausedEvent,
+    PhaseEndEvent,
+    PhaseStartEvent,
+    PlacedEvent,
+    ResumedEvent,
+    SkippedEvent,
+    StepEvent,
+    StoppedEvent,
+)
 from segskd.models.build import SNAPSHOTS, digest, save
 from segskd.models.stages import freeze
 from segskd.runs import Run
@@ -35,7 +48,7 @@ FORMAT = 1
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Where a run stands; plain values, kept in state.pt."""
 
     phase: int = 0
@@ -64,7 +77,7 @@ def has_stalled(losses: Sequence[float], patience: int, views: int) -> bool:
 class _Clock:
     """Seconds that a phase has taken, also before it was interrupted."""
 
-    def __init__(self, before: Progress) -> None:
+    def __init__(self, before: TrainingProgress) -> None:
         self._wall = time.monotonic() - before.seconds
         self._cpu = time.process_time() - before.cpu_seconds
 
@@ -79,7 +92,7 @@ class Trainer:
     def __init__(self, job: Job, run: Run) -> None:
         self.job = job
         self.run = run
-        self.progress = Progress()
+        self.progress = TrainingProgress()
         recipe = job.recipe
         use_cpu(recipe.threads)
         self.ranks = job.ranks
@@ -107,7 +120,7 @@ class Trainer:
         finally:
             self._stores.close()
         if self.progress.phase < len(names):
-            self.run.event("paused", after=names[self.progress.phase - 1])
+            self.run.record(PausedEvent(after=names[self.progress.phase - 1]))
             return False
         return True
 
@@ -148,7 +161,7 @@ class Trainer:
         if len(self.progress.placement) != self.ranks.count:
             seconds = self.ranks.same(self.ranks.attempt(lambda: step_seconds(self.job, phase)))
             self.progress.placement = place(seconds, self.ranks.count)
-            self.run.event("placed", phase=phase.name, stages=self.progress.placement, step_seconds=seconds)
+            self.run.record(PlacedEvent(phase=phase.name, stages=self.progress.placement, step_seconds=seconds))
         return PlacedLoop(self.job, phase, self.progress.placement)
 
     def _train_epoch(self, loop: Loop, epoch: int, clock: _Clock) -> None:
@@ -164,8 +177,10 @@ class Trainer:
         loop.bring_together()
         if epoch + 1 in phase.snapshots:
             self._keep_snapshot(phase.snapshots.index(epoch + 1) + 1)
-        figures = self._validate(loop, epoch)
-        self.run.event("epoch", phase=phase.name, epoch=epoch + 1, epochs=phase.epochs, loss=loss, **figures)
+        choice, miou = self._validate(loop, epoch)
+        self.run.record(
+            EpochEvent(phase=phase.name, epoch=epoch + 1, epochs=phase.epochs, loss=loss, choice=choice, val_miou=miou)
+        )
         progress.epoch, progress.step, progress.loss_sum, progress.loss = epoch + 1, 0, 0.0, loss
         progress.losses.append(loss)
         if self.ranks.same(self.run.stop_requested(epoch_over=True)):
@@ -179,7 +194,7 @@ class Trainer:
         if not patience or phase.labels or progress.step or not RISE * phase.epochs <= progress.epoch < last:
             return
         if has_stalled(progress.losses, patience, views):
-            self.run.event("skipped", phase=phase.name, epochs=phase.epochs, after=progress.epoch, to=last + 1)
+            self.run.record(SkippedEvent(phase=phase.name, epochs=phase.epochs, after=progress.epoch, to=last + 1))
             progress.skipped, progress.epoch = last - progress.epoch, last
             loop.skip_to(last)
 
@@ -225,21 +240,20 @@ class Trainer:
         if self.ranks.first:
             save(self.job.student.model, self.run.model_folder / SNAPSHOTS / str(number))
 
-    def _validate(self, loop: Loop, epoch: int) -> dict[str, float]:
-        """Figures of an epoch: what `select best` goes by, and now and then the mIoU of a network trained whole."""
+    def _validate(self, loop: Loop, epoch: int) -> tuple[float | None, float | None]:
+        """The value that `select best` goes by, and the mIoU of a network trained whole. None where not measured."""
         phase = loop.phase
-        figures: dict[str, float] = {}
+        value = miou = None
         if self.job.recipe.select == "best":
             value = self._choice_value(loop)
-            figures["choice"] = value
             if self.progress.best is None or value < self.progress.best:
                 self.progress.best, self.progress.best_epoch = value, epoch + 1
                 self._best_weights = loop.weights()
         every = max(1, phase.epochs // VALIDATIONS)
         if phase.whole and (epoch + 1) % every == 0:
-            figures["val_miou"] = self.grafter.score(phase, self._stores.val, draw=True).miou
+            miou = self.grafter.score(phase, self._stores.val, draw=True).miou
         loop.module.start_training()
-        return figures
+        return value, miou
 
     def _choice_value(self, loop: Loop) -> float:
         """Lower is better. The loss on features of the images for choosing, or minus their mIoU where labels count."""
@@ -262,16 +276,16 @@ class Trainer:
         seconds, cpu_seconds = clock.read()
         cpu_seconds, store_bytes = self.ranks.total(cpu_seconds, self._stores.bytes)
         times = {"seconds": round(seconds, 3), "cpu_seconds": round(cpu_seconds, 3)}
-        figures = {
+        figures: dict[str, Any] = {
             "phase": phase.name,
             "epochs": self.progress.epoch - self.progress.skipped,
             "loss": self.progress.loss,
             **times,
         }
-        self.run.event("graft", phase=phase.name, miou=score.miou, pixel_accuracy=score.pixel_accuracy)
-        self.run.event("phase_end", **figures, graft_miou=score.miou, store_bytes=int(store_bytes))
+        self.run.record(GraftEvent(phase=phase.name, miou=score.miou, pixel_accuracy=score.pixel_accuracy))
+        self.run.record(PhaseEndEvent(**figures, graft_miou=score.miou, store_bytes=int(store_bytes)))
         done = [*self.progress.phases, {**figures, "graft_miou": score.miou, "best_epoch": self.progress.best_epoch}]
-        self.progress = Progress(phase=self.progress.phase + 1, phases=done)
+        self.progress = TrainingProgress(phase=self.progress.phase + 1, phases=done)
         self._inside, self._best_weights = {}, {}
         self.save()
 
@@ -313,9 +327,9 @@ class Trainer:
         self.job.student.model.load_state_dict(state["student"])
         self.job.adapters.load_state_dict(state["adapters"])
         torch.set_rng_state(state["rng"])
-        self.progress = Progress(**state["progress"])
+        self.progress = TrainingProgress(**state["progress"])
         self._inside, self._best_weights = state["inside"], state["best_weights"]
-        self.run.event("resumed", phase=self._phase_name(), epoch=self.progress.epoch, step=self.progress.step)
+        self.run.record(ResumedEvent(phase=self._phase_name(), epoch=self.progress.epoch, step=self.progress.step))
 
     def _phase_name(self) -> str:
         names = [phase.name for phase in self.job.phases]
@@ -335,7 +349,7 @@ class Trainer:
 
     def _tell_stopped(self, loop: Loop) -> None:
         epoch = self.progress.epoch + (self.progress.step > 0)
-        self.run.event("stopped", phase=loop.phase.name, epoch=epoch)
+        self.run.record(StoppedEvent(phase=loop.phase.name, epoch=epoch))
         where = f"{loop.phase.name}, epoch {epoch}"
         raise self.ranks.refuse(Stopped(f"stopped in {where}; 'python -m segskd resume {self.run.name}' goes on"))
 
@@ -343,26 +357,27 @@ class Trainer:
 
     def _tell_phase_start(self, phase: Phase) -> None:
         self._told_at = 0.0
-        self.run.event(
-            "phase_start",
-            phase=phase.name,
-            number=self.progress.phase + 1,
-            phases=len(self.job.phases),
-            epochs=phase.epochs,
-            steps=self.job.steps(phase),
-            steps_before=self.job.steps_before(self.progress.phase),
+        self.run.record(
+            PhaseStartEvent(
+                phase=phase.name,
+                number=self.progress.phase + 1,
+                phases=len(self.job.phases),
+                epochs=phase.epochs,
+                steps=self.job.steps(phase),
+                steps_before=self.job.steps_before(self.progress.phase),
+            )
         )
 
     def _tell_store(self, done: int, total: int) -> None:
-        self.run.tell("filling", done=done, total=total)
+        self.run.tell(FillingEvent(done=done, total=total))
         if self.ranks.count == 1 and self.run.stop_requested():  # several stop together, at their next step
-            self.run.event("stopped", phase=self._phase_name(), epoch=self.progress.epoch + 1)
+            self.run.record(StoppedEvent(phase=self._phase_name(), epoch=self.progress.epoch + 1))
             raise Stopped(f"stopped; 'python -m segskd resume {self.run.name}' goes on")
 
     def _tell_step(self, loop: Loop, epoch: int) -> None:
         now = time.monotonic()
         due = now - self._told_at >= STEP_EVENT_SECONDS
-        tell = self.run.event if due else self.run.tell
+        tell = self.run.record if due else self.run.tell
         self._told_at = now if due else self._told_at
         step = epoch * loop.steps + self.progress.step
-        tell("step", phase=loop.phase.name, epoch=epoch + 1, step=step, loss=loop.loss, lr=loop.rate)
+        tell(StepEvent(phase=loop.phase.name, epoch=epoch + 1, step=step, loss=loop.loss, lr=loop.rate))
