@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from segskd.distill.running.retry import halve_batch
+from segskd.distill.running.session import halve_batch
 from segskd.errors import UserError
 from segskd.runs import Run, list_runs
 from ui.context import Context
