@@ -96,3 +96,20 @@ def _cpu_multiplies_bf16() -> bool:
     """PyTorch knows, but not under a public name; where the name is gone fp32 is safe."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+def started_by_others() -> tuple[int, int] | None:
+    """(processes a machine, machines) as torchrun or SLURM started them; None when nobody did."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        return here, int(os.environ["WORLD_SIZE"]) // here
+    if by_slurm():
+        nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
+        return int(os.environ["SLURM_STEP_NUM_TASKS"]) // nodes, nodes
+    return None
+
+
+def by_slurm() -> bool:
+    """Whether srun started several of this process; a batch script and an interactive shell are no such thing."""
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    return "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and not interactive

@@ -7,10 +7,7 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
 CLONE = None if (_PACKAGE / "cards").is_dir() else _PACKAGE.parent
-"""The clone of the repository that this code lies in. None where it was installed from a wheel.
-
-Other processes of SegSKD start here; where it is None they start in the current folder.
-"""
+"""The clone of the repository that this code lies in. None where it was installed from a wheel."""
 CARDS_FOLDER = CLONE / "datasets" if CLONE else _PACKAGE / "cards"
 """The cards that come with SegSKD. In a clone, cards of the user may lie there, too."""
 STUDIES_FOLDER = CLONE / "studies" if CLONE else _PACKAGE / "studies"

@@ -236,12 +236,12 @@ def _hub(repository: str) -> Hub:
 def _pruned(run: Run, ratio: float, epochs: int | None) -> Run:
     """The run that prunes and repairs its student, trained now where there is none."""
     from segskd.distill.running.pruning import plan_pruned
-    from segskd.distill.running.session import pruned
+    from segskd.distill.running.session import train_pruned
     from segskd.distill.training.ranks import is_first
 
     recipe, folder = plan_pruned(run, ratio, epochs)
     with listeners(folder) as hearing:
-        made = pruned(recipe, folder, hearing)
+        made = train_pruned(recipe, folder, hearing)
     if not is_first():
         raise Echoed
     return made

@@ -139,13 +139,21 @@ def read_names(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
+def holdout_size(images: int) -> int:
+    """How many of so many images are held out for choosing among epochs: a fifth, and at least one.
+
+    Raises UserError where too few would be left.
+    """
+    if images < MINIMUM + 1:
+        raise UserError(f"--select best holds a fifth of the subset out, and {images} images are too few")
+    return max(1, images // HOLDOUT_PARTS)
+
+
 def split_holdout(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair]]:
-    """(train, held out): a fifth of the pairs, at least one, put aside for choosing among epochs."""
-    if len(pairs) < MINIMUM + 1:
-        raise UserError(f"--select best holds a fifth of the subset out, and {len(pairs)} images are too few")
+    """(train, held out): as many pairs as `holdout_size` says are put aside for choosing among epochs."""
+    held = holdout_size(len(pairs))
     by_name = {pair.name: pair for pair in pairs}
     order = hash_order(list(by_name), f"holdout/{seed}")
-    held = max(1, len(order) // HOLDOUT_PARTS)
     return [by_name[n] for n in sorted(order[held:])], [by_name[n] for n in sorted(order[:held])]
 
 

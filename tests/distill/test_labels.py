@@ -125,7 +125,7 @@ def test_without_labels_the_head_learns_from_the_teacher(recipe: Callable[..., A
     assert (result["images"], result["labelled"]) == (4, 0)
     job = prepare(recipe(subset={"labels": 0.0, "count": 4}), tmp_path / "other")
     assert job.phases[-1].labels == 0
-    assert all(("data", "mask") not in keys for keys in job.contents.train)
+    assert all(("data", "mask") not in keys for keys in job.plan.contents.train)
 
 
 def test_a_mixed_phase_learns_from_labels_where_there_are_any(recipe: Callable[..., Any], tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_images_for_choosing_are_held_out_of_the_labelled_ones(recipe: Callable[
         ({"subset": {"labels": 0.5, "fraction": 0.25}}, r"--labels 0\.5 of 12 images are 6, and only 3 are trained on"),
         ({"subset": {"labels": 0.5, "rule": "balanced"}}, "rule balanced counts the pixels of every mask"),
         ({"subset": {"labels": 0.1}}, r"--labels 0\.1 of 12 images leaves 1"),
-        ({"subset": {"labels": 0.0}, "method": "supervised"}, "nothing but labels to learn from"),
+        ({"subset": {"labels": 0.0}, "method": "supervised"}, "only labels to learn from"),
     ],
 )
 def test_what_can_not_be_is_told(

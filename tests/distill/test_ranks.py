@@ -43,7 +43,7 @@ class Halves:
         """The losses of the phase's epochs."""
         job, module, phase = self.job, self.module, self.job.phases[place]
         freeze([job.student.model])
-        self.store.advance(job.contents.train[place])
+        self.store.advance(job.plan.contents.train[place])
         module.start_training()
         rate = job.recipe.optimisation.lr or 0.0
         optimiser = torch.optim.Adam(module.trained_parameters(), lr=rate)
@@ -184,7 +184,7 @@ def test_unused_adapters_and_fewer_processes_later(
     """Each phase trains one of many adapters; DDP must not wait for the others."""
     small = {"epochs": 1, "batch": 6}
     made = asked(teacher=str(wide_teacher), subset={"count": 8}, optimisation=small)
-    assert len(prepare(made, tmp_path / "other").adapters) > 1
+    assert len(prepare(made, tmp_path / "other").networks.adapters) > 1
     run = Run(tmp_path / "run")
     words = ("--recipe", began(made, tmp_path), "--run", run.path, "--devices", 2, "--until", "encoder.3")
     status, out, err = ended(command("segskd", "distill", *words))

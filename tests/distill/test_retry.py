@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from segskd.distill.running.retry import halve_batch
-from segskd.distill.running.session import resume, start
+from segskd.distill.running.session import halve_batch, resume, start
 from segskd.errors import Stopped, UserError
 from segskd.events import Event
 from segskd.runs import Run

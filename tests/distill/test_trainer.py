@@ -16,7 +16,7 @@ import torch
 
 from segskd.distill.running.prepare import prepare
 from segskd.distill.running.session import resume, start
-from segskd.distill.training.graft import Grafter
+from segskd.distill.training.graft_scores import GraftScorer
 from segskd.distill.training.trainer import Trainer
 from segskd.errors import Stopped, UserError
 from segskd.events import Event
@@ -164,9 +164,9 @@ def test_a_graft_is_the_student_so_far_and_the_rest_of_the_teacher(recipe: Calla
     job.student.model.eval()
     phase = next(phase for phase in job.phases if phase.name == "encoder.2")
     store = job.feature_store(job.subset.val, 1, tmp_path)
-    store.advance(job.contents.val[job.phases.index(phase)])
+    store.advance(job.plan.contents.val[job.phases.index(phase)])
     batch = next(store.batches())
-    logits = Grafter(job, Run(tmp_path)).logits(phase, batch)
+    logits = GraftScorer(job, Run(tmp_path)).logits(phase, batch)
 
     images, _ = store.samples.load(range(4))
     student, teacher = job.student.model, job.teacher.model

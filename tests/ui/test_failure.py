@@ -22,17 +22,16 @@ from segskd.data.cards import load_card
 from segskd.data.dataset import Pair, list_pairs, read_mask
 from segskd.data.pixels import read_image
 from segskd.devices import choose_device, out_of_memory
-from segskd.distill.caching.budget import Choice
-from segskd.distill.caching.inputs import IMAGE_KEY
+from segskd.distill.caching.budget import StorePlace
+from segskd.distill.caching.contents import IMAGE_KEY
 from segskd.distill.caching.store import Batch
 from segskd.distill.planning import images
 from segskd.distill.planning.images import Subset
 from segskd.distill.planning.methods import stagewise
 from segskd.distill.planning.phase import Setting
-from segskd.distill.running import checks
-from segskd.distill.training import meta
+from segskd.distill.training import networks
 from segskd.distill.training.loop import Loop
-from segskd.distill.training.meta import MetaNetworks, check_step_fits
+from segskd.distill.training.networks import MetaNetworks, Networks, check_step_fits
 from segskd.distill.training.ranks import Ranks
 from segskd.distill.training.trainer import Trainer
 from segskd.errors import UserError
@@ -98,7 +97,7 @@ def loss_astray(_folder: Path) -> None:
     loop = Loop.__new__(Loop)
     loop._ranks = Ranks(Fabric(accelerator="cpu", devices=1))
     loop.phase = SimpleNamespace(name="head")
-    loop.wrapped = lambda _batch: {"loss": torch.tensor(math.nan), "duel": torch.tensor(0.0)}
+    loop.wrapped = lambda _batch: {"loss": torch.tensor(math.nan), "adversarial": torch.tensor(0.0)}
     loop.step(Batch({IMAGE_KEY: torch.zeros(2, 3, 32, 32)}))
 
 
@@ -157,10 +156,10 @@ def test_memory_that_ran_out_offers_half_the_batch() -> None:
 
 def test_a_step_that_does_not_fit_offers_half_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     student = cut(create("unet", "resnet10", 3))
-    monkeypatch.setattr(meta, "free_device_memory", lambda _device: 1)
+    monkeypatch.setattr(networks, "free_device_memory", lambda _device: 1)
     phases = stagewise(Setting(tuple(student.names), 1))[-1:]
     card: Any = SimpleNamespace(ignore_index=255)
-    on_meta = MetaNetworks({"student": student}, Adapters(), torch.nn.ModuleDict(), card, (32, 32))
+    on_meta = MetaNetworks(Networks(student, {}, Adapters(), torch.nn.ModuleDict()), card, (32, 32))
     error = said_by(lambda: check_step_fits(on_meta, phases, 4, 0, torch.device("cpu")))
     failure = diagnose(failed(error))
     assert failure is not None
@@ -169,8 +168,8 @@ def test_a_step_that_does_not_fit_offers_half_the_batch(monkeypatch: pytest.Monk
 
 def test_a_store_that_does_not_fit_is_not_helped_by_half_the_batch() -> None:
     recipe = SimpleNamespace(device="cpu", optimisation=SimpleNamespace(batch=2))
-    subset, store = Subset([], [], []), Choice("memory", 1, 2**62)
-    error = said_by(lambda: checks.check_memory(recipe, subset, None, [], store, 1))
+    subset, store = Subset([], [], []), StorePlace("memory", 2**62)
+    error = said_by(lambda: networks.check_memory(recipe, subset, None, [], store, 1))
     failure = diagnose(failed(error))
     assert failure is not None
     assert (failure.kind, failure.halve) == ("memory", False)

@@ -12,7 +12,7 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from segskd.config import Recipe
 from segskd.data.cards import load_card
-from segskd.distill.planning.plan import default_epochs
+from segskd.distill.planning.settle import default_epochs
 from segskd.errors import UserError
 from segskd.events import EVENTS
 from segskd.run_admin import note

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from segskd.config import Recipe, Size
 from segskd.data.cards import load_card
-from segskd.distill.planning.plan import default_epochs
+from segskd.distill.planning.settle import default_epochs
 from segskd.errors import UserError
 from segskd.folders import home
 from segskd.runs import default_name, free_name

@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from segskd.distill.running.retry import halve_batch
+from segskd.distill.running.session import halve_batch
 from segskd.errors import UserError
 from segskd.events import EVENTS
 from segskd.run_progress import LossCurve, PhaseProgress, Point

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from segskd.distill.planning.plan import TEACHER_LR
+from segskd.distill.planning.settle import TEACHER_LR
 from segskd.models.build import ARCHITECTURES, parse_spec
 
 from ..parts import Notice
