@@ -102,7 +102,7 @@ def test_what_is_no_size(written: object) -> None:
         ({"store": {"bits": 8}, "method": "supervised"}, "none are kept: leave the store's 'bits' out"),
         ({"subset": {"rule": "first"}}, r"subset\.rule"),
         ({"subset": {"fraction": 0.1, "count": 30}}, "subset: .*fraction or a count"),
-        ({"subset": {"rule": "hand"}}, r"subset: rule hand takes names \(--names FILE\)"),
+        ({"subset": {"rule": "hand"}}, r"subset: rule hand takes names \(--names\)"),
         ({"subset": {"names": ["a", "b"]}}, "subset: rule hand takes names .*, and no other rule does"),
         ({"subset": {"rule": "diverse", "names": ["a", "b"]}}, "subset: .*no other rule does"),
         ({"subset": {"rule": "hand", "names": ["a", "b"], "count": 2}}, "neither a fraction nor a count"),

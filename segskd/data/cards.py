@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from segskd.config import first_problem, read_yaml
-from segskd.errors import UserError
+from segskd.errors import DataError, UserError
 
 CARDS_FOLDER = Path(__file__).resolve().parents[2] / "datasets"
 PROJECT_CARDS = ("camvid", "cityscapes", "oxford_pets", "pascal_voc", "scenes")
@@ -254,7 +254,7 @@ def load_card(name_or_path: str | Path, data: Path | None = None) -> Card:
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         known = ", ".join(entry.name for entry in list_cards(folder))
-        raise UserError(f"no card '{given}': name one of {known}, or the path of a card (a YAML file)")
+        raise DataError(f"no card '{given}': name one of {known}, or the path of a card (a YAML file)")
     return _read_card(path)
 
 
@@ -262,7 +262,7 @@ def _read_card(path: Path) -> Card:
     try:
         return Card.model_validate(read_yaml(path))
     except ValidationError as error:
-        raise UserError(f"card {path}: {first_problem(error)}") from error
+        raise DataError(f"card {path}: {first_problem(error)}") from error
 
 
 def _entry(path: Path, place: str, own: bool) -> CardEntry:

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from segskd.cli.flags import DataFlags, TrainFlags, recipe_changes
+from segskd.cli.flags import DistillFlags, recipe_changes
 from segskd.config import make_recipe, merged
 from segskd.data.samples import Samples
 from segskd.data.subset import read_names
@@ -209,9 +209,9 @@ def test_what_can_not_be_is_told(
 
 
 def test_images_is_another_word_for_fraction(tmp_path: Path) -> None:
-    changes = recipe_changes(DataFlags(images=0.5, labels=0.1, unlabelled=tmp_path), TrainFlags())
+    changes = recipe_changes(DistillFlags(images=0.5, labels=0.1, unlabelled=tmp_path))
     assert changes["subset"]["fraction"] == 0.5
     assert changes["subset"]["labels"] == 0.1
     assert changes["data"]["unlabelled"] == str(tmp_path)
     with pytest.raises(UserError, match="--fraction and --images are the same"):
-        recipe_changes(DataFlags(images=0.5, fraction=0.1), TrainFlags())
+        recipe_changes(DistillFlags(images=0.5, fraction=0.1))

@@ -25,19 +25,21 @@ from segskd.devices import choose_device, out_of_memory
 from segskd.distill.caching.budget import Choice
 from segskd.distill.caching.inputs import IMAGE_KEY
 from segskd.distill.caching.store import Batch
+from segskd.distill.planning import images
 from segskd.distill.planning.images import Subset
 from segskd.distill.planning.methods import stagewise
 from segskd.distill.planning.phase import Setting
-from segskd.distill.running import checks, images
+from segskd.distill.running import checks
+from segskd.distill.running.loading import load_teachers
 from segskd.distill.training import meta
 from segskd.distill.training.loop import Loop
 from segskd.distill.training.meta import MetaNetworks, check_step_fits
 from segskd.distill.training.ranks import Ranks
 from segskd.distill.training.trainer import Trainer
-from segskd.errors import UserError
+from segskd.errors import ErrorRecord, UserError, full_disk, in_labels
 from segskd.files import writing
 from segskd.models.adapters import Adapters
-from segskd.models.build import create, load
+from segskd.models.build import create
 from segskd.models.cut import cut
 from segskd.runs import Run
 from ui.context import Context
@@ -59,7 +61,7 @@ VIEW = RunView(
 
 
 def failed(error: BaseException) -> RunView:
-    return replace(VIEW, error=(str(error), type(error).__name__))
+    return replace(VIEW, error=ErrorRecord.read(ErrorRecord.of(full_disk(error) or error).as_dict()))
 
 
 def refused(code: int) -> None:
@@ -67,15 +69,20 @@ def refused(code: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
+def load_teacher(folder: Path) -> None:
+    card = load_card("scenes")
+    load_teachers(make_recipe({"data": {"card": "scenes"}, "teacher": str(folder)}), card)
+
+
 def broken_model(folder: Path) -> None:
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"broken")
-    load(folder)
+    load_teacher(folder)
 
 
 def without_weights(folder: Path) -> None:
     (folder / "config.json").write_text("{}")
-    load(folder)
+    load_teacher(folder)
 
 
 def changed_teacher(_folder: Path) -> None:
@@ -107,8 +114,8 @@ def said_by(act: Callable[[], Any]) -> UserError:
         ("disk", lambda _: refused(errno.EROFS)),
         ("teacher", broken_model),
         ("teacher", without_weights),
-        ("teacher", lambda folder: load(folder)),
-        ("teacher", lambda folder: load(folder / "gone")),
+        ("teacher", load_teacher),
+        ("teacher", lambda folder: load_teacher(folder / "gone")),
         ("teacher", changed_teacher),
         ("data", lambda folder: load_card(folder / "gone.yaml")),
         ("data", lambda folder: read_image(folder / "gone.png", load_card("scenes"))),
@@ -120,7 +127,7 @@ def test_what_the_core_says_is_understood(kind: str, act: Callable[[Path], Any],
     error = said_by(lambda: act(tmp_path))
     failure = diagnose(failed(error))
     assert failure is not None
-    assert (failure.kind, failure.said, failure.halve) == (kind, str(error), False)
+    assert (failure.kind, failure.said, failure.halve) == (kind, in_labels(error), False)
     assert failure.retry == (kind != "loss")
 
 
@@ -214,7 +221,7 @@ def test_the_log_tells_when_no_event_could_be_written() -> None:
     crashed = diagnose(view, ["Traceback (most recent call last):", "ImportError: torch"])
     assert said is not None
     assert crashed is not None
-    assert (said.kind, crashed.kind, crashed.said) == ("disk", "bug", "ImportError: torch")
+    assert (said.kind, crashed.kind, crashed.said) == ("setting", "bug", "ImportError: torch")
     assert not said.said.startswith("segskd")
 
 
@@ -243,6 +250,6 @@ def test_the_log_of_an_earlier_worker_explains_nothing(tmp_path: Path, data: Pat
     watching = Watching(Context(data, tmp_path, Jobs(tmp_path, data)))
     assert watching.page({"run": "one"})["failure"] is None
     run.write_json("worker.json", {"pid": 2**22 + 1, "born": log.stat().st_mtime - 1})
-    assert watching.page({"run": "one"})["failure"]["kind"] == "teacher"
+    assert watching.page({"run": "one"})["failure"]["kind"] == "setting"
     run.write_json("worker.json", {"pid": 2**22 + 1, "born": log.stat().st_mtime + 1})
     assert watching.page({"run": "one"})["failure"]["kind"] == "killed"

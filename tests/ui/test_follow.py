@@ -17,7 +17,7 @@ from PIL import Image
 from segskd.config import make_recipe
 from segskd.data.cards import load_card
 from segskd.data.dataset import list_pairs, read_mask
-from segskd.errors import UserError
+from segskd.errors import ErrorRecord, UserError
 from segskd.evaluate.pictures import write_index_png
 from segskd.runs import Run
 from ui.context import Context
@@ -322,7 +322,7 @@ def test_warnings_are_told_once_and_an_error_until_the_next_attempt(
         run, start(), warning, start(), warning, {"time": 1.0, "kind": "error", "message": "no", "error": "UserError"}
     )
     view = followers.get("one")
-    assert (view.warnings, view.error, view.state) == (("small batch",), ("no", "UserError"), "failed")
+    assert (view.warnings, view.error, view.state) == (("small batch",), ErrorRecord("no", "UserError"), "failed")
     write(run, start(2.0))
     assert followers.get("one").error is None
 

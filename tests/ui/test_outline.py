@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ui.state.places import read_options
 
 from segskd.distill.planning.methods import METHODS
 from segskd.distill.planning.plan import default_epochs
@@ -16,7 +17,6 @@ from segskd.errors import UserError
 from ui.state.admission import check_unlabelled, unlabelled_folders
 from ui.state.form import FieldError
 from ui.state.outline import method_options, method_sentences, option_sentences, outline
-from ui.state.places import read_options
 
 
 def on(recipe: Any, data: Path) -> list[str]:

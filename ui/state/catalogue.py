@@ -124,7 +124,7 @@ class Catalogue:
             return replace(row, state=state)
         view = self._followers.get(row.name)
         ended = {
-            "failed": view.error[0] if view.error else "",
+            "failed": view.error.in_labels if view.error else "",
             "interrupted": STOPPED if view.stopped else DIED,
             "paused": f"It stopped where it was told to; Resume goes on with stage {view.stage + 1}.",
         }

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from segskd.config import Recipe
-from segskd.errors import UserError
+from segskd.errors import ErrorRecord, UserError
 from segskd.runs import Event, Run
 from ui.context import Context
 from ui.jobs import QUEUE, WORKER, JobState
-from ui.state.places import write_options
+from ui.state.form import write_options
 from ui.state.progress import Activity, PhaseView, Progress
 
 AT_REST = ("finished", "failed", "paused", "interrupted", "damaged")
@@ -45,7 +45,7 @@ class RunView:
     labels: str = ""
     """Which images are trained on with theirs, where these are not all."""
     warnings: tuple[str, ...] = ()
-    error: tuple[str, str] | None = None
+    error: ErrorRecord | None = None
     """Message and type of what ended the last attempt."""
     stopped: bool = False
     started: float | None = None
@@ -107,7 +107,7 @@ class RunView:
         return {
             **{name: getattr(self, name) for name in names},
             "warnings": list(self.warnings),
-            "error": self.error and self.error[0],
+            "error": self.error and self.error.in_labels,
             "phases": [phase.as_dict() for phase in self.phases],
         }
 

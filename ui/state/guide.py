@@ -93,6 +93,6 @@ class Guide:
             view = None
         if view is None:
             return step
-        error = view.error[0] if view.error and state == "failed" else ""
+        error = view.error.in_labels if view.error and state == "failed" else ""
         doing = view.doing if state == "running" else error
         return replace(step, done=view.share, doing=doing, seconds_left=view.seconds_left)

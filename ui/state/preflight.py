@@ -21,9 +21,9 @@ from typing import Any, Literal
 import psutil
 
 from segskd.config import Recipe, dump_recipe
+from segskd.errors import ErrorRecord, in_labels
 from ui.context import Context
 from ui.processes import NICENESS, ROOT, child_environment
-from ui.state.places import in_page_words
 
 TIMEOUT = 120.0
 FRESH_SECONDS = {"fits": 15 * 60, "refused": 60}
@@ -142,15 +142,23 @@ def read_outcome(status: int, output: str, errors: str) -> tuple[State, dict[str
     """(state, result, problem) from what the command left: exit status, standard output and error."""
     last = next((line for line in reversed(errors.splitlines()) if line.strip()), "").removeprefix("segskd: ")
     if status == BAD_INPUT:
-        return "refused", None, in_page_words(last) or "the recipe can't be carried out"
+        return "refused", None, _refusal(output) or last or "the recipe can't be carried out"
     if status != 0:
         return "failed", None, f"it ended with status {status}: {last or 'and said nothing'}"
     try:
         result: dict[str, Any] = json.loads(output.splitlines()[-1])
-        fits, problem = bool(result["fits"]), result["problem"]
+        fits, problem = bool(result["fits"]), result.get("template") or result["problem"]
     except (ValueError, LookupError, TypeError):
         return "failed", None, "it printed no result"
-    return ("fits", result, None) if fits else ("refused", result, in_page_words(str(problem)))
+    return ("fits", result, None) if fits else ("refused", result, in_labels(str(problem)))
+
+
+def _refusal(output: str) -> str:
+    """What the command says is wrong with the recipe, in the page's words; "" where it says nothing."""
+    try:
+        return ErrorRecord.read(json.loads(output.splitlines()[-1])).in_labels
+    except (ValueError, LookupError, AttributeError):
+        return ""
 
 
 def recipe_key(recipe: Recipe) -> str:

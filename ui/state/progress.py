@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from segskd.errors import ErrorRecord
 from segskd.runs import Event
 from ui.state.curves import Curve, Point
 
@@ -75,7 +76,7 @@ class Progress:
         self.teacher_miou: float | None = None
         self.miou: float | None = None
         self.warnings: list[str] = []
-        self.error: tuple[str, str] | None = None
+        self.error: ErrorRecord | None = None
         """Message and type of the error that ended the last attempt."""
         self.stopped = False
         """Whether the last attempt ended because somebody asked."""
@@ -219,7 +220,7 @@ class Progress:
             self.warnings = [*self.warnings, message][-MOST_WARNINGS:]
 
     def _on_error(self, event: Event) -> None:
-        self.error = (str(event["message"]), str(event.get("error", "")))
+        self.error = ErrorRecord.read(event)
 
     def _on_stopped(self, _event: Event) -> None:
         self.stopped = True

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segskd.config import Recipe
+from segskd.config import Recipe, named
 from segskd.data.cache import cache_folder
 from segskd.data.cards import Card
 from segskd.data.dataset import Pair, hash_order, list_pairs
@@ -22,7 +22,7 @@ from segskd.data.subset import (
     subset_size,
 )
 from segskd.data.unlabelled import Example, example, list_further, list_unlabelled
-from segskd.errors import UserError
+from segskd.errors import DataError, UserError
 from segskd.evaluate.image_statistics import image_statistics
 from segskd.models.stages import StagedNetwork
 from segskd.runs import runs_folder
@@ -75,7 +75,9 @@ def choose_images(
     holdout: list[Pair] = []
     if recipe.select == "best" and recipe.select_on == "holdout":
         if not labelled:
-            raise UserError("--select best holds labelled images out, and --labels 0 leaves none: take --select last")
+            select, labels = named("select"), named("subset.labels")
+            none_left = f"{select} best holds labelled images out, and {labels} 0 leaves none: take {select} last"
+            raise UserError(none_left, "select")
         labelled, holdout = split_holdout(labelled, recipe.seed)
     out, known_labels = {pair.name for pair in holdout}, {pair.name for pair in labelled}
     train = [example(pair, pair.name in known_labels) for pair in picked if pair.name not in out]
@@ -91,11 +93,14 @@ def labelled_size(total: int, labels: float | None, images: int) -> int:
     if labels is None:
         return images
     size = int(total * labels + 1e-9)
-    asked = f"--labels {labels:g} of {total} images"
+    about = "subset.labels"
+    asked = f"{named(about)} {labels:g} of {total} images"
     if size > images:
-        raise UserError(f"{asked} are {size}, and only {images} are trained on: raise --images or lower --labels")
+        mend = f"raise {named('subset.fraction')} or lower {named(about)}"
+        raise UserError(f"{asked} are {size}, and only {images} are trained on: {mend}", about)
     if labels and size < MINIMUM:
-        raise UserError(f"{asked} leaves {size}, and training needs at least {MINIMUM}: raise it, or take 0 for none")
+        mend = "raise it, or take 0 for none"
+        raise UserError(f"{asked} leaves {size}, and training needs at least {MINIMUM}: {mend}", about)
     return size
 
 
@@ -113,8 +118,9 @@ def _picked(
     labels = labelled_size(len(pairs), part.labels, size)
     if labels < size and part.rule == "balanced":
         raise UserError(
-            "rule balanced counts the pixels of every mask, and --labels says that some are not to be used:"
-            " take rule random, diverse or hardest"
+            f"rule balanced counts the pixels of every mask, and {named('subset.labels')} says that some are not to be "
+            "used: take rule random, diverse or hardest",
+            "subset.rule",
         )
     asked = counted = None
     if part.rule in ASK_TEACHER and teacher is not None:
@@ -135,5 +141,6 @@ def _heard(report: Report | None, stage: str) -> Callable[[int, int], None] | No
 def _named(by_name: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
     missing = [name for name in names if name not in by_name]
     if missing:
-        raise UserError(f"training image '{missing[0]}' of the run's subset is gone ({len(missing)} are): put it back")
+        gone = f"training image '{missing[0]}' of the run's subset is gone ({len(missing)} are): put it back"
+        raise DataError(gone)
     return [by_name[name] for name in names]

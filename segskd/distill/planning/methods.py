@@ -48,7 +48,8 @@ def stagewise(to: Setting, *, joint: Joint = 0.0) -> list[Phase]:
     as a whole on the loss of `simultaneous`. Raises UserError where a stage would keep no epoch for it.
     """
     if joint and to.epochs < 2:
-        raise UserError("option joint of method stagewise needs two epochs a stage at least, or no stage had one left")
+        few = "option joint of method stagewise needs two epochs a stage at least, or no stage had one left"
+        raise UserError(few, "options")
     together = min(max(1, round(_total(to) * joint)), _total(to) - len(to.stages)) if joint else 0
     each = dict(zip(to.stages, _even(_total(to) - together, len(to.stages)), strict=True))
     epochs = [sum(each[name] for name in group) for group in to.groups]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from segskd.config import Recipe, Size
+from segskd.config import Recipe, Size, named
 from segskd.devices import free_memory
 from segskd.distill.caching.budget import Choice
 from segskd.distill.caching.inputs import STUDENT
@@ -25,8 +25,9 @@ def check_parts(recipe: Recipe, subset: Subset, ranks: Ranks) -> None:
     trained = min(len(subset.train), len(subset.labelled) or len(subset.train))
     if ranks.count > 1 and min(recipe.optimisation.batch, trained) < least:
         raise UserError(
-            f"{ranks.count} processes need a --batch of {least} at least and as many images with labels; these are "
-            f"{recipe.optimisation.batch} and {trained}: take fewer --devices"
+            f"{ranks.count} processes need a {named('optimisation.batch')} of {least} at least and as many images with "
+            f"labels; these are {recipe.optimisation.batch} and {trained}: take fewer {named('devices')}",
+            "devices",
         )
 
 
@@ -35,12 +36,12 @@ def check_sync(recipe: Recipe, phases: Sequence[Phase], ranks: Ranks) -> None:
     if not recipe.sync_batchnorm:
         return
     if not can_sync(recipe):
-        raise UserError(f"--sync-batchnorm is for several GPUs, and this run has {_devices(recipe)}: leave it out")
+        here = f"is for several GPUs, and this run has {_devices(recipe)}: leave it out"
+        raise UserError(f"{named('sync_batchnorm')} {here}", "sync_batchnorm")
     placed = next((phase.name for phase in phases if phase.placed_on(ranks.count)), None)
     if placed:
-        raise UserError(
-            f"phase '{placed}' trains each stage on one GPU, with whole batches: leave --sync-batchnorm out"
-        )
+        alone = f"phase '{placed}' trains each stage on one GPU, with whole batches"
+        raise UserError(f"{alone}: leave {named('sync_batchnorm')} out", "sync_batchnorm")
 
 
 def can_sync(recipe: Recipe) -> bool:
@@ -87,9 +88,11 @@ def check_memory(
     in_memory = store.bytes if store.kind == "memory" else 0
     if in_memory > (free := free_memory()):
         raise NoRoom(
-            f"the feature store needs {in_memory / 2**30:.1f} GiB of memory: take --store disk, or fewer --views",
+            f"the feature store needs {in_memory / 2**30:.1f} GiB of memory: take {named('store.kind')} disk, or fewer "
+            f"{named('data.views')}",
             in_memory,
             free,
+            "store.kind",
         )
     in_memory *= device.type != "cuda"
     shared = [phase for phase in phases if not phase.placed_on(processes)]

@@ -19,7 +19,7 @@ from segskd.distill.planning.methods import FROM_SNAPSHOTS
 from segskd.distill.planning.phase import TEACHER, Phase
 from segskd.distill.running.pruning import narrow_weights
 from segskd.distill.training.module import adapted_stages
-from segskd.errors import UserError
+from segskd.errors import UserError, concerning
 from segskd.evaluate.diagnosis import Diagnosis, diagnose
 from segskd.evaluate.metrics import check_fits
 from segskd.models.adapters import Adapters, probe_adapters
@@ -42,9 +42,11 @@ def load_teachers(recipe: Recipe, card: Card) -> dict[str, StagedNetwork]:
         if len(places) == 1:
             raise UserError(
                 f"method {recipe.method} learns from snapshots of the teacher's training, and {recipe.teacher} has "
-                "none: train one with 'teach --snapshots 2'"
+                "none: train one with 'teach --snapshots 2'",
+                "teacher",
             )
-    return {owner: _teacher(recipe, card, place) for owner, place in places.items()}
+    with concerning("teacher"):
+        return {owner: _teacher(recipe, card, place) for owner, place in places.items()}
 
 
 def _teacher(recipe: Recipe, card: Card, place: str | Path) -> StagedNetwork:

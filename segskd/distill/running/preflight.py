@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from segskd.config import Recipe, make_recipe, merged
+from segskd.config import Recipe, make_recipe, merged, named
 from segskd.data.fetch import Report
 from segskd.devices import choose_device, choose_precision, free_device_memory
 from segskd.distill.caching.budget import ADAM_COPIES, GIB, Sizes
@@ -19,7 +19,7 @@ from segskd.distill.running.prepare import prepare
 from segskd.distill.running.trial import Trial, run_trial
 from segskd.distill.training.job import DTYPES, Job
 from segskd.distill.training.meta import step_bytes
-from segskd.errors import NoRoom
+from segskd.errors import NoRoom, in_flags
 from segskd.evaluate.cost import weight_bytes
 
 # What Python and its libraries take of a worker's memory before there is a network; this process holds as much
@@ -35,7 +35,8 @@ class Preflight:
     `seconds` counts from the first evaluation to the last, `phases` holds {"phase", "seconds"} of each phase.
     `memory_bytes` is the run's peak where the networks compute, `free_memory` what is free there. `disk_bytes`
     is the most that lies on disk at once. `largest_batch` is the largest that fits, 0 when none does. `epochs`
-    are those a stage. `problem` says in one line why the run doesn't fit, and what to change.
+    are those a stage. `problem` says in one line why the run doesn't fit, and what to change; `template` is the same
+    with marks for the names of fields (see `errors`).
     """
 
     seconds: float | None
@@ -52,13 +53,17 @@ class Preflight:
     images: int | None
     epochs: int | None
     fits: bool
-    problem: str | None
+    template: str | None
     device: str
     precision: str
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return asdict(self)
+        return {**asdict(self), "problem": self.problem}
+
+    @property
+    def problem(self) -> str | None:
+        return self.template and in_flags(self.template)
 
 
 def preflight(recipe: Recipe, folder: Path, report: Report | None = None) -> Preflight:
@@ -101,12 +106,12 @@ def _counted(job: Job, folder: Path, free: int) -> Preflight:
         images=images,
         epochs=job.recipe.optimisation.epochs,
         fits=True,
-        problem=None,
+        template=None,
         device=job.recipe.device,
         precision=job.recipe.precision,
     )
     problem = _problem(found)
-    return replace(found, fits=problem is None, problem=problem)
+    return replace(found, fits=problem is None, template=problem)
 
 
 def _timed(found: Preflight, trial: Trial) -> Preflight:
@@ -115,18 +120,21 @@ def _timed(found: Preflight, trial: Trial) -> Preflight:
     disk = (found.disk_bytes or 0) + trial.preview_bytes
     found = replace(found, seconds=round(trial.seconds, 3), phases=phases, disk_bytes=disk)
     problem = _problem(found)
-    return replace(found, fits=problem is None, problem=problem)
+    return replace(found, fits=problem is None, template=problem)
 
 
 def _problem(found: Preflight) -> str | None:
     if found.memory_bytes > found.free_memory:
-        smaller = f"take --batch {found.largest_batch}" if found.largest_batch else "take a smaller --size"
+        largest = f"{named('optimisation.batch')} {found.largest_batch}"
+        smaller = f"take {largest}" if found.largest_batch else f"take a smaller {named('data.size')}"
+        smaller += f", or a smaller {named('store.budget_gib')}" * (found.store == "memory")
         return (
             f"the run needs about {_gib(found.memory_bytes)} of memory and {_gib(found.free_memory)} are free: "
-            f"{smaller}{', or a smaller --store-budget' * (found.store == 'memory')}"
+            f"{smaller}"
         )
     if found.disk_bytes is not None and found.disk_bytes > found.free_disk:
-        smaller = ", or take fewer --views or --store recompute" * (found.store == "disk")
+        fewer = f", or take fewer {named('data.views')} or {named('store.kind')} recompute"
+        smaller = fewer * (found.store == "disk")
         return (
             f"the run needs about {_gib(found.disk_bytes)} of disk and {_gib(found.free_disk)} are free: "
             f"free some space there{smaller}"
@@ -165,7 +173,7 @@ def _too_large(recipe: Recipe, folder: Path, error: NoRoom) -> Preflight:
         images=images,
         epochs=job.recipe.optimisation.epochs if job else None,
         fits=False,
-        problem=str(error),
+        template=error.template,
         device=device,
         precision=choose_precision(recipe.precision, device),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from segskd.config import make_recipe, merged
+from segskd.config import make_recipe, merged, named
 from segskd.distill.training.trainer import Progress
 from segskd.errors import UserError
 from segskd.runs import Run
@@ -28,7 +28,7 @@ def _halve(run: Run) -> int:
     chosen, asked = read_subset_names(run), recipe.optimisation.batch
     batch = min(asked, len(chosen[0])) if chosen else asked
     if batch < 2:
-        raise UserError("a batch is one image already: take a smaller --size")
+        raise UserError(f"a batch is one image already: take a smaller {named('data.size')}", "data.size")
     state = run.load_state()
     if state is not None:
         done = {name: state["progress"][name] for name in ("phase", "phases")}

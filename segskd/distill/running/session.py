@@ -24,7 +24,7 @@ from segskd.distill.running.prepare import prepare, settled
 from segskd.distill.training.job import Job
 from segskd.distill.training.ranks import Ranks, another_ended, gather_ranks
 from segskd.distill.training.trainer import Trainer
-from segskd.errors import Echoed, Stopped, UserError
+from segskd.errors import Echoed, ErrorRecord, Stopped, UserError, full_disk
 from segskd.evaluate.cost import cost, latencies
 from segskd.evaluate.metrics import Score
 from segskd.evaluate.predict import Predictor, evaluate
@@ -256,7 +256,7 @@ def _tell_store(job: Job, run: Run) -> None:
     place = places.get(kind, f"none, {size} would be needed")
     run.event("store", kind_of_store=kind, message=f"feature store: {place}")
     if kind == "recompute":
-        message = "features are recomputed in every step, which is slower than a store (see --store-budget)"
+        message = "features are recomputed in every step, which is slower than a store: none has room"
         run.event("warning", message=message)
     if (before == "recompute") != (kind == "recompute"):
         message = f"the run began with its features in '{before}' and goes on with '{kind}'"
@@ -272,10 +272,10 @@ def _errors_told(run: Run) -> Iterator[None]:
         raise
     except Exception as error:
         gone = another_ended(error)
-        mended = out_of_memory(error) or gone or error
+        mended = out_of_memory(error) or full_disk(error) or gone or error
         with suppress(UserError, OSError):
             if not gone or (run.events() or [{}])[-1].get("kind") != "error":  # the other has said why itself
-                run.event("error", message=str(mended), error=type(mended).__name__)
+                run.event("error", **ErrorRecord.of(mended).as_dict())
         if mended is error:
             raise
         raise mended from error

@@ -13,6 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from segskd.config import named
 from segskd.distill.caching.inputs import Keys, phase_inputs
 from segskd.distill.caching.store import Batch, FeatureStore
 from segskd.distill.planning.phase import Phase
@@ -59,8 +60,9 @@ class Loop:
         loss = found["loss"] + found["duel"]
         self.loss = self._of_all(float(found["loss"].detach()) * share)
         if not math.isfinite(self.loss):
-            message = f"the loss of {self.phase.name} became {self.loss}: use a smaller --lr, or --precision 32"
-            raise self._ranks.refuse(UserError(message))
+            mend = f"use a smaller {named('optimisation.lr')}, or {named('precision')} 32"
+            message = f"the loss of {self.phase.name} became {self.loss}: {mend}"
+            raise self._ranks.refuse(UserError(message, "optimisation.lr"))
         self._fabric.backward(loss * share)
         self._optimiser.take_gradients()
         self.rate = float(self._optimiser.param_groups[0]["lr"])

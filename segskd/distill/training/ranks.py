@@ -22,7 +22,7 @@ from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from segskd.config import Recipe
+from segskd.config import Recipe, named
 from segskd.errors import Echoed, UserError
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it would tell of its precision each time
@@ -168,15 +168,17 @@ def _data_parallel() -> DDPStrategy:
 def _check_devices(recipe: Recipe) -> None:
     """Raises UserError for devices that this machine has not got, and for machines that nobody has named."""
     devices = recipe.devices
+    flag = named("devices")
     if recipe.device == "mps":
-        raise UserError(f"--devices {devices}: this machine has one GPU; take --devices 1")
+        raise UserError(f"{flag} {devices}: this machine has one GPU; take {flag} 1", "devices")
     if recipe.device == "cuda" and (there := torch.cuda.device_count()) < devices:
-        raise UserError(f"--devices {devices}: this process sees {there} of them; take fewer")
+        raise UserError(f"{flag} {devices}: this process sees {there} of them; take fewer", "devices")
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
     if recipe.nodes > 1 and missing and not started_by_others():
         raise UserError(
-            f"--nodes {recipe.nodes}: {', '.join(missing)} must say where the others are; start with torchrun or srun "
-            "on every machine, or take --nodes 1"
+            f"{named('nodes')} {recipe.nodes}: {', '.join(missing)} must say where the others are; start with torchrun "
+            f"or srun on every machine, or take {named('nodes')} 1",
+            "nodes",
         )
 
 
