@@ -13,7 +13,8 @@ BASE = ("errors", "files", "config", "devices", "workers")
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
-    "config": {"errors"},
+    "schema": {"errors"},
+    "config": {"errors", "schema"},
     "devices": {"errors", "config"},
     "standalone": set(),
     "workers": {"errors", "files"},

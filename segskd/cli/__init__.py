@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import traceback
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 import tyro
 
 from segskd.cli import data_commands, import_commands, model_commands, plan_commands, run_commands, study_commands
-from segskd.errors import Echoed, ErrorRecord, Failed, Stopped, UserError
+from segskd.errors import Echoed, Failed, Stopped, UserError
 
 DESCRIPTION = "Compress segmentation networks by stagewise knowledge distillation."
 FLAG_STYLE = (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)
@@ -20,11 +19,12 @@ DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status: 0 done, 2 bad input, 130 stopped, 1 anything else."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        words = list(sys.argv[1:] if arguments is None else arguments)
         _commands().cli(prog="segskd", description=DESCRIPTION, args=_parted(words), config=FLAG_STYLE)
     except UserError as error:
-        return _refused(error, words)
+        print(f"segskd: {error}", file=sys.stderr)
+        return BAD_INPUT
     except (Stopped, KeyboardInterrupt) as stopped:
         print(f"segskd: {stopped or 'stopped'}", file=sys.stderr)
         return STOPPED
@@ -37,18 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from segskd.devices import out_of_memory
 
         if mendable := out_of_memory(error):
-            return _refused(mendable, words)
+            print(f"segskd: {mendable}", file=sys.stderr)
+            return BAD_INPUT
         traceback.print_exc()
         return FAILED
     return DONE
-
-
-def _refused(error: UserError, words: Sequence[str]) -> int:
-    """Tells a person what is wrong with the input; with --json a program, too."""
-    print(f"segskd: {error}", file=sys.stderr)
-    if "--json" in words:
-        print(json.dumps(ErrorRecord.of(error).as_dict()), flush=True)
-    return BAD_INPUT
 
 
 def _parted(words: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from tyro.conf import OmitArgPrefixes
 from segskd.cli.flags import NO_DISTILL_FLAGS, NO_TEACHER_FLAGS, DistillFlags, Json, TeacherFlags
 from segskd.cli.output import ERR, show, stage_bars
 from segskd.cli.run_commands import asked_recipe
-from segskd.errors import in_flags
+from segskd.errors import ErrorRecord, UserError, in_flags
 
 if TYPE_CHECKING:
     from segskd.distill.running.preflight import Preflight
@@ -32,12 +33,17 @@ def preflight(
     from segskd.distill.running.preflight import preflight as fly
     from segskd.runs import runs_folder
 
-    made = asked_recipe(recipe, file, settings)
-    with stage_bars() as report:
-        found = fly(made, runs_folder() / "preflight", report)
+    try:
+        made = asked_recipe(recipe, file, settings)
+        with stage_bars() as report:
+            found = fly(made, runs_folder() / "preflight", report)
+    except UserError as error:
+        if json:  # for a program, which may want to know which field it is about
+            print(dumps(ErrorRecord.of(error).as_dict()), flush=True)
+        raise
     show(_table(found), found.as_dict(), json)
     if found.problem:
-        ERR.print(in_flags(found.problem), highlight=False, soft_wrap=True)
+        ERR.print(found.problem, highlight=False, soft_wrap=True)
 
 
 def _table(found: Preflight) -> Table:

@@ -56,7 +56,7 @@ error = UserError(f"{named('optimisation.warm_up')} is long", "optimisation.warm
 box = fields.inputs["warm_up"]
 print(json.dumps({
     "help": {name: " ".join(told(name, "--help").split()) for name in ("teach", "distill", "preflight")},
-    "refused": told("distill", "--dataset", "scenes", "--teacher", "t", "--warm-up", "12", "--json").splitlines(),
+    "refused": told("preflight", "--dataset", "scenes", "--teacher", "t", "--warm-up", "12", "--json").splitlines(),
     "box": [type(box).__name__, box.label, box.info, box.placeholder, box.elem_id],
     "switch": [type(fields.inputs["sharp"]).__name__, fields.inputs["sharp"].value],
     "command": form.command("one"), "teach": command(teacher, "two"),

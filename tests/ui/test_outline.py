@@ -9,13 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ui.state.places import read_options
 
 from segskd.distill.planning.methods import METHODS
 from segskd.distill.planning.plan import default_epochs
 from segskd.errors import UserError
 from ui.state.admission import check_unlabelled, unlabelled_folders
-from ui.state.form import FieldError
+from ui.state.form import FieldError, read_options
 from ui.state.outline import method_options, method_sentences, option_sentences, outline
 
 
