@@ -85,7 +85,8 @@ class RecipeField:
     @property
     def flag_help(self) -> str:
         """A sentence for the command line, which ends with what holds where the flag is not given."""
-        standard = self.empty or ("" if self.default in (None, "", {}, "-") else str(self.default))
+        default = f"{self.default:g}" if isinstance(self.default, float) else self.default
+        standard = self.empty or ("" if default in (None, "", {}, "-") else default)
         return f"{self.description[:1].upper()}{self.description[1:]}{f' ({standard})' if standard else ''}."
 
     @property

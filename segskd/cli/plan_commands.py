@@ -12,7 +12,7 @@ from tyro.conf import OmitArgPrefixes
 from segskd.cli.flags import NO_DISTILL_FLAGS, NO_TEACHER_FLAGS, DistillFlags, Json, TeacherFlags
 from segskd.cli.output import ERR, show, stage_bars
 from segskd.cli.run_commands import asked_recipe
-from segskd.errors import ErrorRecord, UserError, in_flags
+from segskd.errors import ErrorRecord, UserError
 
 if TYPE_CHECKING:
     from segskd.distill.running.preflight import Preflight
