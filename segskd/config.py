@@ -185,7 +185,8 @@ class StorePart(_Part):
     @model_validator(mode="after")
     def _keeps_something(self) -> StorePart:
         if self.bits and self.kind == "recompute":
-            raise Refused("what is recomputed in every step is not kept: leave 'bits' out", "store.bits")
+            about = "store.bits"
+            raise Refused(f"what is recomputed in every step is not kept: leave {named(about)} out", about)
         return self
 
 
@@ -280,15 +281,17 @@ class Recipe(_Part):
         if self.kind == "teach" and self.teacher:
             raise Refused("a teacher is trained without a teacher", "teacher")
         if self.kind == "teach" and self.data.unlabelled:
-            raise Refused("a teacher learns from labels alone: leave 'unlabelled' out", "data.unlabelled")
+            about = "data.unlabelled"
+            raise Refused(f"a teacher learns from labels alone: leave {named(about)} out", about)
         if self.store.bits and (self.kind == "teach" or self.method == "supervised"):
-            none_kept = "labels alone need no features, so none are kept: leave the store's 'bits' out"
-            raise Refused(none_kept, "store.bits")
+            about = "store.bits"
+            raise Refused(f"labels alone need no features, so none are kept: leave {named(about)} out", about)
         if self.kind == "teach" and self.optimisation.patience:
-            all_epochs = "a teacher learns from labels, for all of its epochs: leave 'patience' out"
-            raise Refused(all_epochs, "optimisation.patience")
+            about = "optimisation.patience"
+            raise Refused(f"a teacher learns from labels, for all of its epochs: leave {named(about)} out", about)
         if self.kind == "distill" and self.snapshots:
-            raise Refused("snapshots are kept of a teacher while it is trained: leave 'snapshots' out", "snapshots")
+            about = "snapshots"
+            raise Refused(f"snapshots are kept of a teacher while it is trained: leave {named(about)} out", about)
         return self
 
     @model_validator(mode="after")

@@ -98,8 +98,11 @@ def test_what_is_no_size(written: object) -> None:
         ({"data": {"views": 0}}, r"data\.views"),
         ({"store": {"kind": "cloud"}}, r"store\.kind"),
         ({"store": {"bits": 4}}, r"store\.bits"),
-        ({"store": {"kind": "recompute", "bits": 8}}, "store: what is recomputed .* is not kept: leave 'bits' out"),
-        ({"store": {"bits": 8}, "method": "supervised"}, "none are kept: leave the store's 'bits' out"),
+        (
+            {"store": {"kind": "recompute", "bits": 8}},
+            "store: what is recomputed .* is not kept: leave --store-bits out",
+        ),
+        ({"store": {"bits": 8}, "method": "supervised"}, "none are kept: leave --store-bits out"),
         ({"subset": {"rule": "first"}}, r"subset\.rule"),
         ({"subset": {"fraction": 0.1, "count": 30}}, "subset: .*fraction or a count"),
         ({"subset": {"rule": "hand"}}, r"subset: rule hand takes names \(--names\)"),

@@ -85,7 +85,7 @@ def test_a_list_with_images_without_labels_is_no_list_of_names(tmp_path: Path) -
 
 def test_a_teacher_learns_from_labels_alone(recipe: Callable[..., Any], tmp_path: Path) -> None:
     teaching = recipe().model_dump(mode="json") | {"kind": "teach", "teacher": None}
-    with pytest.raises(UserError, match="a teacher learns from labels alone: leave 'unlabelled' out"):
+    with pytest.raises(UserError, match="a teacher learns from labels alone: leave --unlabelled out"):
         make_recipe(merged(teaching, {"data": {"unlabelled": str(tmp_path)}}))
     job = prepare(make_recipe(merged(teaching, {"subset": {"labels": 0.25}})), tmp_path / "run")
     assert [phase.epochs for phase in job.phases] == [2]

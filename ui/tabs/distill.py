@@ -265,6 +265,8 @@ class Distill(Layout):
         lost = changes["teacher_from"] == "known" and changes["known"] is None
         text = f"{source} fills the form" + (", but its teacher is not on this server." if lost else ".")
         said = {self.fields.notices["form"]: notice(text, "hint" if lost else "good")}
+        if any(changes.get(name) not in (None, "", SCHEMA[name].default) for name in ADVANCED):
+            updates[self.advanced] = gr.Accordion(open=True)  # so that a person sees what the recipe says there
         updates[self.fields.inputs["method"]] = gr.Dropdown(
             value=values["method"], info=method_sentences().get(values["method"] or "", "")
         )
