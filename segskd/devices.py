@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from segskd.config import Device, Precision
-from segskd.errors import UserError
+from segskd.config import Device, Precision, named
+from segskd.errors import OutOfMemory, UserError
 
 CGROUP = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -28,14 +28,15 @@ def choose_device(asked: Device) -> Device:
     if asked == "auto":
         return "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
     if not available[asked]:
-        raise UserError(f"--device {asked}: this machine has none that PyTorch can use; take --device cpu")
+        device = named("device")
+        raise UserError(f"{device} {asked}: this machine has none that PyTorch can use; take {device} cpu", "device")
     return asked
 
 
 def choose_precision(asked: Precision, device: Device) -> Precision:
     """bf16 for "auto" where the hardware multiplies it, else fp32. Raises UserError for what a device can't."""
     if asked == "fp16" and device != "cuda":
-        raise UserError("--precision fp16 needs a CUDA device: take bf16 or 32")
+        raise UserError(f"{named('precision')} fp16 needs a CUDA device: take bf16 or 32", "precision")
     if asked != "auto":
         return asked
     if device == "cuda":
@@ -84,11 +85,12 @@ def synchronise(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def out_of_memory(error: BaseException) -> UserError | None:
+def out_of_memory(error: BaseException) -> OutOfMemory | None:
     """What to tell a user when `error` means that memory ran out, else None."""
     refused = isinstance(error, OSError) and error.errno == errno.ENOMEM
     if refused or isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
-        return UserError("memory ran out: take a smaller --size, --batch or --store-budget, or predict by --tile")
+        smaller = f"{named('data.size')}, {named('optimisation.batch')} or {named('store.budget_gib')}"
+        return OutOfMemory(f"memory ran out: take a smaller {smaller}, or predict by --tile")
     return None
 
 

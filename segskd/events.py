@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from segskd.errors import ErrorRecord
 from segskd.files import writing
 
 EVENTS = "events.jsonl"
@@ -223,6 +224,22 @@ class ErrorEvent(_Event):
     error: str = ""
     about: str | None = None
     template: str | None = None
+
+    @classmethod
+    def of(cls, error: BaseException) -> ErrorEvent:
+        """The event of an exception."""
+        record = ErrorRecord.of(error)
+        return cls(
+            message=record.message,
+            error=record.error,
+            about=record.about or None,
+            template=record.template or None,
+        )
+
+    @property
+    def record(self) -> ErrorRecord:
+        """The same without its time, for the command line and the page."""
+        return ErrorRecord(self.message, self.error, self.about or "", self.template or "")
 
 
 @dataclass(frozen=True, kw_only=True)

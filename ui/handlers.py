@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from segskd.errors import UserError
+from segskd.errors import UserError, in_labels
 
 from .context import Context
 from .page import TITLES, Page
@@ -20,7 +20,7 @@ def answered(change: Callable[[], object]) -> dict[str, str | None]:
     try:
         change()
     except UserError as error:
-        return {"problem": str(error)}
+        return {"problem": in_labels(error)}
     return {"problem": None}
 
 

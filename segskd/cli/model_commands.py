@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from tyro.conf import Positional
 
-from segskd.cli.flags import Device, Json
+from segskd.cli.flags import Json
 from segskd.cli.output import bar, listeners, show, stage_bars
+from segskd.config import Device
 from segskd.errors import Echoed, UserError
 from segskd.export.formats import FormatName
 

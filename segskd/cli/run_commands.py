@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
-from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
+from tyro.conf import OmitArgPrefixes, Positional
 
 from segskd.cli.flags import (
-    NO_DATA_FLAGS,
+    NO_DISTILL_FLAGS,
+    NO_TEACH_FLAGS,
     NO_TEACHER_FLAGS,
-    NO_TRAIN_FLAGS,
-    DataFlags,
+    DistillFlags,
     Json,
     TeacherFlags,
-    TrainFlags,
+    TeachFlags,
     recipe_changes,
     replaced_in_subset,
     teacher_place,
@@ -31,11 +31,8 @@ def teach(
     out: Path,
     arch: str = "unet",
     encoder: str = "resnet34",
-    weights: str | None = None,
-    snapshots: int = 0,
     *,
-    data: OmitArgPrefixes[DataFlags] = NO_DATA_FLAGS,
-    train: OmitArgPrefixes[TrainFlags] = NO_TRAIN_FLAGS,
+    settings: OmitArgPrefixes[TeachFlags] = NO_TEACH_FLAGS,
     json: Json = False,
 ) -> None:
     """Train a teacher on labels; OUT is a run, readable with segmentation_models_pytorch.from_pretrained.
@@ -44,81 +41,59 @@ def teach(
         out: The run's directory.
         arch: Decoder.
         encoder: Encoder.
-        weights: Pretrained weights of the encoder, such as imagenet (from a hub).
-        snapshots: Copies to keep on the way, evenly spaced, which method multi_teacher_gan learns from.
     """
     from segskd.config import make_recipe, merged
 
-    base: dict[str, Any] = {"kind": "teach", "student": f"{arch}:{encoder}", "weights": weights, "method": "supervised"}
-    base["snapshots"] = snapshots
-    _run(make_recipe(merged(base, recipe_changes(data, train))), out, None, json)
+    base: dict[str, Any] = {"kind": "teach", "student": f"{arch}:{encoder}", "method": "supervised"}
+    _run(make_recipe(merged(base, recipe_changes(settings))), out, None, json)
 
 
 def distill(
     recipe: Path | None = None,
-    teacher: str | None = None,
-    student: str | None = None,
-    init: Literal["random", "teacher"] | None = None,
-    method: str | None = None,
-    option: UseAppendAction[tuple[tuple[str, float], ...]] = (),
     begin_run: str | None = None,
     begin_stage: str | None = None,
     run: str | None = None,
     until: str | None = None,
     *,
     file: OmitArgPrefixes[TeacherFlags] = NO_TEACHER_FLAGS,
-    data: OmitArgPrefixes[DataFlags] = NO_DATA_FLAGS,
-    train: OmitArgPrefixes[TrainFlags] = NO_TRAIN_FLAGS,
+    settings: OmitArgPrefixes[DistillFlags] = NO_DISTILL_FLAGS,
     json: Json = False,
 ) -> None:
     """Distill a student from a teacher, or carry out a recipe; flags given beside a recipe override it.
 
     Args:
         recipe: A recipe (YAML), such as a run's recipe.yaml.
-        teacher: A folder with config.json and weights, a run, a hub id, or a file of weights with --arch and --encoder.
-        student: ARCH:ENCODER of the student (unet:resnet10).
-        init: The student's first weights: the teacher's where stage, name and shape agree, or random (teacher).
-        method: stagewise (by default), simultaneous, fitnets, hinton, supervised, blockwise, attention, fsp,
-            channelwise, hdkd, dearkd or multi_teacher_gan.
-        option: An option of the method and its value, such as temperature 2; may be given again for another.
         begin_run: A run whose student, images and settings this one begins with, in place of a dataset and a teacher.
         begin_stage: The first of its stages to be trained again; those before it stay as they are.
         run: Name below checkpoints/, or a path.
         until: Stop after this stage; `resume` goes on.
     """
-    begin = _begin(begin_run, begin_stage)
-    flags = {
-        "teacher": teacher_place(teacher, file),
-        "trust_teacher": file.trust_teacher,
-        "student": student,
-        "init": init,
-        "method": method,
-        "options": dict(option),
-        "begin": begin,
-    }
-    made = asked_recipe(recipe, flags, data, train)
+    made = asked_recipe(recipe, file, settings, _begin(begin_run, begin_stage))
     _run(made, _run_folder(run or _default_name(made), run is None), until, json)
 
 
-def asked_recipe(recipe: Path | None, flags: dict[str, Any], data: DataFlags, train: TrainFlags) -> Recipe:
-    """The recipe of a file, or the default one, with the flags laid over it."""
+def asked_recipe(
+    recipe: Path | None, file: TeacherFlags, flags: DistillFlags, begin: dict[str, str] | None = None
+) -> Recipe:
+    """The recipe of a file, of the run to begin from, or the default one, with the flags laid over it."""
     from segskd.config import make_recipe, merged, read_yaml
 
-    begin = flags.get("begin")
+    changes = recipe_changes(flags)
+    changes["teacher"] = _run_path(teacher_place(changes.get("teacher"), file))
     if recipe and begin:
         raise UserError("--begin-run takes the recipe of that run: leave --recipe out")
-    base = _branch(begin, train.epochs) if begin else read_yaml(recipe) if recipe else {"data": {"card": "scenes"}}
+    epochs = changes.get("optimisation", {}).get("epochs")
+    base = _branch(begin, epochs) if begin else read_yaml(recipe) if recipe else {"data": {"card": "scenes"}}
     if not isinstance(base, dict):
         raise UserError(f"{recipe} is no recipe: a run's recipe.yaml is one")
     if isinstance(base.get("subset"), dict):
-        for part in replaced_in_subset(data):
+        for part in replaced_in_subset(changes):
             base["subset"].pop(part, None)
-    if flags["method"] not in (None, base.get("method")):
+    if changes.get("method") not in (None, base.get("method")):
         base.pop("options", None)  # they are those of the recipe's method
-    if recipe is None and begin is None and data.dataset is None:
+    if recipe is None and begin is None and "card" not in changes.get("data", {}):
         raise UserError("name what to train on with --dataset (see 'python -m segskd data list') or --recipe")
-    own = {**flags, "teacher": _run_path(flags["teacher"]), "begin": None}
-    return make_recipe(merged(base, {**own, **recipe_changes(data, train)}))
+    return make_recipe(merged(base, changes))
 
 
 def _begin(run: str | None, stage: str | None) -> dict[str, str] | None:

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from segskd.cli.flags import Device, Json
+from segskd.cli.flags import Json
 from segskd.cli.output import ERR, show
+from segskd.config import Device
 from segskd.errors import Failed
 
 

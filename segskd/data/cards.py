@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from segskd.config import first_problem, read_yaml
-from segskd.errors import UserError
+from segskd.errors import DataError, UserError
 from segskd.folders import CARDS_FOLDER as CARDS_FOLDER
 from segskd.folders import data_folder as data_folder
 
@@ -250,7 +250,7 @@ def load_card(name_or_path: str | Path, data: Path | None = None) -> Card:
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         known = ", ".join(entry.name for entry in list_cards(folder))
-        raise UserError(f"no card '{given}': name one of {known}, or the path of a card (a YAML file)")
+        raise DataError(f"no card '{given}': name one of {known}, or the path of a card (a YAML file)")
     return _read_card(path)
 
 
@@ -258,7 +258,7 @@ def _read_card(path: Path) -> Card:
     try:
         return Card.model_validate(read_yaml(path))
     except ValidationError as error:
-        raise UserError(f"card {path}: {first_problem(error)}") from error
+        raise DataError(f"card {path}: {first_problem(error)}") from error
 
 
 def _entry(path: Path, place: str, own: bool) -> CardEntry:

@@ -14,10 +14,11 @@ from urllib.parse import unquote, urlsplit
 import requests
 from filelock import FileLock
 
+from segskd.config import named
 from segskd.data.cards import Archive, Card
 from segskd.data.dataset import has_split, list_split
 from segskd.data.unpack import unpack
-from segskd.errors import UserError
+from segskd.errors import DiskError, UserError
 from segskd.scenes import dataset as scenes
 
 # What is being done, how far it is, and of how much if that is known (bytes or images).
@@ -86,9 +87,9 @@ def _fetch_locked(card: Card, data: Path, say: Report) -> None:
             if missing(card, data):
                 _fetch_archives(card, root, say)
     except OSError as error:
-        raise UserError(
+        raise DiskError(
             f"can't write dataset '{card.name}' to {root}: {error.strerror or error}; "
-            "free some space there or choose another folder with --data"
+            f"free some space there or choose another folder with {named('data.folder')}"
         ) from error
     lacking = missing(card, data, every_split=True)
     if lacking:

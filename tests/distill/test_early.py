@@ -92,5 +92,5 @@ def test_labels_are_learnt_from_for_all_epochs(recipe: Callable[..., Recipe], tm
 
 
 def test_a_teacher_has_no_patience(recipe: Callable[..., Recipe]) -> None:
-    with pytest.raises(UserError, match="leave 'patience' out"):
+    with pytest.raises(UserError, match="leave --patience out"):
         recipe(kind="teach", optimisation={"patience": 2}, teacher="")

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from segskd.cli.flags import DataFlags, TrainFlags, recipe_changes
+from segskd.cli.flags import DistillFlags, recipe_changes
 from segskd.config import make_recipe, merged
 from segskd.data.samples import Samples
 from segskd.data.subset import read_names
@@ -85,7 +85,7 @@ def test_a_list_with_images_without_labels_is_no_list_of_names(tmp_path: Path) -
 
 def test_a_teacher_learns_from_labels_alone(recipe: Callable[..., Any], tmp_path: Path) -> None:
     teaching = recipe().model_dump(mode="json") | {"kind": "teach", "teacher": None}
-    with pytest.raises(UserError, match="a teacher learns from labels alone: leave 'unlabelled' out"):
+    with pytest.raises(UserError, match="a teacher learns from labels alone: leave --unlabelled out"):
         make_recipe(merged(teaching, {"data": {"unlabelled": str(tmp_path)}}))
     job = prepare(make_recipe(merged(teaching, {"subset": {"labels": 0.25}})), tmp_path / "run")
     assert [phase.epochs for phase in job.phases] == [2]
@@ -209,9 +209,9 @@ def test_what_can_not_be_is_told(
 
 
 def test_images_is_another_word_for_fraction(tmp_path: Path) -> None:
-    changes = recipe_changes(DataFlags(images=0.5, labels=0.1, unlabelled=tmp_path), TrainFlags())
+    changes = recipe_changes(DistillFlags(images=0.5, labels=0.1, unlabelled=tmp_path))
     assert changes["subset"]["fraction"] == 0.5
     assert changes["subset"]["labels"] == 0.1
     assert changes["data"]["unlabelled"] == str(tmp_path)
     with pytest.raises(UserError, match="--fraction and --images are the same"):
-        recipe_changes(DataFlags(images=0.5, fraction=0.1), TrainFlags())
+        recipe_changes(DistillFlags(images=0.5, fraction=0.1))

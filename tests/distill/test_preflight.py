@@ -25,7 +25,7 @@ from segskd.errors import UserError
 
 KEYS = (
     "seconds phases memory_bytes free_memory disk_bytes free_disk batch largest_batch store store_bytes views "
-    "images epochs fits problem device precision"
+    "images epochs fits template device precision problem"
 )
 GIB = 2**30
 Usage = namedtuple("Usage", "total used free")

@@ -108,7 +108,7 @@ def test_the_data_in_one_line(context: Context, values: dict[str, Any]) -> None:
         ({"name": "mine"}, "name", "there is a run mine already"),
         ({"batch": "0"}, "batch", "at least 1"),
         ({"seed": 1.5}, "seed", "whole number"),
-        ({"count": "1"}, "data", "at least 2"),
+        ({"count": "1"}, "count", "at least 2"),
         ({"choice": {"card": "nowhere"}}, "data", "no card 'nowhere'"),
         ({"choice": {"card": "scenes"}}, "teacher", "3 outputs, but 'scenes' has 9 classes"),
     ],

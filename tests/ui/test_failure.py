@@ -29,16 +29,17 @@ from segskd.distill.planning import images
 from segskd.distill.planning.images import Subset
 from segskd.distill.planning.methods import stagewise
 from segskd.distill.planning.phase import Setting
+from segskd.distill.running.loading import load_teachers
 from segskd.distill.training import networks
 from segskd.distill.training.loop import Loop
 from segskd.distill.training.networks import MetaNetworks, Networks, check_step_fits
 from segskd.distill.training.ranks import Ranks
 from segskd.distill.training.trainer import Trainer
-from segskd.errors import UserError
+from segskd.errors import UserError, full_disk, in_labels
 from segskd.events import ErrorEvent, StoppedEvent, WarningEvent, Written
 from segskd.files import writing
 from segskd.models.adapters import Adapters
-from segskd.models.build import create, load
+from segskd.models.build import create
 from segskd.models.cut import cut
 from segskd.run_progress import RunProgress
 from segskd.runs import Run
@@ -60,7 +61,7 @@ VIEW = RunView(
 
 
 def failed(error: BaseException) -> RunView:
-    return heard(ErrorEvent(time=1.0, message=str(error), error=type(error).__name__))
+    return heard(ErrorEvent(**vars(ErrorEvent.of(full_disk(error) or error)) | {"time": 1.0}))
 
 
 def heard(event: Written, **changes: Any) -> RunView:
@@ -74,15 +75,20 @@ def refused(code: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
+def load_teacher(folder: Path) -> None:
+    card = load_card("scenes")
+    load_teachers(make_recipe({"data": {"card": "scenes"}, "teacher": str(folder)}), card)
+
+
 def broken_model(folder: Path) -> None:
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"broken")
-    load(folder)
+    load_teacher(folder)
 
 
 def without_weights(folder: Path) -> None:
     (folder / "config.json").write_text("{}")
-    load(folder)
+    load_teacher(folder)
 
 
 def changed_teacher(_folder: Path) -> None:
@@ -114,8 +120,8 @@ def said_by(act: Callable[[], Any]) -> UserError:
         ("disk", lambda _: refused(errno.EROFS)),
         ("teacher", broken_model),
         ("teacher", without_weights),
-        ("teacher", lambda folder: load(folder)),
-        ("teacher", lambda folder: load(folder / "gone")),
+        ("teacher", load_teacher),
+        ("teacher", lambda folder: load_teacher(folder / "gone")),
         ("teacher", changed_teacher),
         ("data", lambda folder: load_card(folder / "gone.yaml")),
         ("data", lambda folder: read_image(folder / "gone.png", load_card("scenes"))),
@@ -127,7 +133,7 @@ def test_what_the_core_says_is_understood(kind: str, act: Callable[[Path], Any],
     error = said_by(lambda: act(tmp_path))
     failure = diagnose(failed(error))
     assert failure is not None
-    assert (failure.kind, failure.said, failure.halve) == (kind, str(error), False)
+    assert (failure.kind, failure.said, failure.halve) == (kind, in_labels(error), False)
     assert failure.retry == (kind != "loss")
 
 
@@ -223,7 +229,7 @@ def test_the_log_tells_when_no_event_could_be_written() -> None:
     crashed = diagnose(view, ["Traceback (most recent call last):", "ImportError: torch"])
     assert said is not None
     assert crashed is not None
-    assert (said.kind, crashed.kind, crashed.said) == ("disk", "bug", "ImportError: torch")
+    assert (said.kind, crashed.kind, crashed.said) == ("setting", "bug", "ImportError: torch")
     assert not said.said.startswith("segskd")
 
 
@@ -252,6 +258,6 @@ def test_the_log_of_an_earlier_worker_explains_nothing(tmp_path: Path, data: Pat
     watching = Watching(Context(data, tmp_path, Jobs(tmp_path, data)))
     assert watching.page({"run": "one"})["failure"] is None
     run.write_json("worker.json", {"pid": 2**22 + 1, "born": log.stat().st_mtime - 1})
-    assert watching.page({"run": "one"})["failure"]["kind"] == "teacher"
+    assert watching.page({"run": "one"})["failure"]["kind"] == "setting"
     run.write_json("worker.json", {"pid": 2**22 + 1, "born": log.stat().st_mtime + 1})
     assert watching.page({"run": "one"})["failure"]["kind"] == "killed"

@@ -15,9 +15,8 @@ from segskd.distill.planning.settle import default_epochs
 from segskd.distill.running.prepare import prepare
 from segskd.errors import UserError
 from ui.state.admission import check_unlabelled, unlabelled_folders
-from ui.state.form import FieldError
+from ui.state.form import FieldError, read_options
 from ui.state.outline import method_options, method_sentences, option_sentences, outline
-from ui.state.places import read_options
 
 
 def on(recipe: Any, data: Path) -> list[str]:

@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from segskd.config import Recipe
+from segskd.config import Recipe, named
+from segskd.errors import ErrorRecord, UserError
 from ui.context import Context
 from ui.jobs import Jobs
 from ui.state import preflight
@@ -75,12 +76,16 @@ def test_what_the_command_says_is_kept(
     assert not seen.exists()  # known already: nothing is measured again
 
 
+TOO_LARGE = ErrorRecord.of(UserError(f"take a smaller {named('data.size')}", "data.size")).as_dict()
+
+
 @pytest.mark.parametrize(
     ("status", "output", "errors", "state", "problem"),
     [
         (0, f"x\n{GOOD}\n", "", "fits", None),
         (0, FULL, "", "refused", "take a smaller batch"),
-        (2, "", "segskd: take a smaller --size", "refused", "take a smaller size"),
+        (2, json.dumps(TOO_LARGE), "segskd: take a smaller --size", "refused", "take a smaller «Size»"),
+        (0, json.dumps({"fits": False, "problem": "", **TOO_LARGE}), "", "refused", "take a smaller «Size»"),
         (2, "", "noise\nsegskd: no card 'x'\n", "refused", "no card 'x'"),
         (1, "", "Traceback\nValueError: y\n", "failed", "it ended with status 1: ValueError: y"),
         (-9, "", "", "failed", "it ended with status -9: and said nothing"),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from segskd.errors import Stopped, UserError
+from segskd.errors import Stopped, UserError, in_labels
 
 Report = Callable[[str, int, int | None], None]
 """Called with what is being done, how many pieces of it are done, and how many there are, None if that is unknown."""
@@ -57,7 +57,7 @@ class Task:
         except Stopped:
             self.state = "stopped"
         except UserError as error:
-            self.state, self.problem = "failed", str(error)
+            self.state, self.problem = "failed", in_labels(error)
         except Exception as error:  # a bug: the page says so, and the server's output shows where
             log.exception("%s failed", self.key)
             self.state, self.problem = "failed", f"an error in SegSKD: {type(error).__name__}: {error}"

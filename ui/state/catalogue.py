@@ -127,7 +127,7 @@ class Catalogue:
         view = self._followers.get(row.name)
         progress = view.progress
         ended = {
-            "failed": progress.error.message if progress.error else "",
+            "failed": progress.error.record.in_labels if progress.error else "",
             "interrupted": STOPPED if progress.ended else DIED,
             "paused": f"It stopped where it was told to; Resume goes on with stage {progress.stage + 1}.",
         }

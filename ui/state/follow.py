@@ -15,7 +15,7 @@ from segskd.runs import Run
 
 from ..context import Context
 from ..jobs import QUEUE, WORKER, JobState
-from .places import write_options
+from .form import write_options
 
 AT_REST = ("finished", "failed", "paused", "interrupted", "damaged")
 WORKING = ("starting", "running")
@@ -83,7 +83,7 @@ class RunView:
             **{name: getattr(self, name) for name in names},
             **{name: getattr(progress, name) for name in ("images", "updated", "stage", "share", "warnings")},
             "seconds_so_far": round(progress.seconds, 1),
-            "error": progress.error and progress.error.message,
+            "error": progress.error and progress.error.record.in_labels,
             "phases": [phase.as_dict() for phase in self.phases],
         }
 

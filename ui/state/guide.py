@@ -93,6 +93,6 @@ class Guide:
             view = None
         if view is None:
             return step
-        error = view.progress.error.message if view.progress.error and state == "failed" else ""
+        error = view.progress.error.record.in_labels if view.progress.error and state == "failed" else ""
         doing = view.doing if state == "running" else error
         return replace(step, done=view.progress.share, doing=doing, seconds_left=view.seconds_left)

@@ -27,8 +27,7 @@ from segskd.models.cut import check_size, cut
 from segskd.models.pairing import paired
 from segskd.models.stages import HEAD, StagedNetwork, ghost
 
-from .form import FieldError
-from .places import in_page_words, write_options
+from .form import FieldError, write_options
 
 LISTED_SECONDS = 10.0
 _listed: dict[tuple[str, Path], tuple[float, int]] = {}
@@ -92,8 +91,7 @@ def outline(recipe: Recipe, data: Path) -> Outline:
         settled = for_images(recipe, images)
         phases = plan_phases(settled, partners, stages, images, labelled - held_out, teachers)
     except UserError as error:
-        field = "options" if "option" in str(error) else "method" if labelled else "labels"
-        raise FieldError(field, in_page_words(str(error))) from error
+        raise FieldError.of(error, "method") from error
     return Outline(
         card=card,
         total=total,
@@ -190,13 +188,13 @@ def option_sentences(name: str) -> str:
 
 @contextmanager
 def beside(field: str) -> Iterator[None]:
-    """Puts a UserError beside a field."""
+    """Puts a UserError beside the field that it is about, or beside `field` where it doesn't say so."""
     try:
         yield
     except FieldError:
         raise
     except UserError as error:
-        raise FieldError(field, in_page_words(str(error))) from error
+        raise FieldError.of(error, field) from error
 
 
 def _teachers(recipe: Recipe) -> list[str]:

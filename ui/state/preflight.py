@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segskd.config import Recipe, dump_recipe
+from segskd.errors import ErrorRecord, in_labels
 from segskd.supervisor import Worker, folder_variables, json_result, last_words, segskd, start
 
 from ..context import Context
-from .places import in_page_words
 
 LONGEST_SECONDS = 120.0
 FRESH_SECONDS = {"fits": 15 * 60, "refused": 60}
@@ -124,15 +124,23 @@ def read_outcome(status: int, output: str, errors: str) -> tuple[State, dict[str
     """(state, result, problem) from the command's exit status, standard output and standard error."""
     last = last_words(errors)
     if status == BAD_INPUT:
-        return "refused", None, in_page_words(last) or "the recipe can't be carried out"
+        return "refused", None, _refusal(output) or last or "the recipe can't be carried out"
     if status != 0:
         return "failed", None, f"it ended with status {status}: {last or 'and said nothing'}"
     try:
         result: dict[str, Any] = json_result(output)
-        fits, problem = bool(result["fits"]), result["problem"]
+        fits, problem = bool(result["fits"]), result.get("template") or result["problem"]
     except (ValueError, LookupError, TypeError):
         return "failed", None, "it printed no result"
-    return ("fits", result, None) if fits else ("refused", result, in_page_words(str(problem)))
+    return ("fits", result, None) if fits else ("refused", result, in_labels(str(problem)))
+
+
+def _refusal(output: str) -> str:
+    """What the command says is wrong with the recipe, in the page's words; "" where it says nothing."""
+    try:
+        return ErrorRecord.read(json_result(output)).in_labels
+    except (ValueError, LookupError, AttributeError):
+        return ""
 
 
 def recipe_key(recipe: Recipe) -> str:

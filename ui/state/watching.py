@@ -8,7 +8,7 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from segskd.distill.running.session import halve_batch
-from segskd.errors import UserError
+from segskd.errors import UserError, in_labels
 from segskd.events import EVENTS
 from segskd.run_progress import LossCurve, PhaseProgress, Point
 from segskd.runs import Run, list_runs
@@ -99,7 +99,7 @@ class Watching:
                 halve_batch(run)
             self._context.jobs.resume(run.name)
         except UserError as error:
-            return {"problem": str(error)}
+            return {"problem": in_labels(error)}
         return {"problem": ""}
 
     def choice_for(self, teacher: str, chosen: dict[str, Any] | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ..parts import Notice, asset
 from ..served import served
 from ..state.preflight import Preflights
 from ..state.teachers import list_teachers
-from .distill_fields import Fields, advanced_fields, student_fields, teacher_fields
+from .distill_fields import Fields, other_fields, student_fields, teacher_fields
 
 BEGIN, QUEUE = "Start", "Queue"
 
@@ -73,7 +73,7 @@ class Layout:
             gr.Markdown("### Student")
             student_fields(fields)
         with gr.Accordion("Advanced", open=False, elem_id="distill-advanced") as self.advanced:
-            advanced_fields(fields)
+            other_fields(fields, "advanced")
 
     def _lay_out_side(self) -> None:
         fields = self.fields

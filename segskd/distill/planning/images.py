@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segskd.config import Recipe
+from segskd.config import Recipe, named
 from segskd.data.cache import cache_folder
 from segskd.data.cards import Card
 from segskd.data.dataset import Pair, hash_order, list_pairs
@@ -23,7 +23,7 @@ from segskd.data.subset import (
     subset_size,
 )
 from segskd.data.unlabelled import Example, example, list_further, list_unlabelled
-from segskd.errors import UserError
+from segskd.errors import DataError, UserError
 from segskd.evaluate.image_statistics import image_statistics
 from segskd.models.stages import StagedNetwork
 from segskd.runs import runs_folder
@@ -88,7 +88,9 @@ def held_out_size(recipe: Recipe, labelled: int) -> int:
     if recipe.select != "best" or recipe.select_on != "holdout":
         return 0
     if not labelled:
-        raise UserError("--select best holds labelled images out, and --labels 0 leaves none: take --select last")
+        select, labels = named("select"), named("subset.labels")
+        none_left = f"{select} best holds labelled images out, and {labels} 0 leaves none: take {select} last"
+        raise UserError(none_left, "select")
     return holdout_size(labelled)
 
 
@@ -100,11 +102,14 @@ def labelled_size(total: int, labels: float | None, images: int) -> int:
     if labels is None:
         return images
     size = int(total * labels + 1e-9)
-    option = f"--labels {labels:g} of {total} images"
+    about = "subset.labels"
+    asked = f"{named(about)} {labels:g} of {total} images"
     if size > images:
-        raise UserError(f"{option} are {size}, and only {images} are trained on: raise --images or lower --labels")
+        mend = f"raise {named('subset.fraction')} or lower {named(about)}"
+        raise UserError(f"{asked} are {size}, and only {images} are trained on: {mend}", about)
     if labels and size < MINIMUM:
-        raise UserError(f"{option} leaves {size}, and training needs at least {MINIMUM}: raise it, or take 0 for none")
+        mend = "raise it, or take 0 for none"
+        raise UserError(f"{asked} leaves {size}, and training needs at least {MINIMUM}: {mend}", about)
     return size
 
 
@@ -122,8 +127,9 @@ def _picked(
     labels = labelled_size(len(pairs), part.labels, size)
     if labels < size and part.rule == "balanced":
         raise UserError(
-            "rule balanced counts the pixels of every mask, but with --labels some masks must not be read:"
-            " take rule random, diverse or hardest"
+            f"rule balanced counts the pixels of every mask, but with {named('subset.labels')} some masks must not be "
+            "read: take rule random, diverse or hardest",
+            "subset.rule",
         )
     statistics = counts = None
     if part.rule in ASK_TEACHER and teacher is not None:
@@ -152,5 +158,6 @@ def _named_images(names: SubsetNames, pairs: Sequence[Pair], val: list[Pair], un
 def _named(by_name: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
     missing = [name for name in names if name not in by_name]
     if missing:
-        raise UserError(f"training image '{missing[0]}' of the run's subset is gone ({len(missing)} are): put it back")
+        gone = f"training image '{missing[0]}' of the run's subset is gone ({len(missing)} are): put it back"
+        raise DataError(gone)
     return [by_name[name] for name in names]

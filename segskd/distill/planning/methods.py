@@ -20,6 +20,7 @@ from typing import Annotated, Any, get_type_hints
 from pydantic import Field
 from torch import Tensor
 
+from segskd.config import named
 from segskd.distill.planning.losses import attention_loss, channelwise_loss, flow_loss, soft_loss
 from segskd.distill.planning.phase import Comparison, Phase, Setting
 from segskd.errors import UserError
@@ -104,7 +105,8 @@ def stagewise(to: Setting, *, joint: Joint = 0.0) -> list[Phase]:
     `simultaneous`. Raises UserError where a stage would be left without an epoch.
     """
     if joint and to.epochs < 2:
-        raise UserError("option joint of method stagewise needs at least two epochs a stage: raise --epochs")
+        few = "option joint of method stagewise needs at least two epochs a stage"
+        raise UserError(f"{few}: raise {named('optimisation.epochs')}", "options")
     together = min(max(1, round(_total(to) * joint)), _total(to) - len(to.stages)) if joint else 0
     each = dict(zip(to.stages, _even(_total(to) - together, len(to.stages)), strict=True))
     epochs = [sum(each[name] for name in group) for group in to.groups]

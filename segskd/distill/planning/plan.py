@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pydantic import ValidationError, validate_call
 
-from segskd.config import Recipe, first_problem
+from segskd.config import Recipe, first_problem, named
 from segskd.distill.planning.methods import METHODS, options_of, soft_labels
 from segskd.distill.planning.phase import TEACHER, Phase, Setting
 from segskd.distill.planning.settle import filled_in
@@ -44,24 +44,25 @@ def plan_phases(
 
 def _by_method(recipe: Recipe, setting: Setting) -> list[Phase]:
     if recipe.method not in METHODS:
-        raise UserError(f"no method '{recipe.method}': name one of {', '.join(METHODS)}")
+        raise UserError(f"no method '{recipe.method}': name one of {', '.join(METHODS)}", "method")
     method = METHODS[recipe.method]
     known = options_of(recipe.method)
     unknown = sorted(recipe.options.keys() - known.keys())
     if unknown:
         has = f"it has {', '.join(known)}" if known else "it has none"
-        raise UserError(f"method {recipe.method} has no option '{unknown[0]}': {has}")
+        raise UserError(f"method {recipe.method} has no option '{unknown[0]}': {has}", "options")
     try:
         return validate_call(method)(setting, **recipe.options)
     except ValidationError as error:
-        raise UserError(f"option of method {recipe.method}: {first_problem(error)}") from error
+        raise UserError(f"option of method {recipe.method}: {first_problem(error)}", "options") from error
 
 
 def _teaching(recipe: Recipe, setting: Setting) -> list[Phase]:
     """A teacher's only phase, on labels; its snapshots are spread evenly over its epochs, none at the end."""
     epochs, wanted = setting.epochs, recipe.snapshots
     if wanted >= epochs:
-        raise UserError(f"--snapshots {wanted} need at least {wanted + 1} epochs, and there are {epochs}")
+        asked = f"{named('snapshots')} {wanted}"
+        raise UserError(f"{asked} need at least {wanted + 1} epochs, and there are {epochs}", "snapshots")
     marks = tuple(epochs * (place + 1) // (wanted + 1) for place in range(wanted))
     return [Phase("supervised", setting.stages, epochs, labels=1.0, snapshots=marks)]
 
@@ -71,7 +72,8 @@ def _without_labels(phase: Phase, recipe: Recipe) -> Phase:
     if not phase.labels:
         return phase
     if recipe.kind == "teach" or recipe.method == "supervised":
-        raise UserError("--labels 0: without a teacher there are only labels to learn from")
+        labels = named("subset.labels")
+        raise UserError(f"{labels} 0: without a teacher there are only labels to learn from", "subset.labels")
     return replace(phase, labels=0.0, compared=(*phase.compared, soft_labels(phase.labels)))
 
 

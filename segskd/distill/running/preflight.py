@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from segskd.config import Recipe
+from segskd.config import Recipe, named
 from segskd.data.fetch import Report
 from segskd.devices import choose_device, choose_precision, free_device_memory
 from segskd.distill.caching.budget import ADAM_COPIES, GIB, Sizes
@@ -20,7 +20,7 @@ from segskd.distill.running.prepare import prepare
 from segskd.distill.running.trial import Trial, run_trial
 from segskd.distill.training.job import DTYPES, Job
 from segskd.distill.training.networks import step_bytes
-from segskd.errors import NoRoom
+from segskd.errors import NoRoom, in_flags
 from segskd.evaluate.cost import weight_bytes
 
 # Memory of Python and its libraries in a worker, before there is a network. This process uses as much already, and
@@ -36,7 +36,8 @@ class Preflight:
     `seconds` counts from the first evaluation to the last; `phases` has {"phase", "seconds"} for each phase.
     `memory_bytes` is the run's peak where the networks compute, `free_memory` what is free there. `disk_bytes` is the
     most that is on disk at once. `largest_batch` is the largest batch that fits, 0 when none does. `epochs` are those
-    of a stage. `problem` says in one line why the run doesn't fit, and what to change.
+    of a stage. `problem` says in one line why the run doesn't fit, and what to change; `template` is the same with
+    marks for the names of fields (see `errors`).
     """
 
     seconds: float | None
@@ -53,13 +54,17 @@ class Preflight:
     images: int | None
     epochs: int | None
     fits: bool
-    problem: str | None
+    template: str | None
     device: str
     precision: str
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return asdict(self)
+        return {**asdict(self), "problem": self.problem}
+
+    @property
+    def problem(self) -> str | None:
+        return self.template and in_flags(self.template)
 
 
 def preflight(recipe: Recipe, folder: Path, report: Report | None = None) -> Preflight:
@@ -102,12 +107,12 @@ def _counted(job: Job, folder: Path, free: int) -> Preflight:
         images=images,
         epochs=job.recipe.optimisation.epochs,
         fits=True,
-        problem=None,
+        template=None,
         device=job.recipe.device,
         precision=job.recipe.precision,
     )
     problem = _problem(counted)
-    return replace(counted, fits=problem is None, problem=problem)
+    return replace(counted, fits=problem is None, template=problem)
 
 
 def _timed(counted: Preflight, trial: Trial) -> Preflight:
@@ -116,18 +121,21 @@ def _timed(counted: Preflight, trial: Trial) -> Preflight:
     disk = (counted.disk_bytes or 0) + trial.preview_bytes
     counted = replace(counted, seconds=round(trial.seconds, 3), phases=phases, disk_bytes=disk)
     problem = _problem(counted)
-    return replace(counted, fits=problem is None, problem=problem)
+    return replace(counted, fits=problem is None, template=problem)
 
 
 def _problem(counted: Preflight) -> str | None:
     if counted.memory_bytes > counted.free_memory:
-        smaller = f"take --batch {counted.largest_batch}" if counted.largest_batch else "take a smaller --size"
+        largest = f"{named('optimisation.batch')} {counted.largest_batch}"
+        smaller = f"take {largest}" if counted.largest_batch else f"take a smaller {named('data.size')}"
+        smaller += f", or a smaller {named('store.budget_gib')}" * (counted.store == "memory")
         return (
             f"the run needs about {_gib(counted.memory_bytes)} of memory and {_gib(counted.free_memory)} are free: "
-            f"{smaller}{', or a smaller --store-budget' * (counted.store == 'memory')}"
+            f"{smaller}"
         )
     if counted.disk_bytes is not None and counted.disk_bytes > counted.free_disk:
-        smaller = ", or take fewer --views or --store recompute" * (counted.store == "disk")
+        fewer = f", or take fewer {named('data.views')} or {named('store.kind')} recompute"
+        smaller = fewer * (counted.store == "disk")
         return (
             f"the run needs about {_gib(counted.disk_bytes)} of disk and {_gib(counted.free_disk)} are free: "
             f"free some space there{smaller}"
@@ -166,7 +174,7 @@ def _too_large(recipe: Recipe, folder: Path, error: NoRoom) -> Preflight:
         images=images,
         epochs=job.recipe.optimisation.epochs if job else None,
         fits=False,
-        problem=str(error),
+        template=error.template,
         device=device,
         precision=choose_precision(recipe.precision, device),
     )

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from segskd.config import Recipe
+from segskd.config import Recipe, named
 from segskd.data.fetch import Report
 from segskd.data.transforms import RESIZE_FILTER
 from segskd.devices import out_of_memory
@@ -23,7 +23,7 @@ from segskd.distill.running.prepare import prepare
 from segskd.distill.training.job import Job
 from segskd.distill.training.ranks import Ranks, another_ended, can_sync, gather_ranks
 from segskd.distill.training.trainer import Position, Trainer
-from segskd.errors import Echoed, Stopped, UserError
+from segskd.errors import Echoed, Stopped, UserError, full_disk
 from segskd.evaluate.cost import cost, latencies
 from segskd.evaluate.metrics import Score
 from segskd.evaluate.predict import Predictor, evaluate
@@ -150,7 +150,7 @@ def _halve(run: Run) -> int:
     names, batch = read_subset_names(run), recipe.optimisation.batch
     batch = min(batch, len(names.train)) if names else batch
     if batch < 2:
-        raise UserError("a batch is one image already: take a smaller --size")
+        raise UserError(f"a batch is one image already: take a smaller {named('data.size')}", "data.size")
     state = run.load_state()
     if state is not None:
         done = {name: state["progress"][name] for name in ("phase", "phases")}
@@ -298,7 +298,7 @@ def _tell_store(job: Job, run: Run) -> None:
     place = places.get(kind, f"none, {size} would be needed")
     run.record(StoreEvent(kind_of_store=kind, message=f"feature store: {place}"))
     if kind == "recompute":
-        message = "features are recomputed in every step, which is slower than a store (see --store-budget)"
+        message = "features are recomputed in every step, which is slower than a store: none has room"
         run.record(WarningEvent(message=message))
     if (before == "recompute") != (kind == "recompute"):
         message = f"the run began with its features in '{before}' and goes on with '{kind}'"
@@ -314,10 +314,10 @@ def _reporting_errors(run: Run) -> Iterator[None]:
         raise
     except Exception as error:
         lost = another_ended(error)
-        told = out_of_memory(error) or lost or error
+        told = out_of_memory(error) or full_disk(error) or lost or error
         with suppress(UserError, OSError):
             if not lost or run.progress().ended != "failed":  # the other process has said why itself
-                run.record(ErrorEvent(message=str(told), error=type(told).__name__))
+                run.record(ErrorEvent.of(told))
         if told is error:
             raise
         raise told from error

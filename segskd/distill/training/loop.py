@@ -13,6 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from segskd.config import named
 from segskd.distill.caching.contents import Keys, phase_inputs
 from segskd.distill.caching.store import Batch, FeatureStore
 from segskd.distill.planning.phase import Phase
@@ -58,8 +59,9 @@ class Loop:
         loss = losses["loss"] + losses["adversarial"]
         self.loss = self._of_all(float(losses["loss"].detach()) * share)
         if not math.isfinite(self.loss):
-            message = f"the loss of {self.phase.name} became {self.loss}: use a smaller --lr, or --precision 32"
-            raise self._ranks.refuse(UserError(message))
+            mend = f"use a smaller {named('optimisation.lr')}, or {named('precision')} 32"
+            message = f"the loss of {self.phase.name} became {self.loss}: {mend}"
+            raise self._ranks.refuse(UserError(message, "optimisation.lr"))
         self._fabric.backward(loss * share)
         self._optimiser.take_gradients()
         self.rate = float(self._optimiser.param_groups[0]["lr"])

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from segskd.config import Recipe, Size
+from segskd.config import Recipe, Size, named
 from segskd.data.cards import Card
 from segskd.devices import free_device_memory, free_memory
 from segskd.distill.caching.budget import ADAM_COPIES, GIB, StorePlace
@@ -93,9 +93,11 @@ def check_memory(
     in_memory = store.bytes if store.kind == "memory" else 0
     if in_memory > (free := free_memory()):
         raise NoRoom(
-            f"the feature store needs {in_memory / 2**30:.1f} GiB of memory: take --store disk, or fewer --views",
+            f"the feature store needs {in_memory / 2**30:.1f} GiB of memory: take {named('store.kind')} disk, or fewer "
+            f"{named('data.views')}",
             in_memory,
             free,
+            "store.kind",
         )
     in_memory *= device.type != "cuda"
     split = [phase for phase in phases if not phase.placed_on(processes)]
@@ -112,11 +114,13 @@ def check_step_fits(
     needed = reserved + max(step_bytes(on_meta, phase, batch) for phase in phases)
     if needed > (free := free_device_memory(device)):
         height, width = on_meta.size
+        size, images, budget = named("data.size"), named("optimisation.batch"), named("store.budget_gib")
         raise NoRoom(
-            f"--size {height}x{width} with --batch {batch} needs about {needed / GIB:.1f} GiB of memory and "
-            f"{free / GIB:.1f} GiB are free: make --size, --batch or --store-budget smaller",
+            f"{size} {height}x{width} with {images} {batch} needs about {needed / GIB:.1f} GiB of memory and "
+            f"{free / GIB:.1f} GiB are free: make {size}, {images} or {budget} smaller",
             needed,
             free,
+            "optimisation.batch",
         )
 
 

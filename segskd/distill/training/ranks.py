@@ -22,7 +22,7 @@ from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from segskd.config import Recipe
+from segskd.config import Recipe, named
 from segskd.devices import by_slurm, started_by_others
 from segskd.distill.planning.images import Subset
 from segskd.distill.planning.phase import Phase
@@ -171,15 +171,17 @@ def _data_parallel() -> DDPStrategy:
 def _check_devices(recipe: Recipe) -> None:
     """Raises UserError when this machine has fewer devices, or nothing says where the other machines are."""
     devices = recipe.devices
+    flag = named("devices")
     if recipe.device == "mps":
-        raise UserError(f"--devices {devices}: this machine has one GPU; take --devices 1")
+        raise UserError(f"{flag} {devices}: this machine has one GPU; take {flag} 1", "devices")
     if recipe.device == "cuda" and (there := torch.cuda.device_count()) < devices:
-        raise UserError(f"--devices {devices}: this process sees {there} of them; take fewer")
+        raise UserError(f"{flag} {devices}: this process sees {there} of them; take fewer", "devices")
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
     if recipe.nodes > 1 and missing and not started_by_others():
         raise UserError(
-            f"--nodes {recipe.nodes}: {', '.join(missing)} must say where the others are; start with torchrun or srun "
-            "on every machine, or take --nodes 1"
+            f"{named('nodes')} {recipe.nodes}: {', '.join(missing)} must say where the others are; start with torchrun "
+            f"or srun on every machine, or take {named('nodes')} 1",
+            "nodes",
         )
 
 
@@ -205,8 +207,9 @@ def check_batch(recipe: Recipe, subset: Subset, ranks: Ranks) -> None:
     trained = min(len(subset.train), len(subset.labelled) or len(subset.train))
     if ranks.count > 1 and min(recipe.optimisation.batch, trained) < least:
         raise UserError(
-            f"{ranks.count} processes need a --batch of {least} at least and as many images with labels; these are "
-            f"{recipe.optimisation.batch} and {trained}: take fewer --devices"
+            f"{ranks.count} processes need a {named('optimisation.batch')} of {least} at least and as many images with "
+            f"labels; these are {recipe.optimisation.batch} and {trained}: take fewer {named('devices')}",
+            "devices",
         )
 
 
@@ -215,11 +218,13 @@ def check_sync(recipe: Recipe, phases: Sequence[Phase], ranks: Ranks) -> None:
     if not recipe.sync_batchnorm:
         return
     if not can_sync(recipe):
-        raise UserError(f"--sync-batchnorm is for several GPUs, and this run has {_devices(recipe)}: leave it out")
+        here = f"is for several GPUs, and this run has {_devices(recipe)}: leave it out"
+        raise UserError(f"{named('sync_batchnorm')} {here}", "sync_batchnorm")
     placed = next((phase.name for phase in phases if phase.placed_on(ranks.count)), None)
     if placed:
         raise UserError(
-            f"phase '{placed}' trains each stage on one GPU, with whole batches: leave --sync-batchnorm out"
+            f"phase '{placed}' trains each stage on one GPU, with whole batches: leave {named('sync_batchnorm')} out",
+            "sync_batchnorm",
         )
 
 

@@ -325,10 +325,12 @@ class Trainer:
         if state["format"] != FORMAT:
             raise UserError(f"{self.run.path / 'state.pt'} was written by another version: start the run anew")
         if state["teacher_digest"] != self._teacher_digest:
-            raise UserError(f"the teacher {self.job.recipe.teacher} has changed since the run began: put it back")
+            raise UserError(
+                f"the teacher {self.job.recipe.teacher} has changed since the run began: put it back", "teacher"
+            )
         if state.get("snapshot_digests", {}) != self._snapshot_digests:
             raise UserError(
-                f"the snapshots of teacher {self.job.recipe.teacher} have changed since then: put them back"
+                f"the snapshots of teacher {self.job.recipe.teacher} have changed since then: put them back", "teacher"
             )
         self.job.student.model.load_state_dict(state["student"])
         self.job.networks.adapters.load_state_dict(state["adapters"])
