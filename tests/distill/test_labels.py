@@ -68,13 +68,13 @@ def test_a_resumed_run_has_its_images_in_the_same_order(
     assert prepare(made, tmp_path / "run", read_subset_names(run)).subset == drawn
 
 
-def test_the_rehearsal_has_labels_for_the_head(
+def test_the_trial_has_labels_for_the_head(
     recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial, "_affordable", lambda _: 2)  # a slow machine
     job = prepare(recipe(subset={"labels": 0.17}, optimisation={"epochs": 1}), tmp_path / "run")
     assert len(job.subset.labelled) == 2
-    assert trial.rehearse(job, tmp_path / "scratch").phases["head"] > 0
+    assert trial.run_trial(job, tmp_path / "scratch").phases["head"] > 0
 
 
 def test_a_list_with_images_without_labels_is_no_list_of_names(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     ("changes", "image_seconds"),
     [
         ({}, 0.02),
-        ({"select": "best", "store": {"kind": "recompute"}}, 1.0),  # a slow machine rehearses with few images
+        ({"select": "best", "store": {"kind": "recompute"}}, 1.0),  # a slow machine tries few images
         ({"select": "best", "select_on": "val", "method": "supervised", "optimisation": {"epochs": 2}}, 0.02),
     ],
 )

@@ -47,11 +47,11 @@ def optimisation_before(run: Run) -> OptimisationPart:
 def check_shared(run: Run, recipe: Recipe, card: Card) -> None:
     """Raises UserError when `recipe` asks for another student, subset or dataset than the run had."""
     before = run.recipe
-    changed = [part for part in SHARED_PARTS if getattr(before, part) != getattr(recipe, part)]
-    changed += ["data.card"] if load_card(before.data.card, data_folder(before.data.folder)) != card else []
-    changed += ["data.unlabelled"] if before.data.unlabelled != recipe.data.unlabelled else []
-    if changed:
-        raise UserError(f"{changed[0]} differs from that of run {run.name}, which this one begins from: leave it so")
+    differing = [part for part in SHARED_PARTS if getattr(before, part) != getattr(recipe, part)]
+    differing += ["data.card"] if load_card(before.data.card, data_folder(before.data.folder)) != card else []
+    differing += ["data.unlabelled"] if before.data.unlabelled != recipe.data.unlabelled else []
+    if differing:
+        raise UserError(f"{differing[0]} differs from that of run {run.name}, which this one begins from: leave it so")
 
 
 class BaseRun(ABC):
