@@ -87,6 +87,12 @@ class Run:
         """Where the trained network goes: the run itself for a teacher, student/ otherwise."""
         return self.path if self.recipe.kind == "teach" else self.path / "student"
 
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What result.json holds: mIoU, scores, costs, times; None until the run is finished."""
+        found: dict[str, Any] | None = self.read_json("result.json")
+        return found
+
     def write_recipe(self, recipe: Recipe) -> None:
         self.write("recipe.yaml", dump_recipe(recipe).encode())
 

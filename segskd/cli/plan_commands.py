@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.table import Table
 from tyro.conf import OmitArgPrefixes, UseAppendAction
 
+from segskd.bars import ERR, stage_bars
 from segskd.cli.flags import (
     NO_DATA_FLAGS,
     NO_TEACHER_FLAGS,
@@ -18,7 +19,7 @@ from segskd.cli.flags import (
     TrainFlags,
     teacher_place,
 )
-from segskd.cli.output import ERR, show, stage_bars
+from segskd.cli.output import show
 from segskd.cli.run_commands import asked_recipe
 
 if TYPE_CHECKING:
