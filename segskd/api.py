@@ -109,7 +109,7 @@ def add_dataset(
         progress: Whether to show a bar.
 
     Returns:
-        What was added: `card`, its file `place`, and `found`, which lists the files that can't be used.
+        The `card`, its file `place`, and what was `found` in the files, also those that can't be used.
 
     Raises:
         UserError: For a layout that is not recognised, too few pairs, or a folder that can't be written.
@@ -271,7 +271,10 @@ def _begin(
 
 
 def run_folder(recipe: Recipe, run: str | Path | None) -> Path:
-    """Where a new run goes: below checkpoints/ by its name, or by one made from the recipe; else to the path. Raises UserError for text that is neither a name nor a path."""
+    """Where a new run goes: below checkpoints/ by its name, or by one made from the recipe; else to the path.
+
+    Raises UserError for text that is neither a name nor a path.
+    """
     if run is None:
         card = load_card(recipe.data.card, data_folder(recipe.data.folder)).name
         return runs_folder() / free_name(default_name(recipe, card))
@@ -442,7 +445,7 @@ def export(
         progress: Whether to show bars.
 
     Returns:
-        The zip's `path` and its `certificate`: agreement with the checkpoint, mIoU, bytes and latency.
+        The zip's `path` and its `certificate`, which holds agreement with the checkpoint, mIoU, bytes and latency.
 
     Raises:
         UserError: For a run that is not finished, a format that can't take its network, a package that is not
