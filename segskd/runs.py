@@ -85,8 +85,14 @@ class Run:
 
     @property
     def model_folder(self) -> Path:
-        """Where the trained network goes: the run itself for a teacher, student/ otherwise."""
+        """The folder of the trained network, which is the run itself for a teacher and student/ otherwise."""
         return self.path if self.recipe.kind == "teach" else self.path / "student"
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The content of result.json (mIoU, scores, costs, times), or None until the run is finished."""
+        found: dict[str, Any] | None = self.read_json("result.json")
+        return found
 
     def write_recipe(self, recipe: Recipe) -> None:
         self.write("recipe.yaml", dump_recipe(recipe).encode())

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from tyro.conf import OmitArgPrefixes
 
+from segskd.bars import ERR, stage_bars
 from segskd.cli.flags import NO_DISTILL_FLAGS, NO_TEACHER_FLAGS, DistillFlags, Json, TeacherFlags
-from segskd.cli.output import ERR, show, stage_bars
+from segskd.cli.output import show
 from segskd.cli.run_commands import asked_recipe
 from segskd.errors import ErrorRecord, UserError
 

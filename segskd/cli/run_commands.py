@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from tyro.conf import OmitArgPrefixes, Positional
 
+from segskd.bars import ERR
 from segskd.cli.flags import (
     NO_DISTILL_FLAGS,
     NO_TEACH_FLAGS,
@@ -20,7 +22,7 @@ from segskd.cli.flags import (
     replaced_in_subset,
     teacher_place,
 )
-from segskd.cli.output import ERR, listeners, print_result, show
+from segskd.cli.output import print_result, show
 from segskd.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,17 +71,18 @@ def distill(
         until: Stop after this stage; `resume` goes on.
     """
     made = asked_recipe(recipe, file, settings, _begin(begin_run, begin_stage))
-    _run(made, _run_folder(run or _default_name(made), run is None), until, json)
+    _run(made, run, until, json)
 
 
 def asked_recipe(
     recipe: Path | None, file: TeacherFlags, flags: DistillFlags, begin: dict[str, str] | None = None
 ) -> Recipe:
     """The recipe of a file, of the run to begin from, or the default one, with the flags laid over it."""
+    from segskd.api import teacher_place as absolute_place
     from segskd.config import make_recipe, merged, read_yaml
 
     changes = recipe_changes(flags)
-    changes["teacher"] = _run_path(teacher_place(changes.get("teacher"), file))
+    changes["teacher"] = absolute_place(teacher_place(changes.get("teacher"), file))
     if recipe and begin:
         raise UserError("--begin-run takes the recipe of that run: leave --recipe out")
     epochs = changes.get("optimisation", {}).get("epochs")
@@ -126,17 +129,16 @@ def resume(
         devices: Processes on each machine (as the run began).
         nodes: Machines (as the run began).
     """
-    from segskd.distill.running.session import resume as resume_run
+    from segskd import api
     from segskd.distill.training.ranks import is_first
     from segskd.runs import find_run
 
     found = find_run(run)
     if found.read_json("result.json") is not None and is_first():
         ERR.print(f"run {found.name} is finished", highlight=False)
-    with listeners(found.path) as hearing:
-        result = resume_run(found, hearing, until, devices, nodes)
+    made = api.resume(found, until=until, devices=devices, nodes=nodes, progress=True)
     if is_first():
-        print_result(result, json)
+        print_result(made.result or {"run": str(made.path), "after": until}, json)
 
 
 def stop(run: Positional[str], json: Json = False) -> None:
@@ -175,56 +177,22 @@ def demo(out: Path | None = None, data: Path | None = None, quick: bool = False,
         quick: Train on eight small images for one epoch a phase: shows in seconds that all works, but no good masks.
         json: Print JSON.
     """
+    from segskd.api import hearing
     from segskd.demo import QUICK, WHOLE, run_demo
     from segskd.runs import runs_folder
 
-    result = run_demo(out or runs_folder(), data, listeners, QUICK if quick else WHOLE)
+    result = run_demo(out or runs_folder(), data, partial(hearing, progress=True), QUICK if quick else WHOLE)
     print_result(result, json)
     ERR.print(f"side by side: {result['picture']}", highlight=False, soft_wrap=True)
 
 
-def _run(recipe: Any, folder: Path, until: str | None, json: bool) -> None:
-    from segskd.distill.running.session import start
+def _run(recipe: Recipe, run: str | Path | None, until: str | None, json: bool) -> None:
+    from segskd import api
     from segskd.distill.training.ranks import is_first
 
-    with listeners(folder) as hearing:
-        result = start(recipe, folder, hearing, until)
+    made = api.distill(recipe, run, until=until, progress=True)
     if is_first():
-        print_result(result, json)
-
-
-def _run_path(place: str | None) -> str | None:
-    """A run's name as its path, so that the recipe holds in any folder; paths made absolute, hub ids left alone."""
-    from segskd.runs import runs_folder
-
-    if place is None:
-        return None
-    for path in (runs_folder() / place, Path(place).expanduser()):
-        if path.exists():
-            return str(path.resolve())
-    return place
-
-
-def _run_folder(name_or_path: str, made_up: bool) -> Path:
-    from segskd.runs import RUN_NAME, free_name, runs_folder
-
-    if made_up:
-        return runs_folder() / free_name(name_or_path)
-    if RUN_NAME.fullmatch(name_or_path):
-        return runs_folder() / name_or_path
-    if Path(name_or_path).name == name_or_path:
-        raise UserError(
-            f"--run: '{name_or_path}' is no name, which has letters, digits, '.', '-' and '_' only, a letter or digit "
-            "first, and at most 100 of them; a path has a '/' in it"
-        )
-    return Path(name_or_path).expanduser().resolve()
-
-
-def _default_name(recipe: Any) -> str:
-    from segskd.data.cards import data_folder, load_card
-    from segskd.runs import default_name
-
-    return default_name(recipe, load_card(recipe.data.card, data_folder(recipe.data.folder)).name)
+        print_result(made.result or {"run": str(made.path), "after": until}, json)
 
 
 COMMANDS = (teach, distill, resume, stop, runs, demo)

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from segskd.bars import ERR
 from segskd.cli.flags import Json
-from segskd.cli.output import ERR, show
+from segskd.cli.output import show
 from segskd.config import Device
 from segskd.errors import Failed
 
