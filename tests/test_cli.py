@@ -249,7 +249,7 @@ def test_a_request_to_stop_ends_a_real_worker_with_130(flags: list[str], tmp_pat
                     break
             assert runs.Run.open(tmp_path / "run").is_alive()
             assert cli.main(["stop", str(tmp_path / "run")]) == 0
-            _, err = worker.communicate(timeout=60)
+            _, err = worker.communicate(timeout=300)
         finally:
             worker.kill()
     assert worker.returncode == 130

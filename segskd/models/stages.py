@@ -279,15 +279,20 @@ def ghost(model: Module) -> Module:
     return made
 
 
+def shape_ghost(model: Module) -> Module:
+    """A ghost in evaluation that tells shapes alone: its batch normalisation, slow without storage, does nothing."""
+    made = ghost(model).eval()
+    for layer in made.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.forward = lambda x: x  # type: ignore[method-assign]
+    return made
+
+
 def feature_shapes(network: StagedNetwork, size: Size) -> dict[str, tuple[int, int, int]]:
     """(c, h, w) of every feature at an input of `size`, the image included, without computing anything."""
     image = torch.empty(1, input_channels(network.model), *size, device="meta")
-    on_meta = ghost(network.model).eval()
-    for layer in on_meta.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):  # it keeps shapes, and is slow without storage
-            layer.forward = lambda x: x
     with torch.no_grad():
-        features = {IMAGE: image, **network.on(on_meta).run({IMAGE: image}, size)}
+        features = {IMAGE: image, **network.on(shape_ghost(network.model)).run({IMAGE: image}, size)}
     return {name: cast(tuple[int, int, int], tuple(feature.shape[1:])) for name, feature in features.items()}
 
 

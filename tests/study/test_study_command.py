@@ -17,7 +17,7 @@ from stand_in import StandIn
 from segskd import cli
 from segskd.runs import Run
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 
 
 @pytest.fixture

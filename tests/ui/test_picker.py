@@ -23,7 +23,7 @@ from ui.state.datasets import Datasets
 from ui.state.picker import Picker, by_hand, class_rows, images_of, read_choice
 from ui.state.teachers import Teacher
 
-SECONDS = 20
+SECONDS = 300.0
 
 
 @pytest.fixture

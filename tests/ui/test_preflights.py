@@ -17,7 +17,7 @@ from ui.jobs import Jobs
 from ui.state import preflight
 from ui.state.preflight import Preflights, read_outcome, recipe_key
 
-PATIENCE = 60.0
+PATIENCE = 300.0
 GOOD = json.dumps({"fits": True, "problem": None, "seconds": 1.5})
 FULL = json.dumps({"fits": False, "problem": "take a smaller batch"})
 
