@@ -25,10 +25,11 @@ from segskd.devices import choose_device, out_of_memory
 from segskd.distill.caching.budget import Choice
 from segskd.distill.caching.inputs import IMAGE_KEY
 from segskd.distill.caching.store import Batch
+from segskd.distill.planning import images
 from segskd.distill.planning.images import Subset
 from segskd.distill.planning.methods import stagewise
 from segskd.distill.planning.phase import Setting
-from segskd.distill.running import checks, images
+from segskd.distill.running import checks
 from segskd.distill.training import meta
 from segskd.distill.training.loop import Loop
 from segskd.distill.training.meta import MetaNetworks, check_step_fits

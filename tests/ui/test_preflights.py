@@ -139,6 +139,7 @@ def test_the_key_is_the_recipes(recipe: Callable[..., Recipe]) -> None:
     assert recipe_key(recipe()) != recipe_key(recipe(seed=1))
 
 
+@pytest.mark.slow
 def test_the_real_command(data: Path, tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
     flights = Preflights(Context(data, tmp_path, Jobs(tmp_path, data)))
     key = flights.ask(recipe(teacher="/gone"))
