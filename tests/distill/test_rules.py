@@ -35,7 +35,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def answers(data: Path, card_path: Path, teacher_folder: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Features (12, 512) and mean entropies (12,) of the training images, by the library itself."""
+    """Features (12, 96) and mean entropies (12,) of the training images, by the library itself."""
     card = load_card(card_path)
     pixels = np.stack([read_image(pair.image, card) for pair in list_pairs(card, data, "train")]) / 255
     images = torch.from_numpy((pixels - card.mean) / card.std).permute(0, 3, 1, 2).float()
