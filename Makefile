@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run demo test test-all lint format docs linkcheck screenshots clean
+.PHONY: run demo check test test-all lint format docs linkcheck screenshots clean
 
 run: $(READY)
 	$(BIN)/python app.py
@@ -12,16 +12,21 @@ run: $(READY)
 demo: $(READY)
 	$(BIN)/python -m segskd demo
 
-# The demo trains for two minutes with both cores; everything else runs two files at a time.
-DEMO := tests/browser/test_two_minutes.py
+# Two tests run at once; a process that has none left takes half of the other's.
+TESTS := -m pytest --numprocesses 2 --dist worksteal --ignore tests/browser
 
+# What a change needs at every step: lint, types, and the tests that take no more than a few seconds each.
+check: lint
+	$(BIN)/python $(TESTS) -m "not slow and not every_pair and not whole_demo"
+
+# Everything, the browser too, whose files hold tests that follow on one another.
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore $(DEMO) -m "not every_pair"
-	$(BIN)/python -m pytest $(DEMO)
+	$(BIN)/python $(TESTS) -m "not every_pair and not whole_demo"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/browser
 
-# All of `make test`, and every pair of teacher and student in docs/architectures.md.
+# All of `make test`, every pair of teacher and student in docs/architectures.md, and the demo at its full length.
 test-all: test
-	$(BIN)/python -m pytest -m every_pair
+	$(BIN)/python $(TESTS) -m "every_pair or whole_demo"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Threads that wait must not spin, and tests that run side by side share the cores: so do the workers they start.
-os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
-os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
+os.environ.update(OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="10000", OMP_NUM_THREADS="1")
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,23 +18,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+torch.set_num_threads(1)
 
-# Files that take a minute or more begin first, so that none is left over when the others are done.
-LONG = (
-    *("test_lasting.py", "test_jobs.py", "test_every_method.py", "test_resume.py", "test_upload.py", "test_package.py"),
-    *("test_bad_input.py", "test_study_command.py"),
-)
+Once = Callable[[str, Callable[[Path], object]], Path]
 SIZE = (64, 96)
 CLASSES = ("ground", "wall", "sky")
 COLORS = ((128, 64, 128), (70, 70, 70), (70, 130, 180))
 COUNTS = {"train": 12, "val": 4}
 IGNORE = 255
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 def draw(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -50,9 +43,30 @@ def draw(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Has a folder made by the first process that asks for it; all tests share it, and none may change it."""
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        with FileLock(shared / f"{name}.lock"):
+            if not (shared / f"{name}.done").exists():
+                shutil.rmtree(shared / name, ignore_errors=True)
+                make(shared / name)
+                (shared / f"{name}.done").touch()
+        return shared / name
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def data(once: Once) -> Path:
     """A folder with the dataset `bands/`: images/NAME.png and masks/NAME.png below each split."""
-    folder = tmp_path_factory.mktemp("data")
+    return once("data", write_data)
+
+
+def write_data(folder: Path) -> None:
     generator = np.random.default_rng(0)
     for split, count in COUNTS.items():
         for kind in ("images", "masks"):
@@ -61,12 +75,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             image, mask = draw(generator)
             cv2.imwrite(str(folder / "bands" / split / "images" / f"b{number:02}.png"), image[..., ::-1])
             cv2.imwrite(str(folder / "bands" / split / "masks" / f"b{number:02}.png"), mask)
-    return folder
+    write_card(folder)
 
 
-@pytest.fixture(scope="session")
-def card_path(data: Path) -> Path:
-    """The card of that dataset."""
+def write_card(folder: Path) -> None:
     content = {
         "name": "bands",
         "title": "three bands",
@@ -77,24 +89,33 @@ def card_path(data: Path) -> Path:
             for split in COUNTS
         },
     }
-    path = data / "bands.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+    (folder / "bands.yaml").write_text(yaml.safe_dump(content))
 
 
 @pytest.fixture(scope="session")
-def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ResNet-18 U-Net with random weights and statistics, saved as segmentation_models_pytorch saves it."""
+def card_path(data: Path) -> Path:
+    """The card of that dataset."""
+    return data / "bands.yaml"
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(once: Once) -> Path:
+    """A LinkNet of timm's small test ResNet, two blocks a layer, with random weights and statistics.
+
+    The student has one block a layer, so that features have the same channels, and begins with the teacher's weights.
+    """
+    return once("teacher", save_teacher)
+
+
+def save_teacher(folder: Path) -> None:
     import segmentation_models_pytorch as smp
 
     torch.manual_seed(1)
-    model = smp.Unet("resnet18", classes=len(CLASSES), encoder_weights=None)
+    model = smp.Linknet("tu-test_resnet", layers=[2, 2, 2, 2], classes=len(CLASSES), encoder_weights=None)
     with torch.no_grad():
         for _ in range(3):
             model.train()(torch.randn(4, 3, *SIZE))
-    folder = tmp_path_factory.mktemp("teacher")
     model.eval().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -107,11 +128,11 @@ def recipe(data: Path, card_path: Path, teacher_folder: Path) -> Callable[..., A
             "data": {"card": str(card_path), "folder": str(data), "size": "64x96", "views": 2},
             "teacher": str(teacher_folder),
             "trust_teacher": True,  # its weights are random
-            "student": "unet:resnet10",
+            "student": "linknet:tu-test_resnet",
             "optimisation": {"epochs": 2, "batch": 4, "lr": 1e-3, "patience": 0},
             "device": "cpu",
             "precision": "32",
-            "threads": int(os.environ["OMP_NUM_THREADS"]),
+            "threads": 1,
         }
         return make_recipe(merged(content, changes))
 

@@ -42,6 +42,7 @@ def flags(data: Path, card_path: Path, teacher_folder: Path) -> list[str]:
     """A small run."""
     return [
         *("--dataset", str(card_path), "--data", str(data), "--teacher", str(teacher_folder)),
+        *("--student", "linknet:tu-test_resnet"),
         *("--size", "64x96", "--views", "1", "--epochs", "1", "--batch", "4", "--precision", "32", "--device", "cpu"),
         "--trust-teacher",  # its weights are random
     ]
@@ -247,7 +248,7 @@ def test_a_request_to_stop_ends_a_real_worker_with_130(flags: list[str], tmp_pat
                     break
             assert runs.Run.open(tmp_path / "run").is_alive()
             assert cli.main(["stop", str(tmp_path / "run")]) == 0
-            _, err = worker.communicate(timeout=60)
+            _, err = worker.communicate(timeout=300)
         finally:
             worker.kill()
     assert worker.returncode == 130
@@ -292,7 +293,7 @@ def test_a_dataset_is_added_listed_and_checked_by_its_name(
     status, out, _ = call("evaluate", teacher_folder, "--dataset", "My-bands", "--size", "64x96", *flags)
     assert (status, last_line(out)["dataset"], last_line(out)["images"]) == (0, "My-bands", 3)
     asked = recipe(data={"card": "My-bands", "folder": str(tmp_path / "data")}, subset={"count": 4})
-    assert api.run_folder(asked, None).name == "My-bands-resnet10-stagewise-4-s0"
+    assert api.run_folder(asked, None).name == "My-bands-tu-test_resnet-stagewise-4-s0"
     status, _, err = call("data", "add", tmp_path / "nowhere", *flags)
     assert status == 2
     assert "no folder and no file" in err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +72,12 @@ def test_both_are_carried_out_in_order_and_compared(tmp_path: Path, monkeypatch:
     result = run_demo(tmp_path, tmp_path / "data", nobody)
     assert started == demo_recipes(tmp_path / "data", tmp_path)
     assert result == {"miou": 2, "picture": str(tmp_path / "demo-comparison" / "gallery.png")}
+
+
+@pytest.mark.whole_demo
+def test_its_masks_are_worth_looking_at(tmp_path: Path) -> None:
+    """The demo at its full length, about two minutes on two cores."""
+    result = run_demo(tmp_path / "runs", tmp_path / "data", lambda _: nullcontext([]))
+    assert result["teacher_miou"] > 0.4
+    assert result["percent_of_teacher"] > 85
+    assert Path(result["picture"]).is_file()

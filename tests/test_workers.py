@@ -63,7 +63,7 @@ def test_it_ends_when_nobody_listens(module: Path) -> None:
     assert worker.stderr is not None
     worker.stdout.readline()
     worker.stdout.close()
-    assert worker.wait(30) == 1
+    assert worker.wait(300) == 1
     assert worker.stderr.read() == b""
     worker.stderr.close()
 

@@ -28,6 +28,7 @@ from segskd.models.stages import (
     Step,
     features_of,
     ghost,
+    shape_ghost,
 )
 
 SIZES: tuple[Size, Size] = ((256, 320), (384, 448))
@@ -94,7 +95,7 @@ def kinds(network: StagedNetwork) -> tuple[Kind, Kind]:
 
 def check_size(network: StagedNetwork, size: Size, who: str) -> None:
     """Raises UserError when the network doesn't take images of that padded size; it names the nearest one it takes."""
-    on_meta = network.on(ghost(network.model).eval())
+    on_meta = network.on(shape_ghost(network.model))
     problem = _refusal(on_meta, size)
     if problem is None:
         return
@@ -106,7 +107,7 @@ def check_size(network: StagedNetwork, size: Size, who: str) -> None:
 
 def takes(model: nn.Module, size: Size) -> bool:
     """Whether the network takes images of that padded size."""
-    return _refusal(ghost(model).eval(), size) is None
+    return _refusal(shape_ghost(model), size) is None
 
 
 def _sizes_near(size: Size) -> list[Size]:

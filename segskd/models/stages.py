@@ -271,9 +271,20 @@ def copy_matching(student: StagedNetwork, teacher: StagedNetwork) -> float:
 
 def ghost(model: Module) -> Module:
     """A copy without storage, for asking after shapes and sizes; its batch normalisation asks no other process."""
-    made = copy.deepcopy(model).to("meta")
+    values: dict[int, Tensor] = {id(t): t.to("meta") for t in model.buffers()}
+    values |= {id(t): nn.Parameter(t.detach().to("meta"), t.requires_grad) for t in model.parameters()}
+    made = copy.deepcopy(model, values)  # the values themselves are not copied
     for layer in made.modules():
         layer.__class__ = ALONE.get(type(layer), type(layer))
+    return made
+
+
+def shape_ghost(model: Module) -> Module:
+    """A ghost in evaluation that tells shapes alone: its batch normalisation, slow without storage, does nothing."""
+    made = ghost(model).eval()
+    for layer in made.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.forward = lambda x: x  # type: ignore[method-assign]
     return made
 
 
@@ -281,7 +292,7 @@ def feature_shapes(network: StagedNetwork, size: Size) -> dict[str, tuple[int, i
     """(c, h, w) of every feature at an input of `size`, the image included, without computing anything."""
     image = torch.empty(1, input_channels(network.model), *size, device="meta")
     with torch.no_grad():
-        features = {IMAGE: image, **network.on(ghost(network.model).eval()).run({IMAGE: image}, size)}
+        features = {IMAGE: image, **network.on(shape_ghost(network.model)).run({IMAGE: image}, size)}
     return {name: cast(tuple[int, int, int], tuple(feature.shape[1:])) for name, feature in features.items()}
 
 

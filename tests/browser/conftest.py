@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from find_chromium import chromium
-from playwright.sync_api import Browser, Page, sync_playwright
-from serving import Server, Watch
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from serving import LIMIT, Server, Watch
+
+expect.set_options(timeout=1000 * LIMIT)
 
 
 @pytest.fixture(scope="session")
@@ -19,9 +21,12 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server a test file; no test of the file may leave a worker behind that another does not expect."""
-    made = Server(tmp_path_factory.mktemp("server"))
+def server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Server]:
+    """One server a test file; no test of the file may leave a worker behind that another does not expect.
+
+    A file may name a program in place of app.py as its PROGRAM.
+    """
+    made = Server(tmp_path_factory.mktemp("server"), getattr(request.module, "PROGRAM", "app.py"))
     made.start()
     yield made
     printed = made.close()
@@ -34,7 +39,7 @@ def watched(browser: Browser, server: Server) -> Iterator[tuple[Page, Watch]]:
     """A fresh page, and what is heard of it; nothing may be wrong in the end."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
     page = context.new_page()
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(1000 * LIMIT)
     watch = Watch(page)
     yield page, watch
     context.close()

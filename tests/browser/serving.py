@@ -18,7 +18,8 @@ from playwright.sync_api import ConsoleMessage, Page, Request
 from ui.jobs import Jobs
 
 ROOT = Path(__file__).resolve().parents[2]
-START_SECONDS = 120
+LIMIT = 300.0
+"""Seconds after which a condition is taken as never coming true, on a machine that has other work to do, too."""
 LOST = (
     "ERR_CONNECTION_REFUSED",
     "ERR_INCOMPLETE_CHUNKED_ENCODING",
@@ -30,9 +31,10 @@ LOST = (
 
 
 class Server:
-    """`python app.py` on a free port, with folders of its own."""
+    """`python app.py`, or another program like it, on a free port, with folders of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, program: str = "app.py") -> None:
+        self.program = program
         self.runs = folder / "runs"
         self.data = folder / "data"
         self.connections = folder / "connections.txt"
@@ -55,10 +57,10 @@ class Server:
     def start(self) -> None:
         """Starts it and waits until it answers."""
         guard = ROOT / "tests" / "browser" / "guard"
-        environment = {**os.environ, "PYTHONPATH": str(guard), "SEGSKD_GUARD": str(self.connections)}
+        environment = {**os.environ, "PYTHONPATH": f"{guard}:{ROOT}", "SEGSKD_GUARD": str(self.connections)}
         command = [
             sys.executable,
-            "app.py",
+            self.program,
             "--port",
             str(self.port),
             "--runs",
@@ -68,7 +70,7 @@ class Server:
         ]
         with open(self._log, "ab") as log:
             self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + LIMIT
         while b"SegSKD is open" not in self._log.read_bytes().rpartition(b"is starting")[2]:
             assert self._process.poll() is None, self._log.read_text()
             assert time.monotonic() < deadline, f"the server did not start: {self._log.read_text()}"
@@ -84,7 +86,7 @@ class Server:
         """Ends it and its workers; what it printed."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
-            self._process.wait(timeout=60)
+            self._process.wait(LIMIT)
         jobs = Jobs(self.runs, self.data)
         for name in jobs.busy():
             worker = jobs.worker(name)
@@ -120,9 +122,9 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(true: Callable[[], object], what: str, seconds: float = 120) -> None:
+def wait_until(true: Callable[[], object], what: str) -> None:
     """Waits until something is true; fails naming what did not happen."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + LIMIT
     while not true():
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
+        assert time.monotonic() < deadline, f"waited {LIMIT:.0f} s for {what}"
         time.sleep(0.1)

@@ -16,14 +16,13 @@ import pytest
 import yaml
 from PIL import Image
 from playwright.sync_api import Dialog, Locator, Page, expect
-from serving import Server
+from serving import LIMIT, Server
 
 from segskd.distill.running.session import start
 from segskd.run_admin import write_note
 from segskd.runs import Run
 from segskd.study.config import dump_study, make_study
 
-MINUTE = 60_000
 MARKUP = "<img src=x onerror=alert(1)>"
 NAMED = "a run's name has letters, digits"
 Spoil = Callable[[Path], object]
@@ -60,7 +59,7 @@ def _goes_on(server: Server, page: Page) -> Iterator[None]:
     yield
     assert opened == []
     assert page.locator("[onerror], img[src='x']").count() == 0
-    with urlopen(f"{server.url}/config", timeout=20) as answer:
+    with urlopen(f"{server.url}/config", timeout=LIMIT) as answer:
         assert answer.status == 200
 
 
@@ -115,7 +114,7 @@ def add(page: Page, archive: Path, classes: str = "") -> Locator:
     """Uploads a zip on Data; where it says what came of it."""
     page.get_by_role("button", name="Add a dataset", exact=False).click()
     page.locator("#data-zip input[type=file]").set_input_files(archive)
-    expect(page.locator("#data-zip")).to_contain_text(archive.stem, timeout=MINUTE)
+    expect(page.locator("#data-zip")).to_contain_text(archive.stem)
     page.locator("#data-classes").get_by_role("textbox").fill(classes)
     page.get_by_role("button", name="Add this dataset", exact=True).click()
     return page.locator("#data .added")
@@ -135,7 +134,7 @@ def test_a_zip_that_is_refused(
 ) -> None:
     make(tmp_path / "bad.zip")
     page = open_tab("data")
-    expect(add(page, tmp_path / "bad.zip")).to_contain_text(said, timeout=MINUTE)
+    expect(add(page, tmp_path / "bad.zip")).to_contain_text(said)
 
 
 def test_files_that_cannot_be_used_are_listed_by_name(open_tab: Callable[[str], Page], tmp_path: Path) -> None:
@@ -150,7 +149,7 @@ def test_files_that_cannot_be_used_are_listed_by_name(open_tab: Callable[[str], 
             archive.writestr(f"masks/{name}.png", mask)
     page = open_tab("data")
     added = add(page, tmp_path / "mixed.zip", f"{MARKUP}, sky")
-    expect(added).to_contain_text("Added «mixed»", timeout=MINUTE)
+    expect(added).to_contain_text("Added «mixed»")
     expect(added).to_contain_text(f"2 classes ({MARKUP}, sky)")
     problems = added.locator("li")
     for name, kind in (("wrong", "value 7"), ("small", "32x48"), ("cut", "can't read mask")):
@@ -181,22 +180,22 @@ def test_an_own_image_that_cannot_be_read(open_tab: Callable[[str], Page], tmp_p
         (cut_short, f"{MARKUP}.png", "onerror=alert(1).png' is damaged or cut short"),
     ]
     page = open_tab("compare&run=whole")
-    expect(page.locator("#compare .compare-view")).to_have_attribute("data-shown", re.compile("."), timeout=MINUTE)
+    expect(page.locator("#compare .compare-view")).to_have_attribute("data-shown", re.compile("."))
     for make, name, said in spoilt:
         make(tmp_path / name)
         page.locator("#compare-upload input[type=file]").set_input_files(tmp_path / name)
-        expect(page.locator("#compare-upload .notice.problem")).to_contain_text(said, timeout=MINUTE)
+        expect(page.locator("#compare-upload .notice.problem")).to_contain_text(said)
     Image.new("RGB", (200, 120)).save(tmp_path / "sound.png")
     page.locator("#compare-upload input[type=file]").set_input_files(tmp_path / "sound.png")
-    expect(page.locator("#compare-upload .notice.hint")).to_contain_text("without a truth", timeout=MINUTE)
+    expect(page.locator("#compare-upload .notice.hint")).to_contain_text("without a truth")
     page.locator("#compare-native input").check()
     seen = page.get_by_text(re.compile(r"seen at 120 × 200, by tiles of \d+ × \d+"))
-    expect(seen).to_be_visible(timeout=MINUTE)
+    expect(seen).to_be_visible()
 
 
 def test_an_own_image_waits_for_the_run(open_tab: Callable[[str], Page]) -> None:
     page = open_tab("compare&run=whole")
-    expect(page.locator("#compare .compare-view")).to_have_attribute("data-shown", re.compile("."), timeout=MINUTE)
+    expect(page.locator("#compare .compare-view")).to_have_attribute("data-shown", re.compile("."))
     expect(page.locator("#compare-upload")).to_be_visible()
     page.evaluate("document.querySelector('#compare .compare-bench').hidden = true")  # as while a run is loaded
     expect(page.locator("#compare-upload")).to_be_hidden()
@@ -204,7 +203,7 @@ def test_an_own_image_waits_for_the_run(open_tab: Callable[[str], Page]) -> None
 
 def test_epochs_that_no_stage_can_have(open_tab: Callable[[str], Page]) -> None:
     page = open_tab("compare&run=whole")
-    expect(page.locator("#compare .compare-view")).to_have_attribute("data-shown", re.compile("."), timeout=MINUTE)
+    expect(page.locator("#compare .compare-view")).to_have_attribute("data-shown", re.compile("."))
     page.get_by_role("button", name="First errors", exact=True).click()
     again = page.get_by_role("button", name=re.compile("^Retrain from "))
     problem = page.locator("#compare .compare-retrain .notice")
@@ -319,14 +318,14 @@ def test_a_run_whose_files_are_spoilt(
     for tab, text in said.items():
         page.get_by_role("tab", name=tab.title(), exact=True).click()
         place = page.locator("#runs tr", has_text="spoilt") if tab == "runs" else page.locator(f"#tab-{tab}")
-        expect(place).to_contain_text(text, timeout=MINUTE)
+        expect(place).to_contain_text(text)
     assert page.locator("#watch").get_by_text(re.compile(r"\d{3} h")).count() == 0
 
 
 def test_an_export_without_its_network_says_so(open_tab: Callable[[str], Page], spoilt: Callable[[Spoil], str]) -> None:
     page = open_tab(f"export&run={spoilt(no_student)}")
     page.get_by_role("button", name="Export", exact=True).click()
-    expect(page.locator("#tab-export")).to_contain_text("no model", timeout=2 * MINUTE)
+    expect(page.locator("#tab-export")).to_contain_text("no model")
 
 
 # -- names and texts ------------------------------------------------------------------------------
@@ -337,7 +336,7 @@ def form(open_tab: Callable[[str], Page]) -> Page:
     """Distill, with what it proposes."""
     page = open_tab("")  # a link to a tab opens it once more when the page is loaded
     page.get_by_role("button", name="Choose teacher and student", exact=True).click()
-    expect(page.locator("#distill-plan-panel")).to_contain_text("encoder.0", timeout=MINUTE)
+    expect(page.locator("#distill-plan-panel")).to_contain_text("encoder.0")
     expect(page.get_by_label("Train one first", exact=True)).to_be_checked()
     return page
 
@@ -392,7 +391,7 @@ def test_an_uploaded_teacher_that_is_none(form: Page, tmp_path: Path) -> None:
     for make, name, said in [(bomb, "bomb.zip", "next to nothing"), (leading_out, "out.zip", "leads outside")]:
         make(tmp_path / name)
         field(form, "known").locator("input[type=file]").set_input_files(tmp_path / name)
-        expect(field(form, "known").locator(".notice")).to_contain_text(said, timeout=MINUTE)
+        expect(field(form, "known").locator(".notice")).to_contain_text(said)
 
 
 @pytest.fixture
@@ -421,7 +420,7 @@ def test_names_with_markup_stand_there_as_text(open_tab: Callable[[str], Page], 
     page = open_tab("watch&run=whole")
     for tab, place in places:
         page.get_by_role("tab", name=tab.title(), exact=True).click()
-        expect(page.locator(place)).to_contain_text(MARKUP, timeout=MINUTE)
+        expect(page.locator(place)).to_contain_text(MARKUP)
     page.get_by_role("tab", name="Runs", exact=True).click()
     page.locator("#runs").get_by_text("whole", exact=True).first.click()
     expect(page.locator("#runs").get_by_label("Note", exact=True)).to_have_value(MARKUP)

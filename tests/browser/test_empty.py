@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import Page, expect
-from serving import Watch
+from serving import Watch, wait_until
 
 SENTENCES = {
     "start": "No run yet",
@@ -23,7 +23,7 @@ SENTENCES = {
 @pytest.mark.parametrize("tab", SENTENCES)
 def test_an_empty_tab_says_what_to_do(open_tab: Callable[[str], Page], tab: str) -> None:
     page = open_tab(tab)
-    expect(page.locator(f"#tab-{tab}")).to_contain_text(SENTENCES[tab], ignore_case=True, timeout=20_000)
+    expect(page.locator(f"#tab-{tab}")).to_contain_text(SENTENCES[tab], ignore_case=True)
     expect(page.locator(".strip")).to_contain_text("Nothing is running")
 
 
@@ -46,7 +46,7 @@ def test_no_tab_is_wider_than_the_window(open_tab: Callable[[str], Page], tab: s
     for width in (1280, 390):
         page.set_viewport_size({"width": width, "height": 800})
         page.wait_for_timeout(300)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.wait_for_function(f"document.documentElement.scrollWidth <= {width}")
 
 
 def test_the_shade_is_remembered(watched: tuple[Page, Watch], open_tab: Callable[[str], Page]) -> None:
@@ -65,7 +65,11 @@ def test_a_page_that_rests_asks_for_no_frames(page: Page, open_tab: Callable[[st
         "window.frames_asked = 0; const ask = window.requestAnimationFrame;"
         "window.requestAnimationFrame = (step) => { window.frames_asked++; return ask(step); };"
     )
-    open_tab("start").wait_for_timeout(6000)
-    before = page.evaluate("window.frames_asked")
-    page.wait_for_timeout(1000)
-    assert page.evaluate("window.frames_asked") - before < 10
+    open_tab("start")
+
+    def rests() -> bool:
+        before = page.evaluate("window.frames_asked")
+        page.wait_for_timeout(1000)
+        return bool(page.evaluate("window.frames_asked") - before < 10)
+
+    wait_until(rests, "a second of rest")

@@ -13,7 +13,6 @@ from serving import Server, wait_until
 
 from segskd.runs import Run
 
-MINUTE = 60_000
 IMAGES = 16
 TRAINING = 13
 """Four fifths of them; without splits of its own a dataset is divided by hash."""
@@ -59,12 +58,12 @@ def test_from_a_zip_to_the_pictures_side_by_side(
 def upload(page: Page, archive: Path) -> None:
     page.get_by_role("button", name="Add a dataset", exact=False).click()
     page.locator("#data-zip input[type=file]").set_input_files(archive)
-    expect(page.locator("#data-zip")).to_contain_text("street", timeout=MINUTE)
+    expect(page.locator("#data-zip")).to_contain_text("street")
     page.get_by_role("button", name="Add this dataset", exact=True).click()
     added = page.locator("#data .added")
-    expect(added).to_contain_text("Added «street», laid out as images and masks", timeout=MINUTE)
+    expect(added).to_contain_text("Added «street», laid out as images and masks")
     expect(added).to_contain_text(f"{TRAINING} training, {IMAGES - TRAINING} validation images, 3 classes")
-    expect(page.locator("#data .overview")).to_contain_text("nothing is wrong with any of them", timeout=MINUTE)
+    expect(page.locator("#data .overview")).to_contain_text("nothing is wrong with any of them")
     tile = page.locator("#data .tile", has=page.get_by_text("street", exact=True))
     expect(tile).to_have_attribute("aria-pressed", "true")
     expect(tile).to_contain_text("yours")
@@ -100,7 +99,7 @@ def pick(page: Page) -> None:
 def begin(page: Page) -> None:
     expect(page.get_by_role("tab", name="Distill", exact=True)).to_have_attribute("aria-selected", "true")
     line = page.locator("#distill-data")
-    expect(line).to_contain_text("street · 7 of 13 training images, picked by hand", timeout=MINUTE)
+    expect(line).to_contain_text("street · 7 of 13 training images, picked by hand")
     take(page, page.locator("#distill-known input"), re.compile("^bands-teacher"))
     page.locator("#distill-advanced > button").click()
     page.locator("#distill-trust-teacher").get_by_role("checkbox").check()  # its weights are random
@@ -119,12 +118,12 @@ def begin(page: Page) -> None:
 
 def watch(page: Page, server: Server) -> None:
     watching = page.get_by_role("tab", name="Watch", exact=True)
-    expect(watching).to_have_attribute("aria-selected", "true", timeout=2 * MINUTE)
+    expect(watching).to_have_attribute("aria-selected", "true")
     run = Run(server.runs / "street-student")
     assert run.recipe.data.size == (64, 96)
     assert run.recipe.optimisation.epochs == 1
     assert len(run.recipe.subset.names or ()) == 7
-    expect(page.locator("#watch .rail-cell")).to_have_count(11, timeout=MINUTE)
+    expect(page.locator("#watch .rail-cell")).to_have_count(11)
     wait_until(lambda: run.status() == "finished", "the run's end")
     expect(page.locator("#watch .rail-cell[data-state=done]")).to_have_count(11)
     page.locator("#watch").get_by_role("button", name="Compare", exact=True).click()
@@ -133,7 +132,7 @@ def watch(page: Page, server: Server) -> None:
 def compare(page: Page) -> None:
     view = page.locator("#compare .compare-view")
     expect(page.locator("#compare .viewer-panel canvas")).to_have_count(4)
-    expect(view).to_have_attribute("data-shown", re.compile("(train|val)-b"), timeout=MINUTE)
+    expect(view).to_have_attribute("data-shown", re.compile("(train|val)-b"))
     for panel in page.locator("#compare .viewer-panel canvas").all():
         expect(panel).to_be_visible()
         assert panel.evaluate(COLOURS) > 2

@@ -77,7 +77,7 @@ def test_two_who_ask_at_once_find_out_once(file: Path, tmp_path: Path) -> None:
     def find() -> Arrays:
         found.append(1)
         begun.set()
-        assert go_on.wait(10)
+        assert go_on.wait(300)
         return FIGURES
 
     def ask() -> None:
@@ -85,11 +85,11 @@ def test_two_who_ask_at_once_find_out_once(file: Path, tmp_path: Path) -> None:
 
     first, second = threading.Thread(target=ask), threading.Thread(target=ask)
     first.start()
-    assert begun.wait(10)
+    assert begun.wait(300)
     second.start()
     go_on.set()
-    first.join(10)
-    second.join(10)
+    first.join(300)
+    second.join(300)
     assert len(found) == 1
     assert [same(answer) for answer in answers] == [True, True]
 
@@ -100,7 +100,7 @@ def test_what_is_kept_is_read_without_waiting(file: Path, tmp_path: Path) -> Non
     with filelock.FileLock(lock):
         asking = threading.Thread(target=kept, args=(tmp_path / "kept", "test", [], [file], dict), daemon=True)
         asking.start()
-        asking.join(10)
+        asking.join(300)
         assert not asking.is_alive()
 
 

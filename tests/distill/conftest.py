@@ -13,29 +13,27 @@ from segskd.runs import Run
 
 
 @pytest.fixture(scope="session")
-def wide_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A U-Net of bottleneck blocks: its features have other channels than a ResNet-10's, so that there are adapters."""
+def wide_teacher(once: Callable[..., Path]) -> Path:
+    """A LinkNet whose features behind the stem have other channels than the student's, so that there are adapters."""
+    return once("wide-teacher", save_wide_teacher)
+
+
+def save_wide_teacher(folder: Path) -> None:
     import segmentation_models_pytorch as smp
 
     torch.manual_seed(3)
-    model = smp.Unet(
-        "tu-resnet50", layers=[1, 1, 1, 1], classes=3, encoder_weights=None, decoder_channels=(64, 32, 32, 16, 16)
-    )
+    model = smp.Linknet("tu-test_resnet", channels=(64, 96, 24, 64), classes=3, encoder_weights=None)
     with torch.no_grad():
         model.train()(torch.randn(4, 3, 64, 96))
-    folder = tmp_path_factory.mktemp("wide")
     model.eval().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
-def finished(recipe: Callable[..., Any], wide_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def finished(recipe: Callable[..., Any], wide_teacher: Path, once: Callable[..., Path]) -> Run:
     """An epoch a stage on six images at a size that is padded, in fp32."""
     from segskd.distill.running.session import start
 
-    folder = tmp_path_factory.mktemp("runs") / "old"
     made = recipe(
         data={"size": "50x90"}, subset={"count": 6}, optimisation={"epochs": 1}, teacher=str(wide_teacher), seed=5
     )
-    start(made, folder)
-    return Run.open(folder)
+    return Run.open(once("old", lambda folder: start(made, folder)))

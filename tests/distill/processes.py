@@ -13,7 +13,7 @@ from segskd.config import Recipe, dump_recipe
 from segskd.runs import Run
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 120.0
+PATIENCE = 300.0
 
 
 def command(*words: object) -> subprocess.Popen[str]:

@@ -68,11 +68,11 @@ def test_a_step_keeps_its_activations(recipe: Callable[..., Any], tmp_path: Path
     job = prepare(recipe(), tmp_path)
     first, *_, head = job.phases
     stem = step_bytes(job.on_meta, first, batch=2)
-    # The head is a 3x3 convolution from 16 to 3 channels. It is given decoder.4's feature and the mask and keeps the
+    # The head is a 1x1 convolution from 32 to 3 channels. It is given decoder.4's feature and the mask and keeps the
     # first, its weights, and of the cross-entropy the slope of 3 logits a pixel; then there are four copies of
     # weights and biases. What is left are a few scalars.
-    pixels, values = 64 * 96, 3 * 16 * 9
-    image = pixels * (16 * 4 + 1 + 3 * 4)
+    pixels, values = 64 * 96, 3 * 32
+    image = pixels * (32 * 4 + 1 + 3 * 4)
     assert step_bytes(job.on_meta, head, batch=2) == pytest.approx(2 * image + 4 * values + 16 * (values + 3), abs=64)
     assert step_bytes(job.on_meta, head, batch=3) - step_bytes(job.on_meta, head, batch=2) == image
     assert step_bytes(job.on_meta, head, batch=1) == pytest.approx(image + 4 * values + 16 * (values + 3), abs=64)

@@ -15,6 +15,7 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as functional
 
+from segskd.config import make_recipe
 from segskd.distill.caching import store
 from segskd.distill.caching.contents import IMAGE_KEY, MASK_KEY, Key
 from segskd.distill.planning.losses import soft_loss
@@ -31,17 +32,20 @@ from segskd.errors import Stopped, UserError
 from segskd.models.stages import IMAGE, freeze
 from segskd.runs import Run
 
-SMALL: dict[str, Any] = {"subset": {"count": 4}, "data": {"views": 1}, "student": "unet:resnet10"}
+SMALL: dict[str, Any] = {"subset": {"count": 4}, "data": {"views": 1}}
 
 
 @pytest.fixture(scope="module")
-def snapshots(recipe: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher's run of three epochs that has kept two snapshots."""
+def snapshots(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The teacher beside two others of its build, as if they were its snapshots."""
     folder = tmp_path_factory.mktemp("teachers") / "teacher"
-    content = recipe(student="unet:resnet18", optimisation={"epochs": 3}, subset={"count": 4}).model_dump(mode="json")
-    from segskd.config import make_recipe
-
-    start(make_recipe(content | {"kind": "teach", "teacher": None, "snapshots": 2}), folder)
+    shutil.copytree(teacher_folder, folder)
+    for number in (1, 2):
+        torch.manual_seed(10 + number)
+        model = smp.Linknet("tu-test_resnet", layers=[2, 2, 2, 2], classes=3, encoder_weights=None)
+        with torch.no_grad():
+            model.train()(torch.randn(4, 3, 64, 96))
+        model.eval().save_pretrained(folder / "snapshots" / str(number))
     return folder
 
 
@@ -167,7 +171,7 @@ def test_a_teacher_may_have_an_output_more_than_there_are_classes(small: Callabl
 
 def test_a_student_of_logits_may_have_another_depth_than_its_teacher(small: Callable[..., Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    shallow = smp.Unet("resnet18", encoder_depth=4, decoder_channels=(64, 32, 16, 16), classes=3, encoder_weights=None)
+    shallow = smp.Linknet("tu-test_resnet", encoder_depth=4, classes=3, encoder_weights=None)
     shallow.eval().save_pretrained(tmp_path / "shallow")
     made = small("hinton", teacher=str(tmp_path / "shallow"))
     made = made.model_copy(update={"data": made.data.model_copy(update={"views": None})})
@@ -197,10 +201,13 @@ def test_the_loop_knows_no_method() -> None:
     assert words & set(METHODS) <= {"supervised"}  # which has no teacher
 
 
-def test_snapshots_are_the_network_on_its_way(snapshots: Path) -> None:
+def test_snapshots_are_the_network_on_its_way(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    content = recipe(optimisation={"epochs": 3}, subset={"count": 4}).model_dump(mode="json")
+    folder = tmp_path / "teacher"
+    start(make_recipe(content | {"kind": "teach", "teacher": None, "snapshots": 2}), folder)
     first, second, last = (
-        smp.from_pretrained(str(folder)).encoder.conv1.weight
-        for folder in (snapshots / "snapshots" / "1", snapshots / "snapshots" / "2", snapshots)
+        smp.from_pretrained(str(place)).encoder.model.layer1[0].conv1.weight
+        for place in (folder / "snapshots" / "1", folder / "snapshots" / "2", folder)
     )
     assert not torch.equal(first, second)
     assert not torch.equal(second, last)
@@ -231,7 +238,7 @@ def test_blocks_apart_are_fed_by_the_teacher(small: Callable[..., Any], tmp_path
 
 
 def test_blocks_of_other_widths_are_refused(small: Callable[..., Any], wide_teacher: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"phase 'blocks' feeds .* of encoder\.1 differ \(64x16x24 and 256x16x24\)"):
+    with pytest.raises(UserError, match=r"phase 'blocks' feeds .* of encoder\.1 differ \(32x16x24 and 64x16x24\)"):
         prepare(small("blockwise", teacher=str(wide_teacher)), tmp_path / "run")
 
 
@@ -251,8 +258,8 @@ def test_discriminator_and_student_learn_against_each_other(small: Callable[...,
     duel = job.module(phase)
     duel.start_training()
     discriminator = duel.discriminators["encoder_0"]
-    student = torch.randn(2, 64, 8, 8, requires_grad=True)
-    deceived, told = discriminator.losses(student, torch.randn(2, 64, 8, 8))
+    student = torch.randn(2, 32, 8, 8, requires_grad=True)
+    deceived, told = discriminator.losses(student, torch.randn(2, 32, 8, 8))
     (from_deceit,) = torch.autograd.grad(deceived, student, retain_graph=True)
     assert from_deceit.abs().sum() > 0
     assert (
@@ -319,11 +326,11 @@ def test_what_the_student_never_learnt_the_teacher_lends_to_the_graft(
 
 
 def test_flops_of_a_convolution_worked_out_by_hand(small: Callable[..., Any], tmp_path: Path) -> None:
-    """The head: a 3x3 convolution of 16 channels to 3 classes at 64x96, once forwards and twice backwards."""
+    """The head: a 1x1 convolution of 32 channels to 3 classes at 64x96, once forwards and twice backwards."""
     job = prepare(small("stagewise"), tmp_path / "run")
     contents = replace(job.plan.contents, train=[job.plan.contents.train[-1]])
     head_alone = replace(job, plan=replace(job.plan, phases=job.phases[-1:], contents=contents))
-    forward = 2 * 64 * 96 * 3 * 16 * 9
+    forward = 2 * 64 * 96 * 3 * 32
     steps = 2 * 4 * 2 * forward  # the gradient of its input is not needed: two products in place of three
     no_epochs = replace(head_alone.plan, phases=[replace(job.phases[-1], epochs=0)])
     prefix = training_flops(replace(head_alone, plan=no_epochs))

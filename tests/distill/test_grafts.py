@@ -110,7 +110,7 @@ def test_a_stage_finished_between_two_files_gives_no_wrong_masks(finished: Run, 
     state = run.load_state()
     assert state is not None
     trained = state["progress"]["phases"]
-    for name, expected in (("decoder.blocks.0.conv1.1.running_mean", "open the run again"), ("nothing", None)):
+    for name, expected in (("decoder.blocks.0.block.0.1.running_mean", "open the run again"), ("nothing", None)):
         student = {key: tensor + (key == name) for key, tensor in state["student"].items()}
         run.save_state(state | {"student": student})
         if expected:

@@ -65,7 +65,7 @@ def test_room_for_what_each_stage_is_fed(blocks: Callable[..., Recipe], tmp_path
     sizes = Sizes(networks, job.size, torch.float32)
     first = next(content for content in held.planned_stores(job.subset) if content.phases == [held.placed[0]])
     pixels = 64 * 96
-    assert sizes.most(first, 2) == 2 * 11 * 4 * (3 * pixels + 64 * pixels // 4)
+    assert sizes.most(first, 2) == 2 * 11 * 4 * (3 * pixels + 32 * pixels // 4)
 
 
 def test_a_part_takes_the_steps_of_its_phase(blocks: Callable[..., Recipe], tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_operations_of_stages_that_are_placed(blocks: Callable[..., Recipe], tmp
     assert job.teacher is not None
     with FlopCounterMode(display=False) as counted, torch.no_grad():
         job.teacher.model(torch.empty(1, 3, 64, 96))
-    head = 2 * 64 * 96 * 3 * 16 * 9  # which nobody is compared with
+    head = 2 * 64 * 96 * 3 * 32  # which nobody is compared with
     # The joint phase shares the images again, and has the teacher's features of each computed once more.
     assert placed - training_flops(job) == 2 * 11 * (counted.get_total_flops() - head)
 

@@ -58,16 +58,15 @@ def test_it_is_a_run_beside_the_other(base: Run, narrow: Run) -> None:
     assert narrow.path == base.path.parent / "old-pruned-50pc"
     assert recipe.prune is not None
     assert (recipe.prune.run, recipe.prune.ratio) == (str(base.path), RATIO)
-    assert (
-        recipe.network == result["student"]["network"] == describe(load(narrow.path)) == "unet:resnet10 pruned by 50 %"
-    )
+    networks = (recipe.network, result["student"]["network"], describe(load(narrow.path)))
+    assert networks == ("linknet:tu-test_resnet pruned by 50 %",) * 3
     assert narrow.summary()["student"] == recipe.network
     assert [phase["phase"] for phase in result["phases"]] == cut(load(base.path)).names
     assert (narrow.path / "subset.txt").read_text() == (base.path / "subset.txt").read_text()
     old = json.loads((base.path / "result.json").read_text())
     assert result["teacher_miou"] == old["teacher_miou"]
     assert result["student"]["parameters"] < 0.3 * old["student"]["parameters"]
-    assert feature_shapes(cut(load(narrow.path)), (64, 96))["encoder.4"][0] == 256
+    assert feature_shapes(cut(load(narrow.path)), (64, 96))["encoder.4"][0] == 48
     assert default_name(recipe, "bands") == "old-pruned-50pc"
 
 
@@ -165,7 +164,7 @@ def test_a_student_that_was_not_trained_stage_by_stage(base: Run, tmp_path: Path
     found = train_pruned(recipe, folder)
     state = found.load_state()
     assert state is not None
-    assert state["adapters"]["encoder_4.project.weight"].shape == (2048, 256, 1, 1)
+    assert state["adapters"]["encoder_4.project.weight"].shape == (64, 48, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +223,7 @@ def test_on_the_command_line(base: Run, narrow: Run, tmp_path: Path, capsys: pyt
     assert main(ask) == 0
     made = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert Path(made["package"]).name == "old-pruned-50pc-safetensors.zip"
-    assert made["certificate"]["network"] == "unet:resnet10 pruned by 50 %"
+    assert made["certificate"]["network"] == "linknet:tu-test_resnet pruned by 50 %"
     assert made["certificate"]["pixels_differing"] == 0
     assert main(["export", str(base.path), "--prune-epochs", "3"]) == 2
     assert "give --prune, too" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from segskd.cli import main
 from segskd.config import Recipe, dump_recipe
 from segskd.runs import Run
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 Worker = Callable[..., ForkServerProcess]
 
 

@@ -35,7 +35,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def answers(data: Path, card_path: Path, teacher_folder: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Features (12, 512) and mean entropies (12,) of the training images, by the library itself."""
+    """Features (12, 96) and mean entropies (12,) of the training images, by the library itself."""
     card = load_card(card_path)
     pixels = np.stack([read_image(pair.image, card) for pair in list_pairs(card, data, "train")]) / 255
     images = torch.from_numpy((pixels - card.mean) / card.std).permute(0, 3, 1, 2).float()
@@ -150,7 +150,7 @@ def test_flags_take_the_place_of_a_recipe_s_subset(
     for source in ({"fraction": 0.5}, {"count": 4, "rule": "balanced"}, {"rule": "hand", "names": ["b01", "b02"]}):
         made = distill(source, "--names", str(names))
         assert made["after"] == hand
-        assert made["run"].endswith("bands-resnet10-stagewise-2-hand-s0")
+        assert made["run"].endswith("bands-tu-test_resnet-stagewise-2-hand-s0")
     made = distill(hand, "--rule", "hardest", "--count", "4")["after"]
     assert (made["rule"], made["count"], made["names"]) == ("hardest", 4, None)
     assert "neither a fraction nor a count" in distill(hand, "--count", "4")

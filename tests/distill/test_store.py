@@ -83,8 +83,8 @@ def test_advancing_runs_each_frozen_stage_once_a_sample(job: Job, tmp_path: Path
 def test_bytes_are_those_that_were_reckoned(job: Job, tmp_path: Path) -> None:
     store = store_of(job, "memory", tmp_path)
     store.advance(job.plan.contents.train[-1])
-    # decoder.4 (16 channels) in fp32 and the mask in uint8, at 64x96, two views of twelve images
-    assert store.bytes == 24 * (16 * 64 * 96 * 4 + 64 * 96)
+    # decoder.4 (32 channels) in fp32 and the mask in uint8, at 64x96, two views of twelve images
+    assert store.bytes == 24 * (32 * 64 * 96 * 4 + 64 * 96)
 
 
 def test_a_store_on_disk_leaves_nothing_behind(job: Job, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_features_in_8_bits_are_half_a_step_off_at_most(coded: Job, kind: Kind, 
     assert error.max() > 0.1 * step.max()  # it was kept in few bits indeed
     assert (batch.tensors[key][feature == 0] == 0).all()
     assert batch.tensors[key].is_contiguous(memory_format=torch.channels_last)
-    assert store.bytes == 24 * (64 * (32 * 48 + 2 * 4) + 3 * 64 * 96 * 4 + 64 * 96)
+    assert store.bytes == 24 * (32 * (32 * 48 + 2 * 4) + 3 * 64 * 96 * 4 + 64 * 96)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -44,10 +44,10 @@ def assert_equal(first: Weights, second: Weights) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, recipe: Callable[..., Any]) -> tuple[Path, dict[str, Any]]:
-    """One whole stagewise run."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    return folder, start(recipe(), folder)
+def finished(once: Callable[..., Path], recipe: Callable[..., Any]) -> tuple[Path, dict[str, Any]]:
+    """One whole stagewise run, and what `start` gave back."""
+    folder = once("whole", lambda folder: (folder / "given.json").write_text(json.dumps(start(recipe(), folder))))
+    return folder, json.loads((folder / "given.json").read_text())
 
 
 def test_the_run_directory_holds_everything(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -68,8 +68,8 @@ def test_the_run_directory_holds_everything(finished: tuple[Path, dict[str, Any]
 
 def test_the_result_gives_both_networks_and_the_phases(finished: tuple[Path, dict[str, Any]]) -> None:
     _, result = finished
-    assert result["student"]["network"] == "unet:resnet10"
-    assert result["teacher"]["network"] == "unet:resnet18"
+    assert result["student"]["network"] == "linknet:tu-test_resnet"
+    assert result["teacher"]["network"] == "linknet:tu-test_resnet"
     assert result["student"]["images"] == 4
     assert result["chosen_on"] == "nothing: the last epoch of each phase"
     assert [phase["phase"] for phase in result["phases"]][-2:] == ["decoder.4", "head"]
@@ -172,7 +172,7 @@ def test_a_graft_is_the_student_so_far_and_the_rest_of_the_teacher(recipe: Calla
     student, teacher = job.student.model, job.teacher.model
     with torch.no_grad():
         features = student.encoder(images)[:4]
-        for layer in (teacher.encoder.layer3, teacher.encoder.layer4):
+        for layer in (teacher.encoder.model.layer3, teacher.encoder.model.layer4):
             features.append(layer(features[-1]))
         expected = teacher.segmentation_head(teacher.decoder(features))
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
@@ -345,7 +345,7 @@ def test_a_teacher_that_changed_is_refused(recipe: Callable[..., Any], teacher_f
     place = tmp_path / "teacher"
     shutil.copytree(teacher_folder, place)
     start(recipe(teacher=str(place)), tmp_path / "run", until="encoder.0")
-    other = smp.Unet("resnet18", classes=3, encoder_weights=None)
+    other = smp.Linknet("tu-test_resnet", classes=3, encoder_weights=None)
     other.save_pretrained(place)
     with pytest.raises(UserError, match="has changed since the run began"):
         resume(Run.open(tmp_path / "run"))
@@ -379,13 +379,15 @@ def test_a_run_cut_off_before_its_subset_was_written_draws_it_again(recipe: Call
 
 
 def test_a_students_first_weights_are_the_teachers(recipe: Callable[..., Any], tmp_path: Path) -> None:
-    job = prepare(recipe(student="unet:resnet18"), tmp_path)
+    smp.Linknet("tu-test_resnet", classes=3, encoder_weights=None).save_pretrained(tmp_path / "equal")
+    job = prepare(recipe(teacher=str(tmp_path / "equal")), tmp_path)
     assert job.teacher is not None
     assert_equal(job.student.model.state_dict(), job.teacher.model.state_dict())
     for changes in ({"init": "random"}, {"method": "supervised"}):
-        other = prepare(recipe(student="unet:resnet18", **changes), tmp_path)
+        other = prepare(recipe(teacher=str(tmp_path / "equal"), **changes), tmp_path)
         assert other.recipe.init == "random"
-        assert not torch.equal(other.student.model.encoder.conv1.weight, job.teacher.model.encoder.conv1.weight)
+        ours, theirs = (net.model.encoder.model.layer1[0].conv1.weight for net in (other.student, job.teacher))
+        assert not torch.equal(ours, theirs)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_advice(

@@ -153,7 +153,9 @@ def test_batches_shrink_with_the_size(make_pair: Callable[..., Pair], make_card:
         assert found.names == tuple(map(str, range(10)))
 
 
-def test_a_unet_as_its_own_library_runs_it(data: Path, card_path: Path, teacher_folder: Path, tmp_path: Path) -> None:
+def test_a_network_as_its_own_library_runs_it(
+    data: Path, card_path: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
     card = load_card(card_path)
     pairs = list_pairs(card, data, "train")
     found = image_statistics(load(teacher_folder).train(), card, pairs, (64, 96), "cpu", tmp_path)
@@ -165,7 +167,7 @@ def test_a_unet_as_its_own_library_runs_it(data: Path, card_path: Path, teacher_
     entropy = torch.distributions.Categorical(logits=logits.movedim(1, -1)).entropy().mean((1, 2))
     np.testing.assert_allclose(found.features, features, atol=1e-4 * float(features.abs().max()))
     np.testing.assert_allclose(found.entropy, entropy, rtol=1e-4)
-    assert found.features.shape == (12, 512)
+    assert found.features.shape == (12, 96)
     # the cut network is the same teacher
     again = image_statistics(
         cut(load(teacher_folder)), card, pairs, (64, 96), "cpu", tmp_path, lambda *done: pytest.fail("asked again")

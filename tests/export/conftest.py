@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,41 +17,32 @@ from segskd.runs import Run
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of all processes that test side by side."""
-    own = tmp_path_factory.getbasetemp()
-    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-
-
-@pytest.fixture(scope="session")
-def run(recipe: Callable[..., Any], shared: Path) -> Run:
+def run(recipe: Callable[..., Any], once: Callable[..., Path]) -> Run:
     """At a size that is padded, with a teacher to compare with."""
     from segskd.distill.running.session import start
 
-    folder = shared / "exported-runs" / "small"
     changes = {"data": {"size": "50x90"}, "subset": {"count": 4}, "optimisation": {"epochs": 4, "lr": 1e-2}}
-    with FileLock(shared / "exported-runs.lock"):
-        if not folder.exists():
-            start(recipe(**changes, method="supervised"), folder)
-    return Run.open(folder)
+    return Run.open(
+        once("exported-runs", lambda folder: start(recipe(**changes, method="supervised"), folder / "small")) / "small"
+    )
 
 
 @pytest.fixture(scope="session")
-def narrow_run(run: Run, shared: Path) -> Run:
+def narrow_run(run: Run) -> Run:
     """The same student with half its channels."""
     from segskd.distill.running.pruning import plan_pruned
     from segskd.distill.running.session import train_pruned
 
-    with FileLock(shared / "narrow-run.lock"):
+    with FileLock(run.path.parent.with_name("narrow-run.lock")):
         return train_pruned(*plan_pruned(run, 0.5, 1))
 
 
 @pytest.fixture(scope="session")
-def packed(run: Run, shared: Path) -> Callable[[Spec], Package]:
+def packed(run: Run) -> Callable[[Spec], Package]:
     """The run's export of a kind, made once."""
 
     def get(spec: Spec) -> Package:
-        with FileLock(shared / f"{spec.name}.lock"), pytest.MonkeyPatch.context() as patch:
+        with FileLock(run.path.parent.with_name(f"{spec.name}.lock")), pytest.MonkeyPatch.context() as patch:
             patch.setattr(timing, "REPEATS", 5)
             return find_package(run, spec) or package(run, spec)
 

@@ -25,7 +25,7 @@ if run.name in control["kill"]:
     signal.raise_signal(signal.SIGKILL)
 (run / "events.jsonl").touch()
 (run / "gpu.txt").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "any"))
-deadline = time.monotonic() + 20
+deadline = time.monotonic() + 300
 while run.name in control["block"]:
     time.sleep(0.02)
     if time.monotonic() > deadline:

@@ -21,7 +21,7 @@ from segskd.study.config import Study, dump_study
 from segskd.study.runner import carry_out
 
 FIRST, SECOND, THIRD, FOURTH = (f"{m}-resnet10-50pc-s{s}" for s in (0, 1) for m in ("stagewise", "supervised"))
-PATIENCE = 30.0
+PATIENCE = 300.0
 
 
 def wait_until(true: Callable[[], object]) -> None:

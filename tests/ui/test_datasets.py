@@ -22,7 +22,7 @@ from ui.state.dataset_report import plain_report, shares
 from ui.state.datasets import Datasets
 from ui.state.thumbnails import WIDTH, Thumbnails, thumbnail
 
-SECONDS = 20
+SECONDS = 300.0
 
 
 @pytest.fixture

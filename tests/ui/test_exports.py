@@ -49,7 +49,7 @@ CERTIFICATE = Certificate(
     versions={"torch": "2"},
 )
 PLAIN = Spec()
-PATIENCE = 30.0
+PATIENCE = 300.0
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ def idle(tmp_path: Path, data: Path) -> Jobs:
     return Jobs(tmp_path / "runs", data)
 
 
+@pytest.mark.slow
 def test_two_runs_are_worked_off_one_after_the_other(jobs: Jobs, recipe: Callable[..., Any]) -> None:
     for name in ("first", "second"):
         jobs.submit(recipe(optimisation={"epochs": 1}), name)
@@ -78,6 +79,7 @@ def test_a_queue_outlives_its_server(jobs: Jobs, idle: Jobs, recipe: Callable[..
     assert again.state("later") == "waiting"
 
 
+@pytest.mark.slow
 def test_a_run_that_works_is_stopped_and_resumed(jobs: Jobs, recipe: Callable[..., Any]) -> None:
     jobs.submit(recipe(optimisation={"epochs": 400}), "long")
     wait_until(lambda: any(e.kind == "epoch" for e in Run(jobs.runs / "long").events()), "an epoch")
@@ -110,6 +112,7 @@ def test_a_worker_that_goes_is_none_that_starts(idle: Jobs, recipe: Callable[...
     assert idle.waiting() == ["going"]
 
 
+@pytest.mark.slow
 def test_a_student_waits_for_its_teacher(jobs: Jobs, recipe: Callable[..., Any]) -> None:
     """A teacher that was stopped keeps its student waiting, and nobody else."""
     plain = recipe(optimisation={"epochs": 1}).model_dump(mode="json")

@@ -18,7 +18,7 @@ from ui.jobs import Jobs
 from ui.state import preflight
 from ui.state.preflight import Preflights, read_outcome, recipe_key
 
-PATIENCE = 60.0
+PATIENCE = 300.0
 GOOD = json.dumps({"fits": True, "problem": None, "seconds": 1.5})
 FULL = json.dumps({"fits": False, "problem": "take a smaller batch"})
 
@@ -144,6 +144,7 @@ def test_the_key_is_the_recipes(recipe: Callable[..., Recipe]) -> None:
     assert recipe_key(recipe()) != recipe_key(recipe(seed=1))
 
 
+@pytest.mark.slow
 def test_the_real_command(data: Path, tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
     flights = Preflights(Context(data, tmp_path, Jobs(tmp_path, data)))
     key = flights.ask(recipe(teacher="/gone"))

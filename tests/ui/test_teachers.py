@@ -42,7 +42,7 @@ def finish(run: Run, model: Path, miou: float) -> Run:
 
 @pytest.fixture
 def teach(recipe: Callable[..., Recipe]) -> Recipe:
-    content = recipe().model_dump(mode="json") | {"kind": "teach", "teacher": None, "student": "unet:resnet18"}
+    content = recipe().model_dump(mode="json") | {"kind": "teach", "teacher": None, "student": "linknet:tu-test_resnet"}
     return Recipe.model_validate(content)
 
 
@@ -61,11 +61,11 @@ def test_runs_uploads_and_folders_are_listed(
 
     found = {teacher.key: teacher for teacher in list_teachers(context)}
     assert found.keys() == {"run/good", "run/small", "run/coming", "upload/teacher", "data/mine", "runs/bare"}
-    assert found["run/good"].label == "good · unet:resnet18 · 50.0 % mIoU on bands"
-    assert found["run/coming"].label == "coming · unet:resnet18 · bands · waits for its training"
-    assert found["data/mine"].label == "mine · unet:resnet18"
+    assert found["run/good"].label == "good · linknet:tu-test_resnet · 50.0 % mIoU on bands"
+    assert found["run/coming"].label == "coming · linknet:tu-test_resnet · bands · waits for its training"
+    assert found["data/mine"].label == "mine · linknet:tu-test_resnet"
     assert (found["run/good"].outputs, found["run/good"].size) == (3, (64, 96))
-    assert (found["run/small"].place, found["run/small"].network) == (context.runs / "small", "unet:resnet10")
+    assert (found["run/small"].place, found["run/small"].network) == (context.runs / "small", "linknet:tu-test_resnet")
     assert not found["run/coming"].ready
 
 

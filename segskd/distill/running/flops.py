@@ -16,7 +16,7 @@ from segskd.distill.planning.settle import changed
 from segskd.distill.running.prepare import prepare
 from segskd.distill.training.job import Job
 from segskd.models.build import input_channels
-from segskd.models.stages import IMAGE, StagedNetwork, ghost
+from segskd.models.stages import IMAGE, StagedNetwork, shape_ghost
 
 PAIR = 2
 """Images that are counted at once; batch normalisation can refuse a single one."""
@@ -79,8 +79,8 @@ class _Counter:
         self._on_meta = job.on_meta
         self._networks = job.networks.by_name
         self._stages = {
-            owner: self._forward(network.on(ghost(network.model).eval()))
-            for owner, network in job.networks.by_name.items()
+            name: self._forward(network.on(shape_ghost(network.model)))
+            for name, network in job.networks.by_name.items()
         }
 
     def step(self, phase: Phase) -> int:
