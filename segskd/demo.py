@@ -1,4 +1,4 @@
-"""The demo: a teacher and a student on the built-in scenes, offline, in about two minutes on two cores."""
+"""The demo: trains a teacher and a student on the built-in scenes, offline, in about two minutes on two cores."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from segskd.config import Recipe, make_recipe
 from segskd.data.dataset import list_pairs
 from segskd.distill.running.session import Listener, resume, start
-from segskd.evaluate.compare import compare
+from segskd.evaluate.comparison import compare
 from segskd.evaluate.source import find_source
 from segskd.runs import Run
 
 SIZE = "96x128"
-# Enough for masks worth looking at: more epochs would add a little to both, and minutes of waiting.
+# Enough for good masks. More epochs would improve both networks a little and take minutes longer.
 TEACHER_EPOCHS = 3
 STUDENT_EPOCHS = 25
 FRACTION = 0.1
@@ -24,9 +24,9 @@ Listeners = Callable[[Path], AbstractContextManager[Sequence[Listener]]]
 
 
 def demo_recipes(data: Path | None, runs: Path) -> list[tuple[str, Recipe]]:
-    """The demo's two runs in order, by the names that they must have below the folder `runs`.
+    """The names, below the folder `runs`, and the recipes of the demo's two runs, in the order in which they must run.
 
-    The student's recipe names the teacher's run, which is not there before the first recipe is carried out.
+    The student's recipe names the teacher's run, which exists only after the first recipe has run.
     """
     folder = str(data.expanduser().resolve()) if data else None
     teacher = str((runs / TEACHER).expanduser().resolve())
@@ -34,12 +34,12 @@ def demo_recipes(data: Path | None, runs: Path) -> list[tuple[str, Recipe]]:
 
 
 def run_demo(folder: Path, data: Path | None, listeners: Listeners) -> dict[str, Any]:
-    """Teaches ResNet-34, distills ResNet-10 from a tenth of the images, and compares them.
+    """Trains a ResNet-34 U-Net, distills a ResNet-10 U-Net from a tenth of the images, and compares them.
 
-    Runs that an earlier demo finished in `folder` are used again; one that was stopped is resumed. Returns
-    the student's result with the path of the side-by-side picture as "picture".
+    `data` is the folder where datasets lie. Runs that an earlier demo has finished in `folder` are used again, and one
+    that was stopped is resumed. Returns the student's result, with the path of the side-by-side picture as "picture".
     """
-    results = [_carry_out(recipe, folder / name, listeners) for name, recipe in demo_recipes(data, folder)]
+    results = [_run_recipe(recipe, folder / name, listeners) for name, recipe in demo_recipes(data, folder)]
     out = folder / "demo-comparison"
     ours = find_source(str(folder / STUDENT), None, None, str(data) if data else None)
     theirs = ours.with_model(str(folder / TEACHER))
@@ -47,7 +47,7 @@ def run_demo(folder: Path, data: Path | None, listeners: Listeners) -> dict[str,
     return {**results[-1], "picture": str(out / "gallery.png")}
 
 
-def _carry_out(recipe: Recipe, place: Path, listeners: Listeners) -> dict[str, Any]:
+def _run_recipe(recipe: Recipe, place: Path, listeners: Listeners) -> dict[str, Any]:
     with listeners(place) as listening:
         if (place / "recipe.yaml").exists():
             return resume(Run.open(place), listening)

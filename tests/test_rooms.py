@@ -9,9 +9,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # Rooms of segskd by what they may import; a room may always import itself.
-BASE = ("errors", "files", "config", "devices", "workers")
+BASE = ("errors", "callbacks", "files", "config", "devices", "workers")
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "callbacks": set(),
     "files": {"errors"},
     "config": {"errors"},
     "devices": {"errors", "config"},

@@ -95,6 +95,6 @@ def data_add(
     add = add_folder if source.is_dir() else add_archive
     with bar(f"adding {source.name}") as report:
         added = add(source, data_folder(data), name, names, report)
-    found = added.found.as_dict()
+    found = added.report.as_dict()
     show(check_table(found), {**found, "place": str(added.place), "layout": added.layout}, json)
     ERR.print(f"{added.card.name} ({added.layout}) is described in {added.place}", highlight=False, soft_wrap=True)

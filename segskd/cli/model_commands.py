@@ -47,7 +47,7 @@ def evaluate(
     """
     from segskd.data.dataset import list_pairs
     from segskd.data.transforms import RESIZE_FILTER
-    from segskd.evaluate.predict import evaluate as score_split
+    from segskd.evaluate.predictor import evaluate as score_split
     from segskd.evaluate.source import find_source
     from segskd.evaluate.tiles import choose_tiles
 
@@ -95,7 +95,7 @@ def predict(
         device: Where to compute.
         json: Print JSON.
     """
-    from segskd.evaluate.predict import predict_files
+    from segskd.evaluate.predictor import predict_files
     from segskd.evaluate.source import find_source
     from segskd.evaluate.tiles import choose_tiles
 
@@ -141,7 +141,7 @@ def compare(
         json: Print JSON.
     """
     from segskd.data.dataset import list_pairs
-    from segskd.evaluate.compare import compare as compare_two
+    from segskd.evaluate.comparison import compare as compare_two
     from segskd.evaluate.source import find_source
     from segskd.evaluate.tiles import choose_tiles
 
@@ -175,8 +175,8 @@ def export(
     Args:
         run: A finished run.
         format: What the network comes as.
-        int8: Quantize to INT8, calibrated on the run's own images (onnx, openvino).
-        pixels: Put the pre-processing inside, so that uint8 images go in (onnx, openvino).
+        int8: Quantize to INT8, calibrated on the run's own images, if the format can hold it.
+        pixels: Put the pre-processing inside, so that uint8 images go in, if the format can hold it.
         prune: Take this share of every layer's channels away first and repair the rest stage by stage, as a run of
             its own beside RUN, whose export this is then.
         prune_epochs: Epochs a stage of that repair (half of the run's).

@@ -1,4 +1,4 @@
-"""A fresh process that opens an exported network by its own runtime and answers images with logits."""
+"""A new process that opens an exported network by its own runtime and computes its logits."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Array = npt.NDArray[Any]
 
 
 class ReopeningProcess:
-    """Runs reload.py on the network in `folder`, with as many threads as this process has."""
+    """Runs standalone/reload.py on the network in `folder`, with as many threads as this process has."""
 
     def __init__(self, folder: Path) -> None:
-        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
         self._process = subprocess.Popen(
             [sys.executable, "-IB", str(PROGRAM), str(folder), str(torch.get_num_threads())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._stderr,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )
 
@@ -39,15 +39,16 @@ class ReopeningProcess:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.communicate()
-        self._said.close()
+        self._stderr.close()
 
     def logits(self, image: Array) -> tuple[Array, float]:
-        """float32 (1, C, h, w) of an input, float32 (1, channels, h, w) or uint8 (1, h, w, channels); and the seconds.
+        """Logits float32 (1, C, h, w) of an input, and the seconds that the network took.
 
-        Raises UserError with the process's last line when it has ended.
+        The input is float32 (1, channels, h, w) or uint8 (1, h, w, channels). Raises UserError with the last line that
+        the process printed when it has ended.
         """
         stdin = cast(IO[bytes], self._process.stdin)
-        with suppress(BrokenPipeError):  # the answer that doesn't come tells
+        with suppress(BrokenPipeError):  # `_read` reports that the process has ended
             stdin.write(np.array([image.ndim, *image.shape, image.itemsize], np.int32).tobytes())
             stdin.write(np.ascontiguousarray(image).tobytes())
             stdin.flush()
@@ -64,5 +65,5 @@ class ReopeningProcess:
 
     def _last_line(self) -> str:
         status = self._process.wait()
-        self._said.seek(0)
-        return (self._said.read().strip() or f"the process ended with status {status}").splitlines()[-1]
+        self._stderr.seek(0)
+        return (self._stderr.read().strip() or f"the process ended with status {status}").splitlines()[-1]

@@ -1,4 +1,4 @@
-"""The process of a cell: `python -m segskd distill`, or `resume` where its run has begun."""
+"""Runs a cell in a process: `python -m segskd distill`, or `resume` if its run has begun."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "segskd")
 LOG = "log.txt"
 STOPPED = 130
-# Beside others, threads that wait must not spin; yet not sleep at once, or waking them would cost more than it saves.
+# Beside other processes, waiting threads must not spin for long. They must not sleep at once either: waking them costs
+# time.
 PATIENCE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 
 
 class CellProcess:
-    """A cell that is worked on in a process of its own, which the terminal's Ctrl-C does not reach."""
+    """A cell that runs in a process of its own, which the terminal's Ctrl-C doesn't reach."""
 
     def __init__(self, run: Run, recipe: Recipe, threads: int | None, gpu: str | None = None) -> None:
-        """Starts it; `threads` is its share of the cores when others run beside it, None when it is alone.
+        """Starts the process. `threads` is its number of threads if other cells run beside it, None if it is alone.
 
-        `gpu` is the one that it is to use, as CUDA_VISIBLE_DEVICES names it, None where it has no choice.
+        `gpu` is the GPU that it must use, as CUDA_VISIBLE_DEVICES names it, or None to leave that as it is.
         """
         self.run = run
         self.started = time.monotonic()
@@ -57,18 +58,18 @@ class CellProcess:
         return self._process.poll() is not None
 
     def stop(self) -> None:
-        """Asks it to stop at its next safe point."""
+        """Asks the process to stop at its next safe point."""
         self._asked = True
         with suppress(OSError):
             self._process.send_signal(signal.SIGTERM)
 
     def give_up(self) -> None:
-        """Kills it: what it saved last stays."""
+        """Kills the process. The state that it saved last remains."""
         with suppress(OSError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # with the others of its run, where it has some
+            os.killpg(self._process.pid, signal.SIGKILL)  # the whole group: a run may have several processes
 
     def failure(self) -> str | None:
-        """When it is over: its last word if it failed, None if it finished or was stopped."""
+        """The error of a process that failed, None if it finished or was stopped. It waits for its end."""
         self._recipe.unlink(missing_ok=True)
         status = self._process.wait()
         if (self.run.path / "result.json").is_file() or status == STOPPED or self._asked:
@@ -78,11 +79,11 @@ class CellProcess:
         with open(self.run.path / LOG, "rb") as log:
             log.seek(self._before)
             said = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-        return said[-1].strip().removeprefix("segskd: ") if said else f"ended with status {status} and without a word"
+        return said[-1].strip().removeprefix("segskd: ") if said else f"ended with status {status} and printed nothing"
 
 
 class AdoptedCell:
-    """A cell that another process works on already, such as one that outlived a study which was killed."""
+    """A cell that another process runs already, such as one that a killed study has left."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -93,13 +94,13 @@ class AdoptedCell:
         return self._given_up or not self.run.is_alive()
 
     def stop(self) -> None:
-        """Asks it to stop at its next safe point."""
+        """Asks the run to stop at its next safe point."""
         self.run.request_stop()
 
     def give_up(self) -> None:
-        """Awaits it no longer: it is not this study's to kill."""
+        """Stops waiting for it. This study must not kill a process that it didn't start."""
         self._given_up = True
 
     def failure(self) -> str | None:
-        """What went wrong with it: None, for it is tried again where it left no result."""
+        """None: a cell without a result is run again."""
         return None

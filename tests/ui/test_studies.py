@@ -16,8 +16,8 @@ import pytest
 from segskd import run_admin
 from segskd.errors import UserError
 from segskd.runs import Run
-from segskd.study.config import dump_study, make_study
-from segskd.study.folder import Progress, StudyFolder
+from segskd.study.folder import StudyFolder, StudyProgress
+from segskd.study.grid import dump_study, make_study
 from ui.context import Context
 from ui.state import studies as module
 from ui.state.catalogue import Catalogue
@@ -53,7 +53,7 @@ def make_study_folder(context: Context, data: Path, card_path: Path) -> Make:
         }
         place = StudyFolder(context.runs / name)
         place.desk.write("study.yaml", dump_study(make_study(content | changes, "study")).encode())
-        place.write_progress(Progress(12))
+        place.write_progress(StudyProgress(12))
         return place
 
     return make
@@ -133,7 +133,7 @@ def test_axes_that_vary_name_the_lines(studies: Studies, make_study_folder: Make
 def test_a_study_at_work_says_what_its_cells_do(studies: Studies, make_study_folder: Make, begin: Any) -> None:
     place = make_study_folder()
     cell = Run.create(place.path / FIRST, place.study().recipe_of(place.study().cells()[0], 4))
-    place.write_progress(Progress(12, [FIRST]))
+    place.write_progress(StudyProgress(12, [FIRST]))
     with place.working(place.study()), cell.working():
         begin(cell)
         answer = studies.answer()
@@ -148,7 +148,7 @@ def test_a_study_at_work_says_what_its_cells_do(studies: Studies, make_study_fol
 def test_what_failed_says_why(studies: Studies, make_study_folder: Make) -> None:
     place = make_study_folder(seeds=[0])
     end(place, "supervised-resnet10-50pc-s0", 0.5)
-    place.write_progress(Progress(12, [], {FIRST: "the disk is full"}))
+    place.write_progress(StudyProgress(12, [], {FIRST: "the disk is full"}))
     study = only(studies)
     assert study["failed"] == [{"name": FIRST, "error": "the disk is full"}]
     assert study["state"] == "failed"
@@ -192,7 +192,7 @@ def test_what_has_not_changed_is_read_once(studies: Studies, make_study_folder: 
     reads.clear()
     end(place, FIRST, 0.5)
     assert {study["name"]: study["done"] for study in studies.answer()["studies"]} == {"grid": 1, "other": 0}
-    place.write_progress(Progress(12, [], {"supervised-resnet10-50pc-s0": "no"}))
+    place.write_progress(StudyProgress(12, [], {"supervised-resnet10-50pc-s0": "no"}))
     studies.answer()
     result = place.path / FIRST / "result.json"
     before = result.stat()

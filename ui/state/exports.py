@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from segskd.errors import UserError
-from segskd.export.existing import Package, find_package
+from segskd.export.certificate import Package, find_package
 from segskd.export.formats import FORMATS, Spec, all_specs
 from segskd.runs import Run
 from ui.processes import NICENESS, ROOT, child_environment

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from segskd.distill.planning.phase import TEACHER, Phase
-from segskd.models.pairing import lent, taken_in
+from segskd.models.pairing import inputs_after, unpaired_inputs
 from segskd.models.stages import HEAD, IMAGE, StagedNetwork
 
 DATA, STUDENT = "data", "student"
@@ -68,15 +68,15 @@ def graft_inputs(
 ) -> Keys:
     """What it takes to go on from the phase's frozen prefix to a mask, and to score it.
 
-    `compared` are the stages that this phase or one before it has measured against the teacher; see `lent`.
+    `compared` are the stages that this phase or one before it has measured against the teacher; see `unpaired_inputs`.
     """
     part = span(phase, student)
     needs = entering(student, part.first, len(student.names) - 1) | {MASK_KEY}
     if teacher is None or HEAD in phase.trained:
         return frozenset(needs)
     last = last_trained(phase, student)
-    needs |= {feature_key(TEACHER, name) for name in lent(last, teacher, compared)}
-    own = taken_in(last, teacher) & set(compared)
+    needs |= {feature_key(TEACHER, name) for name in unpaired_inputs(last, teacher, compared)}
+    own = inputs_after(last, teacher) & set(compared)
     return frozenset(needs | {feature_key(STUDENT, name) for name in own if student.index(name) < part.first})
 
 

@@ -15,7 +15,7 @@ from segskd.distill.planning.phase import Phase
 from segskd.distill.running.prepare import prepare
 from segskd.distill.training.job import Job
 from segskd.models.build import input_channels
-from segskd.models.stages import IMAGE, StagedNetwork, ghost
+from segskd.models.stages import IMAGE, StagedNetwork, meta_copy
 
 PAIR = 2
 """Images that are counted at once: a single one can be too little for batch normalisation."""
@@ -79,7 +79,7 @@ class _Counter:
         self._on_meta = job.on_meta
         self._networks = job.by_owner
         self._stages = {
-            owner: self._forward(network.on(ghost(network.model).eval())) for owner, network in job.by_owner.items()
+            owner: self._forward(network.on(meta_copy(network.model).eval())) for owner, network in job.by_owner.items()
         }
 
     def step(self, phase: Phase) -> int:

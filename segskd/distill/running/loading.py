@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from timm.layers import convert_sync_batchnorm
 
+from segskd.callbacks import OnActivity
 from segskd.config import Recipe
 from segskd.data.cache import cache_folder
 from segskd.data.cards import Card
 from segskd.data.dataset import Pair
-from segskd.data.fetch import Report
 from segskd.data.transforms import padded_size
 from segskd.distill.planning.images import Subset
 from segskd.distill.planning.methods import FROM_SNAPSHOTS
@@ -85,7 +85,7 @@ def make_adapters(
 
 
 def diagnosed(
-    recipe: Recipe, card: Card, subset: Subset, teacher: StagedNetwork | None, report: Report | None
+    recipe: Recipe, card: Card, subset: Subset, teacher: StagedNetwork | None, report: OnActivity | None
 ) -> Diagnosis | None:
     """What the teacher makes of a few images with labels; None where there is none, or where it is trusted.
 

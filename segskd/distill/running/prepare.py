@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
+from segskd.callbacks import OnActivity
 from segskd.config import Recipe, make_recipe, merged
 from segskd.data.cards import card_place, data_folder, load_card
-from segskd.data.fetch import Report, fetch
+from segskd.data.fetch import fetch
 from segskd.data.transforms import padded_size
 from segskd.devices import choose_device, choose_precision
 from segskd.distill.caching.budget import Choice, Room, Sizes, choose_store, choose_views, room
@@ -39,7 +40,7 @@ def prepare(
     recipe: Recipe,
     folder: Path,
     chosen: SubsetNames | None = None,
-    report: Report | None = None,
+    report: OnActivity | None = None,
     ranks: Ranks | None = None,
     kind: Kind | None = None,
 ) -> Job:

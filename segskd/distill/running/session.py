@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from segskd.callbacks import OnActivity
 from segskd.config import Recipe
-from segskd.data.fetch import Report
 from segskd.data.transforms import RESIZE_FILTER
 from segskd.devices import out_of_memory
 from segskd.distill.running.checks import can_sync
@@ -27,7 +27,7 @@ from segskd.distill.training.trainer import Trainer
 from segskd.errors import Echoed, Stopped, UserError
 from segskd.evaluate.cost import cost, latencies
 from segskd.evaluate.metrics import Score
-from segskd.evaluate.predict import Predictor, evaluate
+from segskd.evaluate.predictor import Predictor, evaluate
 from segskd.models.build import describe
 from segskd.models.stages import StagedNetwork
 from segskd.runs import Event, Onlooker, Run
@@ -128,7 +128,7 @@ def pruned(recipe: Recipe, folder: Path, listeners: Sequence[Listener] = ()) -> 
     return Run(folder)
 
 
-def _preparing(listeners: Sequence[Listener]) -> Report:
+def _preparing(listeners: Sequence[Listener]) -> OnActivity:
     """Tells the listeners what is drawn or computed before a run can begin."""
 
     def report(stage: str, done: int, total: int | None) -> None:

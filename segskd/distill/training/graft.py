@@ -26,7 +26,7 @@ from segskd.evaluate.pictures import (
     write_index_png,
     write_png,
 )
-from segskd.models.pairing import lent
+from segskd.models.pairing import unpaired_inputs
 from segskd.models.stages import HEAD, freeze
 from segskd.runs import Run
 
@@ -86,7 +86,7 @@ class Grafter:
                 return known[HEAD].float()
             adapted = {name: self._job.adapters.adapt(name, feature) for name, feature in known.items()}
             theirs = batch.features(TEACHER)
-            adapted |= {name: theirs[name] for name in lent(last, teacher, self._job.compared(phase))}
+            adapted |= {name: theirs[name] for name in unpaired_inputs(last, teacher, self._job.compared(phase))}
             return teacher.run(adapted, size, teacher.index(last) + 1)[HEAD].float()
 
     def _draw(self, phase: Phase, drawn: list[tuple[int, Uint8]]) -> None:

@@ -20,7 +20,7 @@ from segskd.distill.training.discriminators import discriminators_of
 from segskd.distill.training.module import PhaseModule
 from segskd.errors import NoRoom
 from segskd.models.adapters import Adapters
-from segskd.models.stages import StagedNetwork, feature_shapes, ghost
+from segskd.models.stages import StagedNetwork, feature_shapes, meta_copy
 
 Shapes = dict[str, tuple[int, int, int]]
 
@@ -49,9 +49,9 @@ class MetaNetworks:
     @cached_property
     def _ghosts(self) -> tuple[StagedNetwork, Adapters, nn.ModuleDict]:
         return (
-            self.networks[STUDENT].on(ghost(self.networks[STUDENT].model)),
-            ghost(self.adapters),
-            ghost(self.discriminators),
+            self.networks[STUDENT].on(meta_copy(self.networks[STUDENT].model)),
+            meta_copy(self.adapters),
+            meta_copy(self.discriminators),
         )
 
     @cached_property
