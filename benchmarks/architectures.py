@@ -1,8 +1,8 @@
-"""Trains a student of every kind from a teacher of every kind for a few steps through every stage, and tells how.
+"""Trains pairs of a teacher and a student of many architectures for a few steps a stage, and prints what happened.
 
     python benchmarks/architectures.py --write docs/architectures.md
 
-For each pair: a teacher with random weights, four images, two steps a stage; then the student is read back from disk.
+Each pair has a teacher with random weights, four images and two steps a stage. Then the student is loaded from disk.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ KINDS = {"exact": "exact", "pyramid": "levels of the pyramid", "one stage": "one
 
 @dataclass(frozen=True)
 class Row:
-    """What became of a pair."""
+    """The result of a pair."""
 
     teacher: str
     student: str
@@ -90,12 +90,12 @@ class Row:
     seconds: float
 
     def cells(self) -> list[str]:
-        """For a table."""
+        """The cells of the table."""
         return [self.teacher, self.student, *self.cuts, ", ".join(self.phases), f"{self.size[0]}x{self.size[1]}"]
 
 
 def train_pair(teacher: str, student: str, folder: Path) -> Row:
-    """Trains a pair through every stage, at the size that both take; raises where anything is not as it should be."""
+    """Trains a pair through all stages at a size that both take. Raises an error when something is wrong."""
     began = time.perf_counter()
     card = draw(folder / "data")
     torch.manual_seed(1)
@@ -105,10 +105,10 @@ def train_pair(teacher: str, student: str, folder: Path) -> Row:
     try:
         run_pair(student, folder, card, size)
     except UserError as error:
-        found = re.search(r"take --size (\d+x\d+)", str(error))
-        if found is None:
+        match = re.search(r"take --size (\d+x\d+)", str(error))
+        if match is None:
             raise
-        size = found[1]
+        size = match[1]
         run_pair(student, folder, card, size)
     ours, theirs = cut(load(folder / "run")), cut(network)
     check_trained(ours, student, parse_size(size))
@@ -119,7 +119,7 @@ def train_pair(teacher: str, student: str, folder: Path) -> Row:
 
 
 def create_teacher(name: str) -> torch.nn.Module:
-    """With random weights, and statistics of random images."""
+    """A teacher with random weights, and normalisation statistics of random images."""
     made = (
         TorchvisionModel(name, torchvision_network(name, CLASSES))
         if name in TORCHVISION
@@ -132,7 +132,7 @@ def create_teacher(name: str) -> torch.nn.Module:
 
 
 def draw(folder: Path) -> Path:
-    """A card with noisy images of three bands."""
+    """Writes a dataset of noisy images with three horizontal bands, and returns its card."""
     generator = np.random.default_rng(0)
     for split, count in (("train", IMAGES), ("val", 2)):
         for kind in ("images", "masks"):
@@ -152,7 +152,7 @@ def draw(folder: Path) -> Path:
 
 
 def run_pair(student: str, folder: Path, card: Path, size: str) -> None:
-    """Two steps a stage."""
+    """Trains a student for two steps a stage."""
     recipe = {
         "data": {"card": str(card), "folder": str(folder), "size": size, "views": 1},
         "teacher": str(folder / "teacher"),
@@ -167,7 +167,7 @@ def run_pair(student: str, folder: Path, card: Path, size: str) -> None:
 
 
 def check_trained(student: StagedNetwork, spec: str, size: Size) -> None:
-    """Raises where a stage of the student on disk stands still, or it isn't a network as smp reads it."""
+    """Raises AssertionError if a stage of the saved student wasn't trained, or the student is no network of smp."""
     torch.manual_seed(0)
     before = cut(create(*parse_spec(spec), classes=CLASSES))
     for name, stage in student.stages.items():
@@ -182,7 +182,7 @@ def check_trained(student: StagedNetwork, spec: str, size: Size) -> None:
 
 
 def cut_in_words(network: StagedNetwork) -> str:
-    """Such as "encoder exact (5), decoder one stage"."""
+    """How a network was cut, such as "encoder exact (5), decoder one stage"."""
     encoder, decoder = kinds(network)
     counts = [sum(name.startswith(part) for name in network.names) for part in ("encoder", "decoder")]
     parts = [f"encoder {KINDS[encoder]} ({counts[0]})"]
@@ -191,26 +191,26 @@ def cut_in_words(network: StagedNetwork) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """In Markdown."""
+    """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
 def replace_table(file: Path, made: str) -> None:
-    """Puts a table where one with the same first column's title stands in a Markdown file."""
+    """Replaces the table in a Markdown file whose first column has the same title as that of `made`."""
     before, _, after = file.read_text(encoding="utf-8").partition(first_column(made))
     rest = after.partition("\n\n")[2]
     file.write_text(before + "\n" + made + ("\n" + rest if rest else ""), encoding="utf-8")
 
 
 def check_table(file: Path, header: Sequence[str]) -> None:
-    """Ends the program, before anything is trained, where the file has no such table."""
+    """Ends the program if the file has no such table."""
     if first_column(table(header, [])) not in file.read_text(encoding="utf-8"):
-        raise SystemExit(f"no table of a {header[0]} in {file}")
+        raise SystemExit(f"{file} has no table whose first column is {header[0]}")
 
 
 def first_column(made: str) -> str:
-    """Where a table begins in a text."""
+    """The text with which a table begins."""
     return "\n" + made[: made.index("|", 1) + 1]
 
 

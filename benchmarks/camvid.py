@@ -2,9 +2,9 @@
 
     python benchmarks/camvid.py --teacher FOLDER [--data DIR] [--fractions 0.1 1.0] [--seeds 0]
 
-Runs one after another through the command line with its default settings; runs that are finished are not run
-again. A supervised step trains all eleven stages, a stagewise step one: so the supervised student gets the
-stagewise student's epochs a stage as the epochs of its whole network, which takes about the same time.
+It trains one run after another by the command line with default settings, and skips finished runs. A supervised step
+trains all eleven stages and a stagewise step one. So the supervised student's whole network is trained for as many
+epochs as the stagewise student has a stage, which takes about the same time.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def _run(options: Options, method: str, fraction: float, seed: int) -> dict[str,
 def _row(result: dict[str, Any], seed: int) -> str:
     share = result["percent_of_teacher"]
     wall = f"{result['wall']:.0f}" if result["wall"] else "–"
-    kept = f"{share:.1f}" if share else "–"
+    pct = f"{share:.1f}" if share else "–"
     seconds = f"{result['seconds']:.0f}"
-    return f"| {result['method']} | {result['images']} | {seed} | {result['miou']:.4f} | {kept} | {seconds} | {wall} |"
+    return f"| {result['method']} | {result['images']} | {seed} | {result['miou']:.4f} | {pct} | {seconds} | {wall} |"
 
 
 def _name(method: str, fraction: float, seed: int) -> str:

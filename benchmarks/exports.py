@@ -1,4 +1,4 @@
-"""Exports a finished run, and students pruned from it, in every format; prints what the certificates say.
+"""Exports a finished run and students pruned from it in all formats, and prints the figures of the certificates.
 
 python benchmarks/exports.py RUN [--prune 0.3 0.5] [--prune-epochs 42] [--out FOLDER]
 """
@@ -36,8 +36,8 @@ def main(
         prune_epochs: Epochs a stage of their repair (half of the run's).
         out: Where the packages are kept (nowhere).
     """
-    found = find_run(run)
-    runs = [found, *(train_pruned(*plan_pruned(found, ratio, prune_epochs)) for ratio in prune)]
+    source = find_run(run)
+    runs = [source, *(train_pruned(*plan_pruned(source, ratio, prune_epochs)) for ratio in prune)]
     print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         for one in runs:
@@ -49,7 +49,7 @@ def main(
 
 
 def row(run: Run, spec: Spec, out: Path) -> list[str]:
-    """A line of the table, or why there is none."""
+    """A row of the table; it says why if the export failed."""
     part = run.recipe.prune
     name = spec.name + (f", pruned by {100 * part.ratio:g} %" if part else "")
     try:
@@ -58,14 +58,14 @@ def row(run: Run, spec: Spec, out: Path) -> list[str]:
         return [name, str(error)]
 
 
-def cells(own: Certificate, kept: float | None) -> list[str]:
-    """What a certificate says; ratios with their quartiles. The checkpoint has `kept` % of its teacher's mIoU."""
+def cells(own: Certificate, percent: float | None) -> list[str]:
+    """Figures of a certificate. The checkpoint has `percent` % of its teacher's mIoU."""
     times = own.latency or {}
     ratios = [times.get(f"than_{who}") for who in ("teacher", "student")]
     return [
         f"{own.model_bytes / 1e6:.1f}",
         f"{own.miou_after:.3f}",
-        f"{kept * own.miou_after / own.miou_before:.1f}" if kept else "",
+        f"{percent * own.miou_after / own.miou_before:.1f}" if percent else "",
         f"{100 * own.share_differing:.1f} %" if own.pixels_differing else "0",
         f"{times['export_ms']:.1f}" if times else "",
         *(f"{ratio[1]:.1f} ({ratio[0]:.1f}–{ratio[2]:.1f})" if ratio else "" for ratio in ratios),

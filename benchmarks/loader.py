@@ -1,10 +1,10 @@
-"""Images per second of the data path, against nothing but decoding the same files.
+"""Measures images per second of the data path, and of only decoding the same files.
 
     python benchmarks/loader.py [--dataset camvid] [--data DIR] [--views 4]
 
-Four figures in turns, samples a second: `decode` reads image and mask with OpenCV in one thread; `decode, threads`
-does so in as many threads as the data path has; `views` is the data path: decoding, mask check, augmentation,
-normalisation, tensors; `store` fills a feature store that holds images and masks, chunk by chunk, every view.
+Four figures are measured in turns, in samples a second. `decode` reads image and mask with OpenCV in one thread, and
+`decode, threads` does so in as many threads as the data path has. `views` is the whole data path: decoding, check of
+the mask, augmentation, normalisation, tensors. `store` fills a feature store with the images and masks of all views.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main(options: Options) -> None:
         "store": (len(pairs) * options.views, lambda: _fill(samples(), (height, width))),
     }
     speeds: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(options.rounds + 1):  # the first warms the files' cache
+    for turn in range(options.rounds + 1):  # the first turn warms up the cache of files
         for way, (count, work) in ways.items():
             started = time.perf_counter()
             work()
@@ -76,8 +76,8 @@ def main(options: Options) -> None:
                 speeds[way].append(count / (time.perf_counter() - started))
     print(f"{options.dataset}, {len(pairs)} images, {options.views} views, {options.size}\n")
     print("| way | samples/s | from | to |\n|---|---:|---:|---:|")
-    for way, found in speeds.items():
-        print(f"| {way} | {statistics.median(found):.0f} | {min(found):.0f} | {max(found):.0f} |")
+    for way, measured in speeds.items():
+        print(f"| {way} | {statistics.median(measured):.0f} | {min(measured):.0f} | {max(measured):.0f} |")
 
 
 def _decode(pairs: Sequence[Pair]) -> None:

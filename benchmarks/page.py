@@ -1,11 +1,10 @@
-"""How quickly the page answers while a run trains on the same cores: milliseconds of every question it asks.
+"""Measures how quickly the server answers the page's requests while a run trains on the same cores.
 
     python benchmarks/page.py --runs FOLDER [--run NAME] [--data DIR]
 
-FOLDER holds a finished run NAME (demo-student) and its teacher. A server is started on a copy of it, asked while
-nothing trains, and asked again while it trains a run of the same recipe, which Watch and the strip then show. Each
-figure is the median and the worst of REPEATS answers as a browser on this machine gets them; the questions take turns,
-PAUSE seconds apart.
+FOLDER holds a finished run NAME (demo-student) and its teacher. A server is started on a copy of the run. Requests are
+sent first while nothing trains, then while it trains a run of the same recipe, which Watch and the strip show. Each
+figure is the median and the maximum of REPEATS answers in milliseconds. The requests take turns, PAUSE seconds apart.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ LIMIT_MS = 200
 PATIENCE = 180.0
 
 
-class Asker:
-    """Asks a server's components what their scripts on the page ask."""
+class Client:
+    """Sends the requests that the scripts on the page send to a server."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -52,19 +51,19 @@ class Asker:
         }
 
     def page(self) -> None:
-        """The page itself."""
+        """Requests the page itself."""
         self._session.get(self._url, timeout=60).raise_for_status()
 
-    def ask(self, name: str, asked: dict[str, Any]) -> Any:
+    def ask(self, name: str, data: dict[str, Any]) -> Any:
         """One server function's answer."""
-        body = {"session_hash": "bench", "component_id": self._components[name], "fn_name": name, "data": asked}
+        body = {"session_hash": "bench", "component_id": self._components[name], "fn_name": name, "data": data}
         answer = self._session.post(f"{self._url}/gradio_api/component_server", json=body, timeout=60)
         answer.raise_for_status()
         return answer.json()
 
 
 def main() -> None:
-    """Prints a table, and one JSON object as the last line."""
+    """Prints a table, and a JSON object as the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--run", default="demo-student")
@@ -78,11 +77,11 @@ def main() -> None:
         port = choose_port("127.0.0.1", None)
         server = _serve(runs, data, port)
         try:
-            asker = Asker(f"http://127.0.0.1:{port}")
-            questions = _questions(asker, run)
-            idle = _measure(asker, questions)
+            client = Client(f"http://127.0.0.1:{port}")
+            questions = _questions(client, run)
+            idle = _measure(client, questions)
             with _training(run, Jobs(runs, data)):
-                training = _measure(asker, questions | {"Watch": ("watch_page", {"run": BESIDE})})
+                training = _measure(client, questions | {"Watch": ("watch_page", {"run": BESIDE})})
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait()
@@ -99,11 +98,11 @@ def _serve(runs: Path, data: Path, port: int) -> subprocess.Popen[str]:
     raise SystemExit("the server did not start")
 
 
-def _questions(asker: Asker, run: Run) -> dict[str, tuple[str, dict[str, Any]]]:
-    """What is asked, by what a person sees of it; the comparison is opened beforehand."""
+def _questions(client: Client, run: Run) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The requests by what they are for. The comparison is opened first."""
     deadline = time.monotonic() + PATIENCE
-    while "images" not in (gaps := asker.ask("compare_gaps", {"run": run.name, "class": None})):
-        asker.ask("compare_open", {"run": run.name})
+    while "images" not in (gaps := client.ask("compare_gaps", {"run": run.name, "class": None})):
+        client.ask("compare_open", {"run": run.name})
         if time.monotonic() > deadline:
             raise SystemExit(f"the comparison did not open: {gaps}")
         time.sleep(0.5)
@@ -119,13 +118,13 @@ def _questions(asker: Asker, run: Run) -> dict[str, tuple[str, dict[str, Any]]]:
     }
 
 
-def _measure(asker: Asker, questions: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, list[float]]:
+def _measure(client: Client, questions: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {"the page": [], **{title: [] for title in questions}}
     for _ in range(REPEATS):
-        times["the page"].append(_timed(asker.page))
-        for title, (name, asked) in questions.items():
+        times["the page"].append(_timed(client.page))
+        for title, (name, data) in questions.items():
             time.sleep(PAUSE)
-            times[title].append(_timed(lambda name=name, asked=asked: asker.ask(name, asked)))
+            times[title].append(_timed(lambda name=name, data=data: client.ask(name, data)))
     return times
 
 
@@ -137,18 +136,18 @@ def _timed(act: Any) -> float:
 
 @contextmanager
 def _training(run: Run, jobs: Jobs) -> Iterator[None]:
-    """While a run of the same recipe trains, started by the server as from the page."""
+    """Trains a run of the same recipe during the block, started as from the page."""
     recipe = merged(run.recipe.model_dump(mode="json"), {"optimisation": {"epochs": 2000}})
     started = jobs.submit(make_recipe(recipe), BESIDE)
     try:
         deadline = time.monotonic() + PATIENCE
         while not any(event.kind == "step" for event in started.events()):
             if time.monotonic() > deadline:
-                raise SystemExit("the run beside it did not begin to train")
+                raise SystemExit("the training run did not begin")
             time.sleep(0.5)
         yield
         if not started.is_alive():
-            raise SystemExit("the run beside it ended too early")
+            raise SystemExit("the training run ended too early")
     finally:
         worker = jobs.worker(BESIDE)
         if worker and worker.process():

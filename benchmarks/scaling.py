@@ -1,11 +1,11 @@
-"""Time and memory of a run against images, views, size and processes.
+"""Measures time and memory of runs with different numbers of images, views, sizes and processes.
 
     python benchmarks/scaling.py --teacher FOLDER [--data DIR] [--counts 22 88 352] [--budget 0.5] [--processes 1 2]
 
-Each line is a run of its own by the command (`segskd distill`), epochs a stage fixed, with the same budget for the
-store throughout. `training` is the run's own time, evaluation after each stage included; `memory` is the most that its
-processes held at once, without what is mapped from files, which the system gives back when it is short. A straight
-line through the first two figures of a series foretells the others: the last column says by how much they miss it.
+Each line is a run of `segskd distill` with the same epochs a stage and the same budget for the store. `training` is the
+run's own time, with the evaluation after each stage. `memory` is the peak of its processes' memory without files that
+are mapped into memory, which the system can release. A straight line through the first two figures of a series predicts
+the others; the last column says how far they are from it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Line:
-    """One run: what varied, how large it was against the first of its series, and what it took."""
+    """One run: its series, the setting that varies, and the time and memory that it took."""
 
     series: str
     setting: str
@@ -142,7 +142,7 @@ def _environment() -> dict[str, str]:
 
 
 def _most_memory(process: subprocess.Popen[str]) -> int:
-    """The most anonymous memory, bytes, that a process and those below it held at once, seen every 20 ms."""
+    """The peak, in bytes, of the anonymous memory of a process and its children, measured every 20 ms."""
     most = 0
     first = psutil.Process(process.pid)
     while process.poll() is None:
@@ -166,15 +166,15 @@ def _table(series: str, lines: Sequence[Line]) -> str:
     ]
     for place, line in enumerate(rows):
         off = (
-            "" if place < 2 or series == "processes" else f"{100 * (line.training / _foretold(rows, line) - 1):+.0f} %"
+            "" if place < 2 or series == "processes" else f"{100 * (line.training / _predicted(rows, line) - 1):+.0f} %"
         )
         figures = f"{line.training:.1f} | {line.memory:.0f} | {line.store:.0f} | {line.kind}"
         shown.append(f"| {line.setting} | {figures} | {off} |")
     return "\n".join(shown)
 
 
-def _foretold(rows: Sequence[Line], line: Line) -> float:
-    """Training seconds by the straight line through the first two rows."""
+def _predicted(rows: Sequence[Line], line: Line) -> float:
+    """The training seconds that the straight line through the first two rows predicts."""
     first, second = rows[:2]
     slope = (second.training - first.training) / (second.amount - first.amount)
     return first.training + slope * (line.amount - first.amount)

@@ -1,19 +1,19 @@
-"""What a stagewise run costs in three ways, against its floor, phase by phase.
+"""Measures what a stagewise run costs in three ways, phase by phase, and compares it with a lower bound.
 
     python benchmarks/stage_cost.py --teacher FOLDER [--data DIR] [--epochs 30] [--memory]
     python benchmarks/stage_cost.py --teacher unet:resnet101 ...     (random weights: a step takes as long)
 
-The ways, in one process and in turns, with the same images, batches, seed and precision:
+The ways take turns in one process, with the same images, batches, seed and precision:
 
 whole   every step runs the whole teacher and the whole student, as the authors' code does
 stop    every step runs both up to the stage that trains
 store   this program: frozen stages run once over all views, steps run what trains on what was stored
 
-Images and views are decoded before the clock starts, for all three: reading them in every step, as whole and stop
-would, costs them nothing here, while the store's filling is timed with its copies. The time of E epochs is that of
-filling plus E times the steps of an epoch times the median step. The floor is what no way can go below: the bare
-forward and backward pass of each student stage on tensors that lie ready, without loss and optimiser, and one pass
-of the teacher and one of the student's frozen part over the views.
+Images and views are decoded before the measurement, for all three ways. So whole and stop don't pay for reading them in
+every step, while filling the store is measured with its copies. The time of E epochs is the time of filling plus E
+times the steps of an epoch times the median time of a step. The floor is a lower bound for all ways: the forward and
+backward pass of each student stage on tensors in memory, without loss and optimiser, and one pass of the teacher and of
+the student's frozen part over all views.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from segskd.models.stages import IMAGE, freeze
 Way = Literal["whole", "stop", "store"]
 WAYS: tuple[Way, ...] = ("whole", "stop", "store")
 CLASSES = 11
-"""Outputs of a teacher made on the spot: CamVid's classes that count."""
+"""Outputs of a teacher with random weights: the number of CamVid's classes."""
 MIB = 2**20
 
 
@@ -77,7 +77,7 @@ class Options:
     views: int = 4
     """Views an image."""
     epochs: int = 30
-    """Epochs a stage for which the whole is reckoned."""
+    """Epochs a stage for which the time of a run is computed."""
     batch: int = 8
     """Images a step."""
     precision: str = "auto"
@@ -91,11 +91,11 @@ class Options:
     json: bool = False
     """Print one line of JSON instead of tables."""
     only: Way | None = None
-    """For --memory: walk all phases in one way, two steps each, and print the process's peak memory."""
+    """For --memory: run two steps of each phase in one way, and print the peak memory of the process."""
 
 
 def main(options: Options) -> None:
-    """Prints the phases' times, the ratios and the store's bytes."""
+    """Prints the times of all phases, their ratios and the bytes of the store."""
     use_cpu()
     with tempfile.TemporaryDirectory() as place:
         bench = Bench(_job(options, Path(place)), Path(place), options)
@@ -103,11 +103,11 @@ def main(options: Options) -> None:
             print(json.dumps({"peak_mib": bench.peak(options.only)}))
             return
         phases = bench.phases()
-    found = _figures(options, bench, phases)
-    found["stated_mib"] = bench.stated() / MIB
+    figures = _figures(options, bench, phases)
+    figures["stated_mib"] = bench.stated() / MIB
     if options.memory:
-        found["peak_mib"] = {way: _peak_of(options, way) for way in WAYS}
-    print(json.dumps(found) if options.json else _table(options, found))
+        figures["peak_mib"] = {way: _peak_of(options, way) for way in WAYS}
+    print(json.dumps(figures) if options.json else _table(options, figures))
 
 
 def _job(options: Options, place: Path) -> Job:
@@ -121,7 +121,7 @@ def _job(options: Options, place: Path) -> Job:
         "data": {"card": options.dataset, "folder": options.data, "size": (height, width), "views": options.views},
         "subset": {"count": options.images} if options.images else {"fraction": 1.0},
         "teacher": teacher,
-        "trust_teacher": True,  # what it answers takes no longer when it is wrong
+        "trust_teacher": True,  # wrong outputs take as long as right ones
         "student": options.student,
         "init": "random",
         "optimisation": {"epochs": options.epochs, "batch": options.batch},
@@ -131,8 +131,8 @@ def _job(options: Options, place: Path) -> Job:
     return prepare(make_recipe(recipe), place / "run")
 
 
-class _Held:
-    """Samples that lie decoded in memory."""
+class _DecodedSamples:
+    """Samples that are decoded and in memory."""
 
     def __init__(self, samples: Samples) -> None:
         self.images, self.views, self._total = samples.images, samples.views, len(samples)
@@ -147,15 +147,15 @@ class _Held:
 
 
 def loader(samples: Any, job: Job) -> Callable[[Tensor], dict[Key, Tensor]]:
-    """Images and masks of samples, on the device as networks take them."""
+    """A function that returns images and masks of samples on the device."""
     networks = job.feature_computer()
     store = FeatureStore(samples, networks, "recompute", Path(), job.batch)
     store.advance(frozenset({IMAGE_KEY, MASK_KEY}))
     return lambda numbers: store.batch(numbers).tensors
 
 
-class _Whole:
-    """Hands out images, and all features of the whole teacher."""
+class _WholeTeacher:
+    """Returns batches with images and all features of the teacher, which runs in each step."""
 
     def __init__(self, samples: Any, job: Job) -> None:
         self._job, self._networks = job, job.feature_computer()
@@ -171,7 +171,7 @@ class _Whole:
 
 
 class _WholeModule(PhaseModule):
-    """The phase's loss, with the whole student run for it."""
+    """A phase's module that runs the whole student in each step."""
 
     def _features(self, batch: Batch) -> dict[str, Tensor]:
         return self._student.run(batch.features(DATA), self._size)
@@ -179,35 +179,35 @@ class _WholeModule(PhaseModule):
 
 @dataclass
 class PhaseTimes:
-    """Seconds: of a step by way, one figure a round; of the floor's step; of what goes before."""
+    """Seconds of a step in each way (one figure for each round), of a step of the floor, and before the first step."""
 
     name: str
     steps: dict[Way, list[float]] = field(default_factory=lambda: {way: [] for way in WAYS})
     bare: list[float] = field(default_factory=list)
     filling: float = 0.0
     passes: float = 0.0
-    """The stages' own part of filling: each frozen stage over all views, once."""
+    """The part of filling in which stages compute: each frozen stage once over all views."""
     store_bytes: int = 0
 
 
 class Bench:
-    """Walks a job's phases in all ways."""
+    """Runs a job's phases in all ways."""
 
     def __init__(self, job: Job, place: Path, options: Options) -> None:
-        """Images are decoded beforehand, unless it is a way's memory that is looked at."""
+        """Decodes the images, unless the memory of one way is measured."""
         self.job = job
         self._options = options
         self.device = torch.device(job.recipe.device)
         networks = job.feature_computer()
         self.store = job.feature_store(job.subset.train, job.recipe.data.views or 1, place / "store")
-        held: Any = self.store.samples if options.only else _Held(self.store.samples)
+        held: Any = self.store.samples if options.only else _DecodedSamples(self.store.samples)
         self.store.samples = held
         self._stop = FeatureStore(held, networks, "recompute", place / "stop", job.batch)
-        self._whole = _Whole(held, job)
+        self._whole = _WholeTeacher(held, job)
         self.samples = len(held)
 
     def phases(self) -> list[PhaseTimes]:
-        """Times of all phases, the ways in turns."""
+        """The times of all phases. The ways take turns."""
         return [self._phase(place, phase) for place, phase in enumerate(self.job.phases)]
 
     def stated(self) -> int:
@@ -222,7 +222,7 @@ class Bench:
         for place, phase in enumerate(self.job.phases):
             self._enter(place, phase, (way,))
             _walk(*self._loop(phase, way), self._batches(phase, 2))
-        # Not getrusage's figure, which a process has from the one that started it.
+        # getrusage's peak isn't used, since a process inherits it from its parent.
         status = Path("/proc/self/status").read_text()
         return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
@@ -234,7 +234,7 @@ class Bench:
         loops = {way: self._loop(phase, way) for way in WAYS}
         bare = self._bare(loops["store"][0].module, phase)
         batches = self._batches(phase, self._options.steps)
-        for turn in range(self._options.rounds + 1):  # the first warms up
+        for turn in range(self._options.rounds + 1):  # the first turn is for warming up
             for way, (loop, source) in loops.items():
                 taken = self._timed(partial(_walk, loop, source, batches))
                 if turn:
@@ -247,22 +247,22 @@ class Bench:
         return times
 
     def _enter(self, place: int, phase: Phase, ways: Sequence[Way]) -> float:
-        """Advances what the ways hold to a phase; the store's seconds."""
+        """Prepares the ways for a phase, and returns the seconds that the store took."""
         freeze([self.job.student.model])
         if "stop" in ways:
             self._stop.advance(phase_inputs(phase, self.job.student))
         return self._timed(lambda: self.store.advance(self.job.plan.contents.train[place])) if "store" in ways else 0.0
 
     def _passes(self, place: int) -> float:
-        """Seconds of those stages that had to be run for this phase, over all views: no copies, no reading."""
+        """Seconds that the stages computed to fill the store for this phase, without copying and reading."""
         held = self.job.plan.contents.train
         before = held[place - 1] if place else frozenset({IMAGE_KEY, MASK_KEY})
         networks = self.job.feature_computer()
         values = dict(loader(self.store.samples, self.job)(torch.arange(self.job.batch)))
-        fresh = reach(before, held[place], networks.by_name) - before - values.keys()
+        computed = reach(before, held[place], networks.by_name) - before - values.keys()
         taken = 0.0
         with torch.no_grad(), networks.autocast():
-            for owner, name in sorted(fresh, key=lambda key: networks.by_name[key.network].index(key.name)):
+            for owner, name in sorted(computed, key=lambda key: networks.by_name[key.network].index(key.name)):
                 network = networks.by_name[owner]
                 sources = network.sources(network.index(name))
                 keys = frozenset(feature_key(owner, source) for source in sources)
@@ -282,7 +282,7 @@ class Bench:
         return Loop(job, module), {"whole": self._whole, "stop": self._stop, "store": self.store}[way]
 
     def _bare(self, module: PhaseModule, phase: Phase) -> Callable[[], None]:
-        """Forward and backward of what trains, on a batch that lies ready."""
+        """A function that runs forward and backward pass of the trained stages on a batch in memory."""
         batch = self.store.batch(next(iter(self._batches(phase, 1))))
         mixed = self.job.feature_computer().autocast if self.job.recipe.precision != "32" else nullcontext
         gradients: dict[str, Tensor] = {}
@@ -330,7 +330,7 @@ def _figures(options: Options, bench: Bench, phases: Sequence[PhaseTimes]) -> di
     filling, passes = sum(phase.filling for phase in phases), sum(phase.passes for phase in phases)
 
     def whole_run(way: Way, turn: int | None) -> float:
-        """Seconds of a run by its median steps, or by those of one round."""
+        """Seconds of a run by its median steps, or by the steps of one round."""
         each = [statistics.median(p.steps[way]) if turn is None else p.steps[way][turn] for p in phases]
         return steps * sum(each) + filling * (way == "store")
 
@@ -374,34 +374,35 @@ def _figures(options: Options, bench: Bench, phases: Sequence[PhaseTimes]) -> di
     }
 
 
-def _table(options: Options, found: dict[str, Any]) -> str:
-    seconds, times = found["seconds"], found["times"]
+def _table(options: Options, figures: dict[str, Any]) -> str:
+    seconds, times = figures["seconds"], figures["times"]
     lines = [
-        f"{found['teacher']} to {found['student']}, {found['images']} images, {found['views']} views, {found['size']}, "
-        f"{found['precision']}, {found['threads']} threads, {found['device']}, torch {found['torch']}",
+        f"{figures['teacher']} to {figures['student']}, {figures['images']} images, {figures['views']} views, "
+        f"{figures['size']}, "
+        f"{figures['precision']}, {figures['threads']} threads, {figures['device']}, torch {figures['torch']}",
         "",
         "| phase | whole ms | stop ms | store ms | bare ms | filling s | passes s | store MiB |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for phase in found["phases"]:
+    for phase in figures["phases"]:
         steps = " | ".join(f"{1e3 * phase[name]:.1f}" for name in (*WAYS, "bare"))
         rest = f"{phase['filling']:.1f} | {phase['passes']:.1f} | {phase['store_mib']:.0f}"
         lines.append(f"| {phase['phase']} | {steps} | {rest} |")
-    lines += ["", f"Of {found['epochs']} epochs a stage:", ""]
+    lines += ["", f"Of {figures['epochs']} epochs a stage:", ""]
     lines += ["| way | seconds | times the store's |", "|---|---:|---:|"]
     for way in ("whole", "stop"):
         ratio = times[way]
         lines.append(
             f"| {way} | {seconds[way]:.0f} | {ratio['median']:.1f} ({ratio['least']:.1f} to {ratio['most']:.1f}) |"
         )
-    lines.append(f"| store | {seconds['store']:.0f}, {found['filling']:.0f} of them filling | 1 |")
+    lines.append(f"| store | {seconds['store']:.0f}, {figures['filling']:.0f} of them filling | 1 |")
     lines.append(
-        f"| floor | {seconds['floor']:.0f}, {found['passes']:.0f} of them passes | {1 / found['to_floor']:.2f} |"
+        f"| floor | {seconds['floor']:.0f}, {figures['passes']:.0f} of them passes | {1 / figures['to_floor']:.2f} |"
     )
-    lines += ["", f"store / floor: {found['to_floor']:.2f}; {found['bytes_a_view'] / 1e6:.2f} MB a view"]
-    if peaks := found.get("peak_mib"):
+    lines += ["", f"store / floor: {figures['to_floor']:.2f}; {figures['bytes_a_view'] / 1e6:.2f} MB a view"]
+    if peaks := figures.get("peak_mib"):
         most = ", ".join(f"{way} {peak:.0f}" for way, peak in peaks.items())
-        lines.append(f"peak memory, MiB: {most}; the store says that it takes up to {found['stated_mib']:.0f}")
+        lines.append(f"peak memory, MiB: {most}; the store says that it takes up to {figures['stated_mib']:.0f}")
     return "\n".join(lines)
 
 

@@ -1,10 +1,10 @@
-"""Prunes and exports a student of every kind in PAIRS of `architectures.py`, and tells what became of it.
+"""Prunes and exports each student in PAIRS of `architectures.py`, and prints the results.
 
     python benchmarks/students.py --write docs/architectures.md
 
-For each student: a run of two steps a stage from the first teacher beside it, its packages as ONNX, OpenVINO and
-PyTorch's exported program with their certificates, half of its channels taken away and the rest repaired, and that
-one's ONNX package. A cell tells the certificate's time against the checkpoint's, or why there is no package.
+Each student is trained for two steps a stage by its first teacher in PAIRS, and exported as ONNX, OpenVINO and
+PyTorch's exported program. Then half of its channels are pruned, the rest is repaired, and it is exported as ONNX. A
+cell says how much faster than the checkpoint the export is, or why there is none.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ SHARE = 0.5
 
 
 def students() -> dict[str, str]:
-    """Each student with the first teacher that it has."""
-    found: dict[str, str] = {}
+    """Each student with its first teacher in PAIRS."""
+    by_student: dict[str, str] = {}
     for teacher, student in PAIRS:
-        found.setdefault(student, teacher)
-    return found
+        by_student.setdefault(student, teacher)
+    return by_student
 
 
 def row(student: str, teacher: str, folder: Path) -> list[str]:
-    """What became of a student."""
+    """The table's row for a student."""
     train_pair(teacher, student, folder)
     run = Run.open(folder / "run")
     cells = [student, f"{parameters(run) / 1e6:.2f} M", *(exported(run, spec) for spec in SPECS)]
@@ -53,7 +53,7 @@ def row(student: str, teacher: str, folder: Path) -> list[str]:
 
 
 def exported(run: Run, spec: Spec) -> str:
-    """How an export agrees with its checkpoint, and how fast it is against it; or what the export says."""
+    """The share of equal pixels and the speed of an export against its checkpoint, or the error of the export."""
     try:
         own = package(run, spec).certificate
     except UserError as error:
@@ -63,7 +63,7 @@ def exported(run: Run, spec: Spec) -> str:
 
 
 def parameters(run: Run) -> int:
-    """Of the student on disk."""
+    """The number of parameters of a run's student."""
     return sum(parameter.numel() for parameter in load(run.model_folder).parameters())
 
 

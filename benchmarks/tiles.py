@@ -1,8 +1,8 @@
-"""What tiles change against whole images: pixels that agree, mIoU, seconds.
+"""Compares predictions by tiles with those of whole images: share of equal pixels, mIoU, seconds.
 
     python benchmarks/tiles.py --model FOLDER --dataset camvid --size 360x480 --tile 256x320 192x256 [--overlap 96]
 
-Prints one line for the whole images and one for each tile.
+It prints a line for whole images, and one for each size of tiles.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from segskd.data.dataset import Pair, list_pairs
 from segskd.evaluate.metrics import ConfusionMatrix
-from segskd.evaluate.predict import Predictor, predict_pairs
+from segskd.evaluate.predictor import Predictor, predict_pairs
 from segskd.evaluate.source import find_source
 from segskd.evaluate.tiles import choose_tiles
 
@@ -31,7 +31,7 @@ def main(
     overlap: int | None = None,
     data: str | None = None,
 ) -> None:
-    """Predicts a split whole and by tiles."""
+    """Predicts a split as whole images and by tiles."""
     source = find_source(model, dataset, size, data)
     pairs = list_pairs(source.card, source.data, split)
     whole, figures = _predicted(source.predictor(), pairs)
@@ -44,14 +44,14 @@ def main(
 
 
 def _predicted(predictor: Predictor, pairs: list[Pair]) -> tuple[list[Tensor], dict[str, Any]]:
-    """Classes of all images, uint8 on the CPU, and the figures."""
-    matrix, found = ConfusionMatrix(predictor.card, predictor.device), []
+    """Classes uint8 of all images, on the CPU, with mIoU and seconds."""
+    matrix, predicted = ConfusionMatrix(predictor.card, predictor.device), []
     started = time.perf_counter()
     for _, logits, masks in predict_pairs(predictor, pairs):
         classes = logits.argmax(1)
         matrix.update(classes, masks)
-        found += list(classes.to("cpu", torch.uint8))
-    return found, {"miou": matrix.score().miou, "seconds": time.perf_counter() - started}
+        predicted += list(classes.to("cpu", torch.uint8))
+    return predicted, {"miou": matrix.score().miou, "seconds": time.perf_counter() - started}
 
 
 if __name__ == "__main__":

@@ -25,14 +25,14 @@ from segskd.distill.running.pruning import plan_pruned
 from segskd.distill.running.session import Listener
 from segskd.distill.training.ranks import is_first
 from segskd.errors import Echoed, UserError
-from segskd.evaluate import compare as comparing
-from segskd.evaluate import predict as predicting
-from segskd.evaluate.compare import Comparison
+from segskd.evaluate import comparison as comparing
+from segskd.evaluate import predictor as predicting
+from segskd.evaluate.comparison import NetworkComparison
 from segskd.evaluate.metrics import Score
-from segskd.evaluate.predict import Predictor
+from segskd.evaluate.predictor import Predictor
 from segskd.evaluate.source import Source, find_source
 from segskd.evaluate.tiles import Tiles, choose_tiles
-from segskd.export.existing import Package
+from segskd.export.certificate import Package
 from segskd.export.formats import FormatName, Spec
 from segskd.export.package import package
 from segskd.runs import RUN_NAME, Run, default_name, find_run, free_name, runs_folder
@@ -400,7 +400,7 @@ def compare(
     data: str | Path | None = None,
     device: Device = "auto",
     progress: bool = False,
-) -> Comparison:
+) -> NetworkComparison:
     """Compares two networks on a split: both scores, maps of where they agree, and the images by the student's gap.
 
     Args:

@@ -1,4 +1,4 @@
-"""The demo: a teacher and a student on the built-in scenes, offline, in about two minutes on two cores."""
+"""The demo: trains a teacher and a student on the built-in scenes, offline, in about two minutes on two cores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from segskd.config import Recipe, make_recipe
 from segskd.data.dataset import list_pairs
 from segskd.distill.running.session import Listener, resume, start
-from segskd.evaluate.compare import compare
+from segskd.evaluate.comparison import compare
 from segskd.evaluate.source import find_source
 from segskd.runs import Run
 
@@ -30,7 +30,7 @@ class Extent:
     student_epochs: int
 
 
-# Enough for masks worth looking at: more epochs would add a little to both, and minutes of waiting.
+# Enough for good masks. More epochs would improve both networks a little and take minutes longer.
 WHOLE = Extent("demo", "96x128", 4, 1.0, 0.1, 3, 25)
 # Enough to see that everything works.
 QUICK = Extent("quick-demo", "64x64", 1, 0.02, 0.02, 1, 1)
@@ -38,9 +38,9 @@ Listeners = Callable[[Path], AbstractContextManager[Sequence[Listener]]]
 
 
 def demo_recipes(data: Path | None, runs: Path, extent: Extent = WHOLE) -> list[tuple[str, Recipe]]:
-    """The demo's two runs in order, by the names that they must have below the folder `runs`.
+    """The names, below the folder `runs`, and the recipes of the demo's two runs, in the order in which they must run.
 
-    The student's recipe names the teacher's run, which is not there before the first recipe is carried out.
+    The student's recipe names the teacher's run, which exists only after the first recipe has run.
     """
     folder = str(data.expanduser().resolve()) if data else None
     teacher, student = f"{extent.name}-teacher", f"{extent.name}-student"
@@ -49,13 +49,13 @@ def demo_recipes(data: Path | None, runs: Path, extent: Extent = WHOLE) -> list[
 
 
 def run_demo(folder: Path, data: Path | None, listeners: Listeners, extent: Extent = WHOLE) -> dict[str, Any]:
-    """Teaches ResNet-34, distills ResNet-10 from some of the images, and compares them.
+    """Trains a ResNet-34 U-Net, distills a ResNet-10 U-Net from some of the images, and compares them.
 
-    Runs that an earlier demo finished in `folder` are used again; one that was stopped is resumed. Returns
-    the student's result with the path of the side-by-side picture as "picture".
+    `data` is the folder where datasets lie. Runs that an earlier demo has finished in `folder` are used again, and one
+    that was stopped is resumed. Returns the student's result, with the path of the side-by-side picture as "picture".
     """
     recipes = demo_recipes(data, folder, extent)
-    results = [_carry_out(recipe, folder / name, listeners) for name, recipe in recipes]
+    results = [_run_recipe(recipe, folder / name, listeners) for name, recipe in recipes]
     teacher, student = (str(folder / name) for name, _ in recipes)
     out = folder / f"{extent.name}-comparison"
     ours = find_source(student, None, None, str(data) if data else None)
@@ -64,7 +64,7 @@ def run_demo(folder: Path, data: Path | None, listeners: Listeners, extent: Exte
     return {**results[-1], "picture": str(out / "gallery.png")}
 
 
-def _carry_out(recipe: Recipe, place: Path, listeners: Listeners) -> dict[str, Any]:
+def _run_recipe(recipe: Recipe, place: Path, listeners: Listeners) -> dict[str, Any]:
     with listeners(place) as listening:
         if (place / "recipe.yaml").exists():
             return resume(Run.open(place), listening)

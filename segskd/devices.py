@@ -1,4 +1,4 @@
-"""What this machine computes on: device, arithmetic, free memory."""
+"""Chooses device and precision, and measures free memory."""
 
 from __future__ import annotations
 
@@ -18,23 +18,27 @@ CGROUP = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt, as malloc.h numbers them."""
 KEPT_TENSORS = (2**28, 2**25)
-"""Bytes of tensors whose memory is kept: as many as this, or the most that older versions of glibc take."""
+"""Up to these sizes in bytes, glibc keeps the memory of freed tensors. Older versions take no more than the second."""
 KEPT_IN_ALL = 2**30
 
 
 def choose_device(asked: Device) -> Device:
-    """The device that "auto" stands for; raises UserError for one that this machine hasn't."""
+    """The asked device, or the best one for "auto". Raises UserError for one that this machine doesn't have."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if asked == "auto":
         return "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
     if not available[asked]:
         device = named("device")
-        raise UserError(f"{device} {asked}: this machine has none that PyTorch can use; take {device} cpu", "device")
+        message = f"{device} {asked}: PyTorch finds no such device on this machine; take {device} cpu"
+        raise UserError(message, "device")
     return asked
 
 
 def choose_precision(asked: Precision, device: Device) -> Precision:
-    """bf16 for "auto" where the hardware multiplies it, else fp32. Raises UserError for what a device can't."""
+    """The asked precision. "auto" is bf16 if the hardware multiplies it, else fp32.
+
+    Raises UserError for one that the device can't compute in.
+    """
     if asked == "fp16" and device != "cuda":
         raise UserError(f"{named('precision')} fp16 needs a CUDA device: take bf16 or 32", "precision")
     if asked != "auto":
@@ -45,7 +49,7 @@ def choose_precision(asked: Precision, device: Device) -> Precision:
 
 
 def free_memory() -> int:
-    """Bytes of main memory that this process may still take, a container's limit included."""
+    """Bytes of main memory that this process may still use, within the limit of its container."""
     free = psutil.virtual_memory().available
     try:
         limit = int((CGROUP / "memory.max").read_text())
@@ -56,7 +60,7 @@ def free_memory() -> int:
 
 
 def free_device_memory(device: torch.device) -> int:
-    """Bytes free where a network computes."""
+    """Free bytes of the memory of `device`."""
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()
 
 
@@ -67,10 +71,10 @@ def visible_gpus() -> list[str]:
 
 
 def use_cpu(threads: int | None = None) -> None:
-    """Readies this process for training: so many threads, and memory that is not fetched anew in each step.
+    """Prepares this process for training on the CPU: sets the number of threads, and how glibc handles freed memory.
 
-    glibc hands what large tensors leave back to the system, and fetches it again, page by page; now it keeps up to a
-    GiB of it. Other C libraries are left as they are.
+    By default glibc returns the memory of large freed tensors to the system and requests it again in the next step,
+    which is slow. Afterwards it keeps up to 1 GiB of it. Other C libraries are not changed.
     """
     torch.set_num_threads(threads or torch.get_num_threads())
     if platform.libc_ver()[0] == "glibc":
@@ -80,13 +84,13 @@ def use_cpu(threads: int | None = None) -> None:
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits until the device has done what it was given."""
+    """Waits until the device has finished all its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def out_of_memory(error: BaseException) -> OutOfMemory | None:
-    """What to tell a user when `error` means that memory ran out, else None."""
+    """The message for the user if `error` means that memory ran out, else None."""
     refused = isinstance(error, OSError) and error.errno == errno.ENOMEM
     if refused or isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
         smaller = f"{named('data.size')}, {named('optimisation.batch')} or {named('store.budget_gib')}"
@@ -95,7 +99,8 @@ def out_of_memory(error: BaseException) -> OutOfMemory | None:
 
 
 def _cpu_multiplies_bf16() -> bool:
-    """PyTorch knows, but not under a public name; where the name is gone fp32 is safe."""
+    """Whether the CPU multiplies bf16. PyTorch has no public function for that; without the private ones it is
+    False."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 

@@ -1,4 +1,4 @@
-"""Files that come in whole or not at all, and disks that refuse in words."""
+"""Writes files atomically, and turns errors of the disk into messages for the user."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EFBIG, *REFUSED}
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Turns what a disk or its permissions refuse into a UserError that says so."""
+    """Turns errors of the disk and of permissions within the block into UserErrors; `place` is named in the message."""
     try:
         yield
     except OSError as error:
@@ -27,9 +27,9 @@ def writing(place: Path) -> Iterator[None]:
 
 
 def write_whole(target: Path, content: bytes) -> None:
-    """Writes a file beside its place, syncs it, and renames it: whoever reads finds the old one or the new.
+    """Writes a file atomically: a reader finds the old content or the new one, never a part.
 
-    Raises UserError when the disk won't take it; the old file is then still there.
+    Raises UserError when the disk is full or can't be written; the old file then remains.
     """
     beside = target.with_name(f".{target.name}.part")
     with writing(target):

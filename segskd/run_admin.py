@@ -1,4 +1,4 @@
-"""The runs below one folder, taken together: noted, renamed, deleted."""
+"""Notes on runs, renaming and deleting. Other runs that depend on a run are found and updated."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from segskd.runs import RUN_NAME, Run, list_runs
 
 NOTE = "note.txt"
 LONGEST_NOTE = 2000
-EARLIER = ("begin", "prune")
-"""Parts of a recipe that name a run to begin from."""
+SOURCE_RUNS = ("begin", "prune")
+"""Parts of a recipe that name a run from which it begins."""
 
 
 def note(run: Run) -> str:
-    """What somebody wrote about the run, "" for nothing."""
+    """The user's note about the run, "" if there is none."""
     try:
         return (run.path / NOTE).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):  # none, or not written by us
+    except (OSError, UnicodeDecodeError):  # there is none, or it isn't a text that SegSKD wrote
         return ""
 
 
 def write_note(run: Run, text: str) -> None:
-    """Keeps a note of at most LONGEST_NOTE characters with the run. Raises UserError for a longer one."""
+    """Stores a note about the run. Raises UserError for more than LONGEST_NOTE characters."""
     if len(text) > LONGEST_NOTE:
         raise UserError(f"a note has at most {LONGEST_NOTE} characters; this one has {len(text)}")
     run.write(NOTE, text.encode())
 
 
 def dependants(run: Run) -> list[Run]:
-    """Runs of the same folder whose recipes name this one, as teacher, or as what they begin from."""
-    return [other for other in list_runs(run.path.parent) if other.name != run.name and _named(other, run.path)]
+    """The runs of the same folder whose recipes name this one as their teacher or as the run from which they begin."""
+    return [other for other in list_runs(run.path.parent) if other.name != run.name and _depends_on(other, run.path)]
 
 
 def rename(run: Run, name: str) -> Run:
-    """Gives a run another name; recipes of other runs that name it follow.
+    """Renames a run, and changes the recipes of the runs that depend on it.
 
-    Raises UserError for a name that can't be or is taken, and while a worker is at the run or at one of those.
+    Raises UserError for a name that isn't valid or is taken, and while a process runs one of these runs.
     """
     if not RUN_NAME.fullmatch(name):
         raise UserError("a run's name has letters, digits, '.', '-' and '_', and begins with a letter or digit")
     target = run.path.parent / name
     if target.exists():
-        raise UserError(f"there is a run {name} already")
+        raise UserError(f"a run {name} exists already")
     following = dependants(run)
     for other in (run, *following):
         if other.is_alive():
@@ -54,51 +54,51 @@ def rename(run: Run, name: str) -> Run:
     with writing(target):
         os.rename(run.path, target)
     for other in following:
-        _follow(other, run.path, target)
+        _update_recipe(other, run.path, target)
     return Run(target)
 
 
 def delete(run: Run) -> None:
-    """Removes a run and all that came of it.
+    """Deletes a run's directory.
 
-    Raises UserError while a worker is at it, and when another run needs it.
+    Raises UserError while a process runs it, and when another run depends on it.
     """
     if run.is_alive():
         raise UserError(f"run {run.name} is running: stop it first")
     needing = [other.name for other in dependants(run)]
     if needing:
-        raise UserError(f"run {run.name} is the teacher or the beginning of {', '.join(needing)}: delete those first")
+        raise UserError(f"run {run.name} is the teacher of, or comes before, {', '.join(needing)}: delete those first")
     with writing(run.path), tempfile.TemporaryDirectory(prefix=".deleted-", dir=run.path.parent) as doomed:
-        os.rename(run.path, Path(doomed) / run.name)  # gone at once, so that nobody meets half a run
+        os.rename(run.path, Path(doomed) / run.name)  # it disappears at once, so that nobody reads a half-deleted run
 
 
-def _named(run: Run, place: Path) -> bool:
+def _depends_on(run: Run, place: Path) -> bool:
     try:
         recipe = run.recipe.model_dump(mode="json")
-    except UserError:  # a damaged recipe names nobody
+    except UserError:  # a damaged recipe names no run
         return False
-    return any(_lies_in(value, place) for value in _places(recipe))
+    return any(_is_inside(value, place) for value in _named_places(recipe))
 
 
-def _places(recipe: dict[str, object]) -> list[object]:
-    return [recipe["teacher"], *(part["run"] for key in EARLIER if isinstance(part := recipe.get(key), dict))]
+def _named_places(recipe: dict[str, object]) -> list[object]:
+    return [recipe["teacher"], *(part["run"] for key in SOURCE_RUNS if isinstance(part := recipe.get(key), dict))]
 
 
-def _lies_in(value: object, place: Path) -> bool:
+def _is_inside(value: object, place: Path) -> bool:
     if not isinstance(value, str):
         return False
-    found, there = Path(value).resolve(), place.resolve()
-    return found == there or there in found.parents
+    path, folder = Path(value).resolve(), place.resolve()
+    return path == folder or folder in path.parents
 
 
-def _follow(run: Run, before: Path, after: Path) -> None:
+def _update_recipe(run: Run, before: Path, after: Path) -> None:
     recipe = run.recipe.model_dump(mode="json")
     changes: dict[str, object] = {}
-    if _lies_in(recipe["teacher"], before):
+    if _is_inside(recipe["teacher"], before):
         changes["teacher"] = _moved(recipe["teacher"], before, after)
-    for key in EARLIER:
+    for key in SOURCE_RUNS:
         part = recipe.get(key)
-        if isinstance(part, dict) and _lies_in(part["run"], before):
+        if isinstance(part, dict) and _is_inside(part["run"], before):
             changes[key] = {"run": _moved(part["run"], before, after)}
     run.write_recipe(make_recipe(merged(recipe, changes)))
 

@@ -1,4 +1,4 @@
-"""A run's subset.txt: the names of the training images that it has chosen, and of those held out of them."""
+"""Reads and writes a run's subset.txt: the names of its training images, and of the held-out ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Named(Protocol):
 
 
 class SubsetNames(NamedTuple):
-    """Names of training images, of those held out of them, and of those training images that have no labels."""
+    """Names of training images, of held-out images, and of those training images that have no labels."""
 
     train: list[str]
     held_out: list[str]
@@ -28,7 +28,7 @@ class SubsetNames(NamedTuple):
 
 
 def subset_text(train: Sequence[Named], holdout: Sequence[Named], unlabelled: Collection[str] = ()) -> str:
-    """The file's content; `read_subset_names` reads it."""
+    """The content of subset.txt, which `read_subset_names` reads. `unlabelled` are names among `train`."""
     names = [image.name for image in train]
     lines = [name for name in names if name not in unlabelled]
     if unlabelled:
@@ -39,14 +39,14 @@ def subset_text(train: Sequence[Named], holdout: Sequence[Named], unlabelled: Co
 
 
 def read_subset_names(run: Run) -> SubsetNames | None:
-    """What the run has chosen; None when it was cut off before that, so that its images are drawn again."""
+    """The names in a run's subset.txt, None if the run was killed before it was written. Raises UserError."""
     path = run.path / "subset.txt"
     if not path.exists() and not (run.path / "state.pt").exists():
         return None
     try:
         train, _, held = path.read_text(encoding="utf-8").partition(HELD_OUT)
     except OSError as error:
-        raise UserError(f"can't read {path}: {error.strerror}; start the run anew under another name") from error
+        raise UserError(f"can't read {path}: {error.strerror}; start the run again under another name") from error
     labelled, _, without = train.partition(UNLABELLED)
     unlabelled = _names(without)
     return SubsetNames([*_names(labelled), *unlabelled], _names(held), unlabelled)

@@ -19,7 +19,7 @@ from segskd import api, cli, runs
 from segskd.config import dump_recipe
 from segskd.data.cards import load_card
 from segskd.distill.planning.methods import METHODS
-from segskd.evaluate.predict import Predictor
+from segskd.evaluate.predictor import Predictor
 from segskd.evaluate.tiles import Tiles
 from segskd.models.build import load
 
@@ -220,7 +220,7 @@ def test_large_images_by_tiles(
     assert (status, last_line(out)["tile"], last_line(out)["overlap"]) == (0, [64, 96], 32)
     flags = ("--dataset", card_path, "--size", "native", "--tile", "32x32", "--out", tmp_path)
     status, _, err = call("predict", teacher_folder, tmp_path / "large.png", *flags)
-    assert (status, "can't overlap" in err) == (2, True)
+    assert (status, "too small to overlap" in err) == (2, True)
 
 
 def mask_by(network: Path, card: Path, tiles: Tiles | None, image: np.ndarray) -> np.ndarray:

@@ -65,7 +65,7 @@ def test_names_that_cannot_be_are_refused(pair: Pair, name: str) -> None:
 
 
 def test_a_taken_name_is_refused(pair: Pair) -> None:
-    with pytest.raises(UserError, match="there is a run big already"):
+    with pytest.raises(UserError, match="a run big exists already"):
         rename(pair[1], "big")
 
 
@@ -79,7 +79,7 @@ def test_a_run_at_work_is_neither_renamed_nor_deleted(pair: Pair) -> None:
 
 def test_a_teacher_that_is_needed_is_not_deleted(pair: Pair) -> None:
     teacher, student = pair
-    with pytest.raises(UserError, match="run big is the teacher or the beginning of small"):
+    with pytest.raises(UserError, match="run big is the teacher of, or comes before, small"):
         delete(teacher)
     delete(student)
     delete(teacher)

@@ -92,6 +92,6 @@ def data_add(
 
     names = [part.strip() for part in classes.split(",")] if classes is not None else None
     added = add_dataset(source, name, names, data=data, progress=True)
-    found = added.found.as_dict()
+    found = added.report.as_dict()
     show(check_table(found), {**found, "place": str(added.place), "layout": added.layout}, json)
     ERR.print(f"{added.card.name} ({added.layout}) is described in {added.place}", highlight=False, soft_wrap=True)

@@ -78,12 +78,12 @@ def teacher_place(teacher: str | None, flags: TeacherFlags) -> str | None:
             given = f"{teacher} is none" if teacher else "there is no --teacher"
             raise UserError(f"--arch, --encoder and --classes are for a teacher that is a file of weights, and {given}")
         return teacher
-    from segskd.models.importing import Asked, import_teacher, needs_network
+    from segskd.models.importing import NetworkSpec, import_teacher, needs_network
     from segskd.runs import IMPORTED, runs_folder
 
     if flags.arch is None:
         raise UserError(needs_network(file))
-    asked = Asked(flags.arch, flags.encoder, flags.classes)
+    asked = NetworkSpec(flags.arch, flags.encoder, flags.classes)
     return str(import_teacher(file, asked, runs_folder() / IMPORTED))
 
 

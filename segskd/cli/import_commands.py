@@ -36,12 +36,12 @@ def import_network(
         outputs: For each class of the card, in order, the output that stands for it, from 0; others are dropped.
     """
     from segskd.models.build import describe, output_classes
-    from segskd.models.importing import Asked, Mends, import_model, needs_network
+    from segskd.models.importing import Adjustments, NetworkSpec, import_model, needs_network
 
     if arch is None and (encoder, classes, channels) != (None, None, None):
         raise UserError(needs_network(Path(file)))
-    asked = Asked(arch, encoder, classes, channels) if arch else None
-    made = import_model(file, asked, Mends(bgr, outputs), out)
+    asked = NetworkSpec(arch, encoder, classes, channels) if arch else None
+    made = import_model(file, asked, Adjustments(bgr, outputs), out)
     network, count = describe(made.model), output_classes(made.model)
     text = f"{out}: {network}, {count} outputs"
     if made.left_out:

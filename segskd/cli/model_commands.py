@@ -169,8 +169,8 @@ def export(
     Args:
         run: A finished run.
         format: What the network comes as.
-        int8: Quantize to INT8, calibrated on the run's own images (onnx, openvino).
-        pixels: Put the pre-processing inside, so that uint8 images go in (onnx, openvino).
+        int8: Quantize to INT8, calibrated on the run's own images, if the format can hold it.
+        pixels: Put the pre-processing inside, so that uint8 images go in, if the format can hold it.
         prune: Take this share of every layer's channels away first and repair the rest stage by stage, as a run of
             its own beside RUN, whose export this is then.
         prune_epochs: Epochs a stage of that repair (half of the run's).

@@ -38,7 +38,7 @@ def study(
     from segskd.console import PlainLines
     from segskd.events import PreparingEvent
     from segskd.runs import runs_folder
-    from segskd.study.config import load_study, teacher_place
+    from segskd.study.grid import load_study, teacher_place
     from segskd.study.runner import carry_out
 
     changes = {

@@ -1,4 +1,4 @@
-"""Adds somebody's dataset: a folder or a zip becomes a card, and what can't be used is listed by file name."""
+"""Adds a user's dataset: writes a card for a folder or a zip, and lists the files that can't be used."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ import yaml
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from segskd.callbacks import OnProgress
 from segskd.config import first_problem, named
 from segskd.data.cards import PROJECT_CARDS, Card, list_cards, load_card
-from segskd.data.check import Problem, Progress, Report, check
+from segskd.data.check import CheckReport, Problem, check
 from segskd.data.dataset import Pair, list_split
 from segskd.data.image_kinds import work_out_images
 from segskd.data.labels import Labels, given_labels
-from segskd.data.layouts import Layout, SplitName, pictures_below, recognise
+from segskd.data.layouts import DatasetLayout, SplitName, pictures_below, recognise
 from segskd.data.mask_values import Meaning, read_all_values, renamed, work_out
-from segskd.data.unpack import Limits, fit_for_text, unpack
+from segskd.data.unpack import ArchiveLimits, fit_for_text, unpack
 from segskd.errors import UserError
 from segskd.files import write_whole
 
@@ -40,19 +41,19 @@ _WORK = ".adding-"
 
 @dataclass(frozen=True)
 class Added:
-    """A dataset that was added: its card, the card's file, what was found in its files, and how they lie.
+    """A dataset that was added: its card, the card's file `place`, the check of its files, and its layout.
 
-    `found` lists, next to what `data check` would say of the card, the files that the card leaves out.
+    `report` has the problems that `data check` reports for the card, and those of the files that the card leaves out.
     """
 
     card: Card
     place: Path
-    found: Report
+    report: CheckReport
     layout: str
 
 
 def candidate_folders(data: Path) -> list[str]:
-    """Folders right below `data` that no card names, by name."""
+    """Names of the folders directly below `data` that no card uses, sorted."""
     named = {Path(entry.card.folder).parts[0] for entry in list_cards(data) if entry.card and entry.card.folder != "."}
     if not data.is_dir():
         return []
@@ -71,19 +72,20 @@ def add_folder(
     data: Path,
     name: str | None = None,
     class_names: Sequence[str] | None = None,
-    report: Progress | None = None,
+    report: OnProgress | None = None,
 ) -> Added:
     """Writes a card for the dataset in `folder`, and reads every file of it.
 
-    The files stay where they are; a folder that doesn't lie below `data` gets a link there. The card gets a
-    free name made from `name` or the folder's. Files that can't be used are left out and listed. Raises
-    UserError, and leaves nothing behind, when the layout is none that is known, when the masks' values make no
-    sense, when fewer than two images to train on and one to validate on are left, or when no pixel of either counts.
+    The files stay where they are. If the folder doesn't lie below `data`, a link to it is made there. The card's name
+    is made from `name` or from the folder's name, and no other card has it. Files that can't be used are left out and
+    listed. Raises UserError, and leaves nothing behind, when the layout is unknown, when the masks' values make no
+    sense, when fewer than two images to train on or one to validate on are left, or when all pixels of one of
+    these splits are ignored.
     """
     if not folder.is_dir():
         raise UserError(f"no folder {folder}: name a folder with images and masks")
     with _adding(data):
-        # First as they are called: a folder below `data` may itself be a link to one elsewhere.
+        # Links are not followed at first: a folder below `data` may itself be a link to another place.
         place, root = Path(os.path.abspath(folder)), Path(os.path.abspath(data))
         if not place.is_relative_to(root):
             place, root = folder.resolve(), data.resolve()
@@ -93,7 +95,7 @@ def add_folder(
         free = _free_name(name, place.name, _cards_taken(data) | _folders_taken(data))
         link = data / free
         link.symlink_to(place, target_is_directory=True)
-        with _undone(link.unlink):
+        with _undo_on_error(link.unlink):
             return _add(link, data, free, class_names, report)
 
 
@@ -102,13 +104,13 @@ def add_archive(
     data: Path,
     name: str | None = None,
     class_names: Sequence[str] | None = None,
-    report: Progress | None = None,
-    limits: Limits | None = None,
+    report: OnProgress | None = None,
+    limits: ArchiveLimits | None = None,
 ) -> Added:
-    """Unpacks a zip into a new folder below `data` and adds that as `add_folder` does.
+    """Unpacks a zip into a new folder below `data` and adds that folder as `add_folder` does.
 
-    Raises UserError, and leaves nothing behind, also for an archive that breaks `limits` (see `Limits` for what
-    holds without) or isn't to be trusted (see `unpack`).
+    Raises UserError, and leaves nothing behind, also for an archive that exceeds `limits` (by default
+    `ArchiveLimits()`) or can't be trusted (see `unpack`).
     """
     if not archive.is_file():
         raise UserError(f"no folder and no file {archive}: name a folder with images and masks, or a zip of one")
@@ -118,41 +120,41 @@ def add_archive(
         free = _free_name(name, archive.stem, _cards_taken(data) | _folders_taken(data))
         place = data / free
         work = Path(tempfile.mkdtemp(prefix=_WORK, dir=data))
-        with _undone(lambda: shutil.rmtree(work)):
-            unpack(archive, work, progress=_part(report, 0.0, 0.3), limits=limits or Limits())
+        with _undo_on_error(lambda: shutil.rmtree(work)):
+            unpack(archive, work, progress=_partial_progress(report, 0.0, 0.3), limits=limits or ArchiveLimits())
             work.chmod(0o755)
             work.rename(place)
-        with _undone(lambda: shutil.rmtree(place)):
-            return _add(place, data, free, class_names, _part(report, 0.3, 1.0))
+        with _undo_on_error(lambda: shutil.rmtree(place)):
+            return _add(place, data, free, class_names, _partial_progress(report, 0.3, 1.0))
 
 
-def _add(folder: Path, data: Path, name: str, class_names: Sequence[str] | None, report: Progress | None) -> Added:
+def _add(folder: Path, data: Path, name: str, class_names: Sequence[str] | None, report: OnProgress | None) -> Added:
     _check_file_names(folder)
     layout = recognise(folder)
     draft = _draft(layout, data, name)
     pairs = _pairs(draft, data)
-    meaning = _meaning(layout, pairs, class_names, _part(report, 0.0, 0.4))
+    meaning = _meaning(layout, pairs, class_names, _partial_progress(report, 0.0, 0.4))
     images = work_out_images([pair.image for pair in pairs])
     draft = _validated({**draft.model_dump(), **vars(meaning), **images}, layout)
-    card, found = _without_unusable(draft, data, _part(report, 0.4, 1.0))
-    found.problems.extend(_unused(layout, draft, data))
-    # Splits that share one list of files name the same lonely ones.
-    found.problems = list(dict.fromkeys(found.problems))
+    card, checked = _without_unusable(draft, data, _partial_progress(report, 0.4, 1.0))
+    checked.problems.extend(_unused(layout, draft, data))
+    # Splits that share one list of files report the same files without a partner.
+    checked.problems = list(dict.fromkeys(checked.problems))
     place = data / f"{name}.yaml"
     content = card.model_dump(mode="json", exclude_defaults=True)
-    if card.channels == 3:  # ImageNet's, which pydantic takes for given
+    if card.channels == 3:  # the default is ImageNet's, but pydantic counts it as set
         content = {field: value for field, value in content.items() if field not in ("mean", "std")}
     if card.values:
-        content["values"] = card.values  # numbers, which JSON would make strings
+        content["values"] = card.values  # JSON would turn these numbers into strings
     write_whole(place, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
-    return Added(load_card(place), place, found, layout.kind)
+    return Added(load_card(place), place, checked, layout.kind)
 
 
 # -- the card -----------------------------------------------------------------------------------------
 
 
-def _draft(layout: Layout, data: Path, name: str) -> Card:
-    """The card without the meaning of its masks, and without a test split that has no pair."""
+def _draft(layout: DatasetLayout, data: Path, name: str) -> Card:
+    """The card with two placeholder classes, and without a test split that has no pair."""
     content = {
         "name": name,
         "title": f"{name} ({layout.kind})",
@@ -166,14 +168,16 @@ def _draft(layout: Layout, data: Path, name: str) -> Card:
     return card
 
 
-def _validated(content: dict[str, Any], layout: Layout) -> Card:
+def _validated(content: dict[str, Any], layout: DatasetLayout) -> Card:
     try:
         return Card.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{layout.root} can't be added: {first_problem(error)}") from error
 
 
-def _meaning(layout: Layout, pairs: Sequence[Pair], names: Sequence[str] | None, report: Progress | None) -> Meaning:
+def _meaning(
+    layout: DatasetLayout, pairs: Sequence[Pair], names: Sequence[str] | None, report: OnProgress | None
+) -> Meaning:
     labels = _labels(layout, names)
     if layout.city_ids:
         city = load_card("cityscapes")
@@ -183,8 +187,8 @@ def _meaning(layout: Layout, pairs: Sequence[Pair], names: Sequence[str] | None,
     return work_out(files, labels, voc=layout.kind in ("PASCAL VOC", "CVAT segmentation mask"))
 
 
-def _labels(layout: Layout, names: Sequence[str] | None) -> Labels | None:
-    """The names given, in the colours of the file that names the classes; else what that file says."""
+def _labels(layout: DatasetLayout, names: Sequence[str] | None) -> Labels | None:
+    """The labels of the dataset's own file, renamed by `names` where these are given."""
     if not names:
         return layout.labels
     given = given_labels(names)
@@ -197,24 +201,22 @@ def _labels(layout: Layout, names: Sequence[str] | None) -> Labels | None:
     return Labels(given.names, layout.labels.colours, given.source)
 
 
-def _without_unusable(card: Card, data: Path, report: Progress | None) -> tuple[Card, Report]:
-    """The card without the pairs that can't be used, and what was found, these among it."""
+def _without_unusable(card: Card, data: Path, report: OnProgress | None) -> tuple[Card, CheckReport]:
+    """The card without the pairs that can't be used, and the check of its files with the problems of those pairs."""
     _check_enough(card, data, [])
-    found = check(card, data, _part(report, 0.0, 0.6))
-    unusable = [problem for problem in found.problems if problem.kind in _UNUSABLE]
+    checked = check(card, data, _partial_progress(report, 0.0, 0.6))
+    unusable = [problem for problem in checked.problems if problem.kind in _UNUSABLE]
     if unusable:
         card = _leaving_out(card, data, {problem.file for problem in unusable})
         _check_enough(card, data, unusable)
-        found = check(card, data, _part(report, 0.6, 1.0))
-        found.problems[:0] = unusable
+        checked = check(card, data, _partial_progress(report, 0.6, 1.0))
+        checked.problems[:0] = unusable
     elif report:
         report(_STEPS, _STEPS)
     for split in FEWEST:
-        if not found.pixels[split].any():
-            raise UserError(
-                f"no pixel of the split '{split}' counts, all are ignored: check whether these are the masks"
-            )
-    return card, found
+        if not checked.pixels[split].any():
+            raise UserError(f"all pixels of the split '{split}' are ignored: check whether these are the masks")
+    return card, checked
 
 
 def _leaving_out(card: Card, data: Path, files: set[str]) -> Card:
@@ -222,7 +224,7 @@ def _leaving_out(card: Card, data: Path, files: set[str]) -> Card:
     for name, split in card.splits.items():
         bad = {pair.name for pair in _split_pairs(card, data, name) if not files.isdisjoint(map(str, pair[1:]))}
         names.setdefault(split.images, set()).update(bad)
-    # Splits that divide one list of files drop the same names before they divide it.
+    # Splits that divide one list of files leave out the same names before they divide it.
     splits = {
         name: split.model_copy(update={"left_out": tuple(sorted(names[split.images]))})
         for name, split in card.splits.items()
@@ -245,17 +247,17 @@ def _check_enough(card: Card, data: Path, unusable: Sequence[Problem]) -> None:
             )
 
 
-def _unused(layout: Layout, card: Card, data: Path) -> Iterator[Problem]:
-    """Pictures that lie among images or masks and are neither, by their names."""
+def _unused(layout: DatasetLayout, card: Card, data: Path) -> Iterator[Problem]:
+    """Pictures in the folders of images and masks that match no name pattern of the card."""
     if layout.kind == "Cityscapes" or any(split.names for split in card.splits.values()):
-        return  # these hold further pictures on purpose
+        return  # these layouts hold further pictures on purpose
     listings = [list_split(card, data, name) for name in card.splits]
     known = {path for listing in listings for path in (*listing.images_without_mask, *listing.masks_without_image)}
     known |= {path for listing in listings for pair in listing.pairs for path in pair[1:]}
     patterns = {pattern for split in card.splits.values() for pattern in (split.images, split.masks)}
     folders = {card.root(data) / pattern.split("{name}")[0] for pattern in patterns}
     for path in sorted({path for folder in folders for path in pictures_below(folder)} - known):
-        text = f"{path} is left out: its name isn't like the others', or another file has it with another suffix"
+        text = f"{path} is left out: its name doesn't match the others, or differs from another's in its suffix alone"
         yield Problem("unpaired", str(path), text)
 
 
@@ -267,10 +269,10 @@ def _split_pairs(card: Card, data: Path, split: str) -> list[Pair]:
     try:
         return list_split(card, data, split).pairs if split in card.splits else []
     except UserError:
-        return []  # the caller counts, and says what is missing
+        return []  # the caller reports a split without pairs
 
 
-# -- names, places and the order of things ------------------------------------------------------------
+# -- names, progress and clean-up ---------------------------------------------------------------------
 
 
 def _check_file_names(folder: Path) -> None:
@@ -281,7 +283,7 @@ def _check_file_names(folder: Path) -> None:
 
 
 def _free_name(given: str | None, fallback: str, taken: set[str]) -> str:
-    """A card's name made from the one given, or else `fallback`, with a number behind it when it is taken."""
+    """A card's name made from `given` or else `fallback`, with a number at its end when the name is taken."""
     if given is not None and (not given.strip() or re.search(r"[<>/\\:]|\.\.", given) or not fit_for_text(given)):
         shown = given.encode("unicode_escape").decode() if not fit_for_text(given) else given
         raise UserError(f"'{shown}' is no name for a dataset: use letters, digits, '.', '_' and '-'")
@@ -293,7 +295,7 @@ def _free_name(given: str | None, fallback: str, taken: set[str]) -> str:
 
 
 def _cards_taken(data: Path) -> set[str]:
-    """In lower case: on some disks A.yaml and a.yaml are one file."""
+    """Names of cards in lower case: on some disks A.yaml and a.yaml are the same file."""
     return {*PROJECT_CARDS, *(path.stem.lower() for path in data.glob("*.yaml"))}
 
 
@@ -301,16 +303,16 @@ def _folders_taken(data: Path) -> set[str]:
     return {path.name.lower() for path in data.iterdir()}
 
 
-def _part(report: Progress | None, first: float, last: float) -> Progress | None:
-    """Hears of one part of the work from 0 to all of it, and reports it as from `first` to `last` of the whole."""
+def _partial_progress(report: OnProgress | None, first: float, last: float) -> OnProgress | None:
+    """A callback for one part of the work, which reports it as the shares from `first` to `last` of the whole."""
     if report is None:
         return None
     return lambda done, total: report(round(_STEPS * (first + (last - first) * done / max(total, 1))), _STEPS)
 
 
 @contextmanager
-def _undone(undo: Callable[[], None]) -> Iterator[None]:
-    """Undoes what was done when the rest fails, also when that is a key that stops the program."""
+def _undo_on_error(undo: Callable[[], None]) -> Iterator[None]:
+    """Calls `undo` when the block fails, also when Ctrl-C ends it."""
     try:
         yield
     except BaseException:
@@ -320,7 +322,8 @@ def _undone(undo: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def _adding(data: Path) -> Iterator[None]:
-    """One dataset at a time; what a killed process left is removed; what the disk refuses is said in words."""
+    """Holds a lock so that one dataset is added at a time, removes what a killed process left, and explains disk
+    errors."""
     try:
         data.mkdir(parents=True, exist_ok=True)
         with FileLock(data / ".adding.lock", timeout=0):

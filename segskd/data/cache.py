@@ -1,4 +1,4 @@
-"""Kept figures: what was costly to find out about some files, beside the runs, until one of the files changes."""
+"""A cache of figures that take long to compute from files. A figure is computed anew when one of its files changes."""
 
 from __future__ import annotations
 
@@ -20,32 +20,35 @@ from segskd.files import write_whole, writing
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 KEY = "key"
-# What numpy raises for a file that is not there, cut short, no archive, or another archive.
+# What numpy raises for a file that is missing, cut short, no archive or another archive.
 DAMAGED = (OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def cache_folder(runs: Path) -> Path:
-    """Where kept figures lie, below the folder of the runs; whoever deletes it loses time and nothing else."""
+    """The folder of cached figures below the folder of runs. Deleting it costs nothing but the time to fill it
+    again."""
     return runs / ".cache"
 
 
-def kept(folder: Path, kind: str, about: Sequence[str], files: Sequence[Path], find: Callable[[], Arrays]) -> Arrays:
-    """The arrays that `find` gives, read from `folder` when they were found before.
+def cached(
+    folder: Path, kind: str, inputs: Sequence[str], files: Sequence[Path], compute: Callable[[], Arrays]
+) -> Arrays:
+    """The arrays that `compute` returns, or those in `folder` if they were computed before from the same input.
 
-    They hold as long as `about`, and the paths, sizes and times of change of `files`, are the same. A file
-    of them that is damaged is found anew. Who asks while another process finds out waits for it.
-    Raises UserError when one of the files is gone, or `folder` can't be written.
+    The input is the same while `inputs` and the paths, sizes and modification times of `files` are. A damaged file in
+    the cache is computed anew. A process waits while another one computes the same arrays. Raises UserError when one
+    of `files` is gone, or `folder` can't be written.
     """
-    place = folder / f"{kind}-{_digest([*about, *map(str, files)])[:32]}.npz"
+    target = folder / f"{kind}-{_digest([*inputs, *map(str, files)])[:32]}.npz"
     key = _digest([stamp(file) for file in files])
-    found = _read(place, key)
-    if found is None:
-        with _alone(place):
-            found = _read(place, key)
-            if found is None:
-                found = find()
-                _write(place, key, found)
-    return found
+    arrays = _read(target, key)
+    if arrays is None:
+        with _locked(target):
+            arrays = _read(target, key)
+            if arrays is None:
+                arrays = compute()
+                _write(target, key, arrays)
+    return arrays
 
 
 def _read(place: Path, key: str) -> Arrays | None:
@@ -65,7 +68,7 @@ def _write(place: Path, key: str, arrays: Arrays) -> None:
 
 
 @contextmanager
-def _alone(place: Path) -> Iterator[None]:
+def _locked(place: Path) -> Iterator[None]:
     lock = filelock.FileLock(place.with_suffix(".lock"))
     with writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +80,7 @@ def _alone(place: Path) -> Iterator[None]:
 
 
 def stamp(file: Path) -> str:
-    """Another one whenever the file changes: its size and time of change. Raises UserError when it is gone."""
+    """The file's size and modification time, as text. Raises UserError when the file is gone."""
     try:
         stat = file.stat()
     except OSError as error:

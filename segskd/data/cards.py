@@ -1,4 +1,4 @@
-"""Cards: one YAML file a dataset, saying where images and masks lie and what the mask values mean."""
+"""Cards: a YAML file for each dataset, which says where images and masks lie and what the masks' values mean."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNKNOWN = -1
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 OTHER = 1 << 16
-"""Stands for every mask value that no file of 16 bits can hold."""
+"""The place in `Card.value_table` of all values that a 16-bit file can't hold."""
 
 Channel = Annotated[int, Field(ge=0, le=255)]
 Colour = tuple[Channel, Channel, Channel]
@@ -44,7 +44,7 @@ InsidePath = Annotated[str, AfterValidator(_inside)]
 
 
 class ClassEntry(_Strict):
-    """One class: its name and its colour, RGB 0-255; its index is its place in the card's list."""
+    """One class: its name and its colour, RGB 0-255. Its index is its place in the card's list."""
 
     name: str
     color: Colour
@@ -53,12 +53,11 @@ class ClassEntry(_Strict):
 class Split(_Strict):
     """Where one split's files lie.
 
-    `images` and `masks` are paths below the card's folder with one `{name}`, which stands for the part
-    that an image and its mask have in common and may contain slashes; a `*` stands for anything within
-    one folder or file name, and `.*` at the end for any suffix. `names` is a text file with one name that
-    belongs to the split in each line, alone or as the first column. `left_out` are names whose files can't
-    be used. `share` keeps the part [from, to) of all names, in an order drawn by hash, for datasets that
-    come without splits.
+    `images` and `masks` are paths below the card's folder. Each contains `{name}` once, which stands for the part that
+    an image and its mask have in common and may contain slashes. A `*` stands for any text within one folder or file
+    name, and `.*` at the end for any suffix. `names` is a text file with the names of the split, one in each line,
+    alone or as the first column. `left_out` are names whose files can't be used. `share` is for datasets without
+    splits: it keeps the part [from, to) of all names in an order drawn by hash.
     """
 
     images: InsidePath
@@ -79,10 +78,10 @@ class Split(_Strict):
 
 
 class Archive(_Strict):
-    """One file to download: unpacked below the card's folder after its checksum was compared.
+    """One file to download. Its checksum is compared, then it is unpacked below the card's folder.
 
-    `member` keeps only what lies below that path inside the archive and drops the path itself; `into` is
-    the folder below the card's folder that receives it.
+    Only what lies below the path `member` in the archive is unpacked, without that path. `into` is the folder below
+    the card's folder that receives it.
     """
 
     url: str
@@ -101,14 +100,14 @@ class Archive(_Strict):
 class Card(_Strict):
     """A dataset: its classes, what its mask values mean, and where its files lie.
 
-    A decoded mask holds 0 … C-1 for the C classes in order and `ignore_index` for pixels that count
-    nowhere. Files hold those values themselves unless `values` maps the file's values to them, or
-    `mask_format` is `color` and the file holds the classes' colours.
+    A decoded mask holds 0 … C-1 for the C classes in order, and `ignore_index` for pixels that don't count. Mask files
+    hold these values themselves, unless `values` maps the files' values to them, or `mask_format` is `color` and the
+    files hold the classes' colours.
 
     Images have `channels`: 1, 3 (RGB) or 4 (RGB and one more, or any four bands). `white` is the pixel value that
-    stands for 1.0, by default the largest that a file's type holds, 255 or 65535; brighter pixels count as white.
-    `mean` and `std`, one a channel, are those of pixels from 0 to 1: by default ImageNet's, and their mean for
-    the grey or the fourth channel.
+    becomes 1.0, by default the largest that the file's type holds, 255 or 65535; brighter pixels count as white. `mean`
+    and `std` have one value a channel, for pixels from 0 to 1. By default they are ImageNet's, and the mean of its
+    three values for a grey or a fourth channel.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -122,8 +121,8 @@ class Card(_Strict):
     values: dict[int, int] | None = None
     channels: Literal[1, 3, 4] = 3
     white: int | None = Field(default=None, ge=1, le=65535)
-    mean: tuple[float, ...] = Field(default_factory=lambda known: _each(IMAGENET_MEAN, known))
-    std: tuple[float, ...] = Field(default_factory=lambda known: _each(IMAGENET_STD, known))
+    mean: tuple[float, ...] = Field(default_factory=lambda known: _for_channels(IMAGENET_MEAN, known))
+    std: tuple[float, ...] = Field(default_factory=lambda known: _for_channels(IMAGENET_STD, known))
     licence: str = ""
     homepage: str = ""
     generator: Literal["scenes"] | None = None
@@ -152,7 +151,7 @@ class Card(_Strict):
         return self
 
     def __eq__(self, other: object) -> bool:
-        """Whether both say the same; pydantic would compare the tables kept below, too, and fail at arrays."""
+        """Whether all fields are equal. pydantic would also compare the cached tables, and fail on their arrays."""
         return isinstance(other, Card) and self.model_dump() == other.model_dump()
 
     @property
@@ -166,7 +165,8 @@ class Card(_Strict):
 
     @cached_property
     def value_table(self) -> npt.NDArray[np.int16]:
-        """Class index for each file value 0-65535; entry OTHER stands for everything else. (65537,)"""
+        """Class index int16 (65537,) of each file value 0-65535, UNKNOWN for those without one. OTHER is all other
+        values."""
         table = np.full(OTHER + 1, UNKNOWN, dtype=np.int16)
         identity = {value: value for value in (*range(len(self.classes)), self.ignore_index)}
         for value, index in (self.values or identity).items():
@@ -176,14 +176,14 @@ class Card(_Strict):
 
     @cached_property
     def colour_table(self) -> npt.NDArray[np.int16]:
-        """Class index for each packed RGB colour. (2^24,)"""
+        """Class index int16 (2^24,) of each packed RGB colour, UNKNOWN for those without one."""
         table = np.full(1 << 24, UNKNOWN, dtype=np.int16)
         table[packed_rgb(np.array(self.ignore_colors, dtype=np.intp).reshape(-1, 3))] = self.ignore_index
         table[packed_rgb(np.array(self.palette))] = range(len(self.classes))
         return table
 
     def root(self, data: Path) -> Path:
-        """The dataset's own folder below the folder where datasets lie."""
+        """The dataset's own folder; `data` is the folder where datasets lie."""
         return data / self.folder
 
     def split(self, name: str) -> Split:
@@ -192,20 +192,20 @@ class Card(_Strict):
         return self.splits[name]
 
 
-def _each(rgb: tuple[float, float, float], known: dict[str, Any]) -> tuple[float, ...]:
-    """A value for each channel of a card: RGB's, and the mean of these for others."""
+def _for_channels(rgb: tuple[float, float, float], known: dict[str, Any]) -> tuple[float, ...]:
+    """One value for each channel of a card: those of RGB, and their mean for a grey or a fourth channel."""
     grey = round(sum(rgb) / 3, 4)
     return {1: (grey,), 4: (*rgb, grey)}.get(known.get("channels", 3), rgb)
 
 
 def packed_rgb(rgb: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
-    """RGB (..., 3) as one number below 2^24 each."""
+    """RGB colours (..., 3) as numbers below 2^24 (...)."""
     wide = rgb.astype(np.intp)
     return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
 
 
 def card_place(name_or_path: str) -> str:
-    """A card's name as it is; the path of one made absolute, so that it holds in any folder."""
+    """The argument, made absolute if it is a card's path, so that it is valid in any working folder."""
     return str(Path(name_or_path).expanduser().resolve()) if _is_path(name_or_path) else name_or_path
 
 
@@ -215,9 +215,9 @@ def _is_path(name_or_path: str) -> bool:
 
 @dataclass(frozen=True)
 class CardEntry:
-    """A card in a list: `place` is what `load_card` takes, `own` says that it didn't come with SegSKD.
+    """A card in a list: `place` is what `load_card` takes, and `own` says that it is the user's and not SegSKD's.
 
-    A card that can't be read has no `card` but a `problem`, one line.
+    A card that can't be read has no `card`, but a `problem` of one line.
     """
 
     card: Card | None
@@ -231,7 +231,7 @@ class CardEntry:
 
 
 def list_cards(data: Path) -> list[CardEntry]:
-    """The cards that come with SegSKD, then those of the user: every `data/*.yaml` that is a card, by file name."""
+    """The cards that come with SegSKD, then the user's: every `data/*.yaml` that is a card, sorted by file name."""
     entries = [_entry(CARDS_FOLDER / f"{name}.yaml", name, own=False) for name in PROJECT_CARDS]
     own = sorted(path for path in data.glob("*.yaml") if not path.name.startswith("."))
     return entries + [
@@ -240,9 +240,10 @@ def list_cards(data: Path) -> list[CardEntry]:
 
 
 def load_card(name_or_path: str | Path, data: Path | None = None) -> Card:
-    """A card by its name, from the project's or else the folder `data` (SEGSKD_DATA), or by a YAML file's path.
+    """A card by its name or by its file's path. A name is looked up in the project's cards, then in `data`.
 
-    Raises UserError when there is none, or when it says something that can't be.
+    `data` is by default the folder that SEGSKD_DATA names. Raises UserError when there is no such card, or when it is
+    not valid.
     """
     given, folder = str(name_or_path), data_folder(data)
     named = [folder / f"{given}.yaml" for folder in (CARDS_FOLDER, folder)]
@@ -273,7 +274,7 @@ def _is_projects(path: Path) -> bool:
 
 
 def _may_be_card(path: Path) -> bool:
-    """Whether a YAML file is meant as a card: recipes and the like aren't; one that can't be read may be."""
+    """Whether a YAML file is meant as a card and not as a recipe, for instance. True for one that can't be read."""
     try:
         content = read_yaml(path)
     except UserError:

@@ -1,9 +1,8 @@
-"""Reads every file of a dataset and lists what is wrong with it, by file name."""
+"""Reads every file of a dataset and lists the problems, by file name."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -13,14 +12,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from segskd.callbacks import OnProgress
 from segskd.data.cards import UNKNOWN, Card
 from segskd.data.dataset import Pair, decode_mask, describe_unknown, has_split, list_split
 from segskd.data.mask_values import MOST_16
-from segskd.data.pixels import read_image, read_kind
+from segskd.data.pixels import read_image, read_pixel_format
 from segskd.errors import UserError
 from segskd.standalone.bands import Pixels, UnfitError
 
-Kind = Literal[
+ProblemKind = Literal[
     "unpaired",
     "unreadable",
     "kind differs",
@@ -33,46 +33,45 @@ Kind = Literal[
     "incomplete",
     "empty class",
 ]
-Progress = Callable[[int, int], None]
 CUT_OFF = 0.01
-"""Share of an image's pixels that may be brighter than the card's white: lamps, and what is amiss in a sensor."""
+"""The largest share of an image's pixels that may be brighter than the card's white, such as lamps or dead pixels."""
 THIN = 8
-"""Classes without a pixel in the middle of four of its own, as many as thin things alone don't make."""
+"""The number of classes without inner pixels from which masks are taken to have soft edges. Thin objects make fewer."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong; `file` is the image or mask, the class's name, or what all masks belong to."""
+    """One problem. `file` is the image or the mask, or else the name of the class, the split or the card."""
 
-    kind: Kind
+    kind: ProblemKind
     file: str
     text: str
 
 
 @dataclass
-class Report:
-    """What a check found: pixels of each class by split, how the images are, and every problem.
+class CheckReport:
+    """The result of a check: pixels of each class by split, sizes and kinds of the images, and every problem.
 
-    `kinds` counts images by channels and bits, `bits` lists them by the bits of a channel.
+    `kinds` counts images by channels and bits. `bits` lists images by the bits of a channel.
     """
 
     card: Card
     images: dict[str, int] = field(default_factory=dict)
     pixels: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
     inner: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
-    """Of `pixels` those that lie between four of their own class."""
+    """Of `pixels`, those whose four neighbours have the same class."""
     sizes: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     bits: dict[int, list[Path]] = field(default_factory=dict)
     first: dict[bytes, tuple[str, Path]] = field(default_factory=dict)
-    """Where pixels were seen first, by their digest: split and image."""
+    """Split and path of the first image that has certain pixels, by the digest of these pixels."""
     problems: list[Problem] = field(default_factory=list)
 
-    def add(self, kind: Kind, file: Path | str, text: str) -> None:
+    def add(self, kind: ProblemKind, file: Path | str, text: str) -> None:
         self.problems.append(Problem(kind, str(file), text))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; pixels are shares of all that count."""
+        """Plain data for JSON. Pixels of a class are given as a share of all pixels that aren't ignored."""
         shares = {split: counts / max(counts.sum(), 1) for split, counts in self.pixels.items()}
         return {
             "card": self.card.name,
@@ -86,12 +85,13 @@ class Report:
         }
 
 
-def check(card: Card, data: Path, progress: Progress | None = None) -> Report:
+def check(card: Card, data: Path, progress: OnProgress | None = None) -> CheckReport:
     """Reads every image and mask of every split that is on the disk.
 
-    Raises UserError when the dataset, or its train split, is not there at all.
+    `progress` is called with the number of pairs that are read and of all pairs. Raises UserError when the dataset, or
+    its train split, is missing.
     """
-    report = Report(card)
+    report = CheckReport(card)
     splits = [split for split in card.splits if split == "train" or has_split(card, data, split)]
     listings = {split: list_split(card, data, split) for split in splits}
     total, done = sum(len(listing.pairs) for listing in listings.values()), 0
@@ -116,7 +116,7 @@ def check(card: Card, data: Path, progress: Progress | None = None) -> Report:
     return report
 
 
-def _check_pair(report: Report, split: str, pair: Pair) -> None:
+def _check_pair(report: CheckReport, split: str, pair: Pair) -> None:
     try:
         image = read_image(pair.image, report.card)
         _check_whole(pair.image)
@@ -142,13 +142,13 @@ def _check_pair(report: Report, split: str, pair: Pair) -> None:
 
 
 def _counts(values: npt.NDArray[Any], card: Card) -> npt.NDArray[np.int64]:
-    """How often each class is among the values."""
+    """How often each class occurs in `values`: int64 (C,)."""
     classes = values[(values >= 0) & (values < len(card.classes))]
     return np.bincount(classes, minlength=len(card.classes)).astype(np.int64, copy=False)
 
 
-def _check_white(report: Report, image: Path) -> None:
-    """Whether the card's own `white` cuts off more than single pixels."""
+def _check_white(report: CheckReport, image: Path) -> None:
+    """Reports an image of which more than CUT_OFF of the pixels are brighter than the card's `white`."""
     white = report.card.white
     if white is None:
         return
@@ -161,10 +161,10 @@ def _check_white(report: Report, image: Path) -> None:
         report.add("brighter than white", image, text)
 
 
-def _check_seen(report: Report, split: str, path: Path, image: Pixels) -> None:
-    """Whether another split has the same pixels: figures on images that were trained on say nothing.
+def _check_seen(report: CheckReport, split: str, path: Path, image: Pixels) -> None:
+    """Reports an image that another split has, too: a score on images that were trained on means nothing.
 
-    Pictures of one colour are alike wherever they come from.
+    Pictures of a single colour are skipped, since they are equal wherever they come from.
     """
     if (image == image[0, 0]).all():
         return
@@ -175,34 +175,35 @@ def _check_seen(report: Report, split: str, path: Path, image: Pixels) -> None:
         report.add("in two splits", path, text)
 
 
-def _note_kind(report: Report, image: Path) -> None:
-    channels, bits = read_kind(image)[:2]
+def _note_kind(report: CheckReport, image: Path) -> None:
+    channels, bits = read_pixel_format(image)[:2]
     report.kinds[f"{channels} channel{'s' * (channels > 1)} of {bits} bits"] += 1
     report.bits.setdefault(bits, []).append(image)
 
 
-def _check_bits(report: Report) -> None:
-    """Fewer files of 8 bits among more of 16, or the other way: one of both may have been saved by mistake."""
+def _check_bits(report: CheckReport) -> None:
+    """Reports the rarer of 8-bit and 16-bit images: they may have been saved with the wrong depth."""
     few, *many = sorted(report.bits, key=lambda bits: len(report.bits[bits]))[-2:] or [0]
     for path in report.bits[few] if many else []:
         report.add("bits differ", path, f"image {path} has {few} bits a channel, and most others have {many[0]}")
 
 
-def _check_edges(report: Report) -> None:
-    """Whether classes are nothing but edges between others: masks that were resized or drawn with soft edges."""
+def _check_edges(report: CheckReport) -> None:
+    """Reports masks whose classes are mostly edges between other classes: they were resized or drawn with soft
+    edges."""
     card, none = report.card, np.zeros(len(report.card.classes), dtype=np.int64)
     pixels, inner = sum(report.pixels.values(), none), sum(report.inner.values(), none)
     thin = int(((pixels > 0) & (inner == 0)).sum())
     if thin >= THIN:
         text = (
-            f"{thin} of {len(card.classes)} classes have no pixel between four of their own: masks look resized, or "
-            "drawn with soft edges; save them with hard edges, and add them anew"
+            f"{thin} of {len(card.classes)} classes have no pixel whose four neighbours are of that class: the masks "
+            "look resized or drawn with soft edges; save them with hard edges, and add them anew"
         )
         report.add("soft edges", card.name, text)
 
 
 def _check_whole(path: Path) -> None:
-    """Raises UserError for a picture that is cut short: OpenCV fills what is missing of a JPEG and says nothing."""
+    """Raises UserError for a picture that is cut short: OpenCV silently fills the missing part of a JPEG."""
     try:
         with Image.open(path) as image:
             image.load()
@@ -210,7 +211,7 @@ def _check_whole(path: Path) -> None:
         raise UserError(f"image {path} is damaged: {error}; replace or remove it") from error
 
 
-def _check_split(report: Report, split: str) -> None:
+def _check_split(report: CheckReport, split: str) -> None:
     expected = report.card.split(split).count
     if expected is not None and report.images[split] != expected:
         text = f"split '{split}' has {report.images[split]} images, and the card says {expected}"

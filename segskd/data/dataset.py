@@ -1,4 +1,4 @@
-"""A card's pairs of images and masks, and its masks as `uint8` arrays, every value checked on the way."""
+"""The pairs of images and masks that a card names, and masks as `uint8` arrays whose values have been checked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".p
 
 
 class Pair(NamedTuple):
-    """An image and its mask; `name` is what their paths have in common."""
+    """An image and its mask. `name` is the part that their paths have in common."""
 
     name: str
     image: Path
@@ -32,7 +32,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """What a split's folders hold: complete pairs, and files whose partner is missing. Sorted by name."""
+    """The files of a split: complete pairs, and files whose partner is missing, each sorted by name."""
 
     pairs: list[Pair]
     images_without_mask: list[Path]
@@ -75,9 +75,9 @@ def list_split(card: Card, data: Path, split_name: str) -> Listing:
 
 
 def list_pairs(card: Card, data: Path, split_name: str) -> list[Pair]:
-    """The pairs of a split, sorted by name; files without a partner are left to `data check`.
+    """The pairs of a split, sorted by name. Files without a partner are skipped; `data check` reports them.
 
-    Raises UserError when there is no pair at all.
+    Raises UserError when there is no pair.
     """
     listing = list_split(card, data, split_name)
     if not listing.pairs:
@@ -105,7 +105,7 @@ def hash_order(names: Sequence[str], seed: object) -> list[str]:
 
 
 def read_mask(path: Path, card: Card) -> Uint8:
-    """A mask as uint8 (H, W): 0 … C-1 and the card's ignore index.
+    """A mask as uint8 (H, W), whose values are 0 … C-1 and the card's ignore index.
 
     Raises UserError when the file can't be read or holds a value that the card doesn't know.
     """
@@ -119,7 +119,7 @@ def read_mask(path: Path, card: Card) -> Uint8:
 
 
 def decode_mask(path: Path, card: Card) -> npt.NDArray[np.int16]:
-    """A mask as int16 (H, W), UNKNOWN where the card has no meaning for the file's value."""
+    """A mask as int16 (H, W) like `read_mask`, but UNKNOWN where the card doesn't know the file's value."""
     raw = _read_raw(path, card)
     if card.mask_format == "color":
         return card.colour_table[packed_rgb(raw)]
@@ -137,7 +137,10 @@ def describe_unknown(path: Path, card: Card, decoded: npt.NDArray[np.int16]) -> 
 
 
 def read_unchanged(path: Path) -> npt.NDArray[Any]:
-    """A mask file as OpenCV decodes it: (H, W), or BGR(A) (H, W, C) also for a palette PNG. Raises UserError."""
+    """A mask file as OpenCV decodes it: (H, W), or BGR(A) (H, W, C), also for a palette PNG.
+
+    Raises UserError when it can't be read.
+    """
     return decoded(path, "mask", cv2.IMREAD_UNCHANGED)
 
 
@@ -154,7 +157,7 @@ def _read_raw(path: Path, card: Card) -> npt.NDArray[Any]:
 
 
 def _palette_indices(path: Path, card: Card) -> npt.NDArray[Any]:
-    """Indices of a palette PNG, which OpenCV would give as colours."""
+    """The values (H, W) of a palette PNG, for which OpenCV returns colours."""
     with Image.open(path) as image:
         if image.mode == "P":
             return np.asarray(image)
@@ -165,18 +168,18 @@ def _palette_indices(path: Path, card: Card) -> npt.NDArray[Any]:
 
 
 def _matching(root: Path, pattern: str) -> dict[str, Path]:
-    """Files below `root` that fit the pattern, by the part that stands for {name}."""
+    """Files below `root` that match the pattern, by the part that stands for {name}."""
     before, after = pattern.split("{name}")
     regex = re.compile(_regex(before) + "(?P<name>.+?)" + _ending(after) + r"\Z")
     fixed = Path(before.split("*")[0] + "x").parent
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for path in sorted((root / fixed).rglob("*")):
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
             continue
         match = regex.match(path.relative_to(root).as_posix())
         if match:
-            found.setdefault(match["name"], path)
-    return found
+            paths.setdefault(match["name"], path)
+    return paths
 
 
 def _regex(part: str) -> str:
@@ -184,12 +187,12 @@ def _regex(part: str) -> str:
 
 
 def _ending(part: str) -> str:
-    """As `_regex`, but `.*` at the end is one suffix, so that the name keeps its own dots."""
+    """As `_regex`, but `.*` at the end is a single suffix, so that a name may contain dots."""
     return _regex(part.removesuffix(".*")) + r"\.[^./]+" if part.endswith(".*") else _regex(part)
 
 
 def _listed_names(root: Path, split: Split, known: Collection[str]) -> set[str] | None:
-    """The names in the split's list: a line that is no file's name counts up to its first space."""
+    """The names in the split's list. A line that isn't itself a name is cut at its first space."""
     if split.names is None:
         return None
     path = root / split.names

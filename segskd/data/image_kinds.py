@@ -1,4 +1,4 @@
-"""Looks at images of unknown kind and works out what a card says of them: channels, white, mean and deviation."""
+"""Works out from images what a card must say of them: channels, white, mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -9,36 +9,37 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from segskd.data.pixels import read_kind
+from segskd.data.pixels import read_pixel_format
 from segskd.errors import UserError
-from segskd.standalone.bands import Kind, Pixels, UnfitError, fitted, read_bands, scaled
+from segskd.standalone.bands import PixelFormat, Pixels, UnfitError, fitted, read_bands, scaled
 
 SENSOR_BITS = 12
-"""Most sensors of more than 8 bits fill so many of a file's 16."""
+"""The bits that most sensors of more than 8 bits use of a file's 16."""
 SAMPLED = 64
 LEAST_STD = 1e-3
 _UNREADABLE = (UnfitError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def work_out_images(images: Sequence[Path]) -> dict[str, Any]:
-    """The fields of a card that its images decide, without those that stay as they are by default.
+    """The fields of a card that depend on its images, without those that have their default.
 
-    `channels` is 1 where all files are grey, 4 where all have a fourth band that varies, `white` the largest number
-    of a 12-bit sensor where no file of 16 bits holds a larger one. Images that aren't RGB get the `mean` and `std` of
-    some of them. Files that can't be read are left to `data check`.
+    `channels` is 1 where all files are grey, and 4 where all have a fourth band whose values vary. `white` is the
+    largest value of a 12-bit sensor where all files have 16 bits and no pixel is brighter. `mean` and `std` of images
+    that aren't RGB are computed from up to SAMPLED of them. Files that can't be read are skipped; `data check` reports
+    them.
     """
     kinds = {path: kind for path in images if (kind := _kind(path))}
     if not kinds:
         return {}
     channels, white = _channels(kinds), _white(kinds)
-    found: dict[str, Any] = {} if white is None else {"white": white}
+    fields: dict[str, Any] = {} if white is None else {"white": white}
     if channels == 3:
-        return found
+        return fields
     mean, std = _statistics(list(kinds), channels, white)
-    return {"channels": channels, **found, "mean": mean, "std": std}
+    return {"channels": channels, **fields, "mean": mean, "std": std}
 
 
-def _channels(kinds: dict[Path, Kind]) -> Literal[1, 3, 4]:
+def _channels(kinds: dict[Path, PixelFormat]) -> Literal[1, 3, 4]:
     counts = {kind.channels for kind in kinds.values()}
     if counts == {1}:
         return 1
@@ -46,7 +47,7 @@ def _channels(kinds: dict[Path, Kind]) -> Literal[1, 3, 4]:
 
 
 def _varies(bands: Iterable[Pixels]) -> bool:
-    """Whether a band is not the same everywhere; looks no further than it must."""
+    """Whether the bands hold more than one value. It reads no more of them than it needs to."""
     seen: set[int] = set()
     for band in bands:
         seen |= {int(band.min()), int(band.max())}
@@ -55,7 +56,7 @@ def _varies(bands: Iterable[Pixels]) -> bool:
     return False
 
 
-def _white(kinds: dict[Path, Kind]) -> int | None:
+def _white(kinds: dict[Path, PixelFormat]) -> int | None:
     if {kind.bits for kind in kinds.values()} != {16}:
         return None
     largest = (1 << SENSOR_BITS) - 1
@@ -91,8 +92,8 @@ def _readable(images: Iterable[Path]) -> Iterator[Pixels]:
             continue
 
 
-def _kind(path: Path) -> Kind | None:
+def _kind(path: Path) -> PixelFormat | None:
     try:
-        return read_kind(path)
+        return read_pixel_format(path)
     except UserError:
         return None

@@ -1,4 +1,4 @@
-"""Files that name a dataset's classes: labelmap.txt, label_colors.txt, classes.txt and their like."""
+"""Reads files that name a dataset's classes, such as labelmap.txt, label_colors.txt and classes.txt."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOT_A_CLASS = "__ignore__"
 
 @dataclass(frozen=True)
 class Labels:
-    """Names of the classes in order, their colours if the source says them, and the source, for messages."""
+    """Names of the classes in order, their colours if the source has them, and the source as messages name it."""
 
     names: tuple[str, ...]
     colours: tuple[Colour, ...] | None
@@ -26,9 +26,9 @@ class Labels:
 
 
 def find_labels(folders: Sequence[Path]) -> Labels | None:
-    """The classes by the first file that names them, of the first folder that has one; None where there is none.
+    """The classes from the first file that names classes, in the first of the folders that has such a file.
 
-    Raises UserError for a file that can't be understood.
+    None where there is no such file. Raises UserError for a file that can't be understood.
     """
     for folder in folders:
         files = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_file()}
@@ -39,7 +39,7 @@ def find_labels(folders: Sequence[Path]) -> Labels | None:
 
 
 def given_labels(names: Sequence[str], source: str = "the given names") -> Labels:
-    """Labels from names alone. Raises UserError for names that no card can have."""
+    """Labels without colours. Raises UserError for names that a card can't have."""
     return _checked(Labels(tuple(names), None, source))
 
 
@@ -47,7 +47,7 @@ def _checked(labels: Labels) -> Labels:
     names = labels.names
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"{labels.source}: '{twice[0]}' is there twice; each class needs a name of its own")
+        raise UserError(f"{labels.source}: '{twice[0]}' is named twice; each class needs another name")
     if not 2 <= len(names) <= MOST:
         raise UserError(f"{labels.source}: {len(names)} classes; a dataset has 2 to {MOST}")
     for name in names:
@@ -66,21 +66,21 @@ def _lines(path: Path) -> list[str]:
 
 
 def _names_file(path: Path) -> Labels:
-    """A name a line."""
+    """Reads one name from each line."""
     return given_labels([line for line in _lines(path) if line != _NOT_A_CLASS], str(path))
 
 
 def _labelmap(path: Path) -> Labels:
-    """CVAT's and Datumaro's `name:r,g,b:parts:actions`; without colours PASCAL VOC's in order."""
-    found = [_matched(path, line, r"(?P<name>.*?):(?P<rgb>\d+,\d+,\d+)?:.*", "name:r,g,b::") for line in _lines(path)]
-    colours = [rgb if rgb else voc for (_, rgb), voc in zip(found, voc_colours(len(found)), strict=True)]
-    return _checked(Labels(tuple(name for name, _ in found), tuple(colours), str(path)))
+    """Reads CVAT's and Datumaro's `name:r,g,b:parts:actions`. Classes without a colour get PASCAL VOC's, in order."""
+    entries = [_matched(path, line, r"(?P<name>.*?):(?P<rgb>\d+,\d+,\d+)?:.*", "name:r,g,b::") for line in _lines(path)]
+    colours = [rgb if rgb else voc for (_, rgb), voc in zip(entries, voc_colours(len(entries)), strict=True)]
+    return _checked(Labels(tuple(name for name, _ in entries), tuple(colours), str(path)))
 
 
 def _label_colors(path: Path) -> Labels:
-    """CamVid's and Datumaro's `r g b name`."""
-    found = [_matched(path, line, r"(?P<rgb>\d+\s+\d+\s+\d+)\s+(?P<name>.+)", "r g b name") for line in _lines(path)]
-    return _checked(Labels(tuple(name for name, _ in found), tuple(rgb for _, rgb in found if rgb), str(path)))
+    """Reads CamVid's and Datumaro's `r g b name`."""
+    entries = [_matched(path, line, r"(?P<rgb>\d+\s+\d+\s+\d+)\s+(?P<name>.+)", "r g b name") for line in _lines(path)]
+    return _checked(Labels(tuple(name for name, _ in entries), tuple(rgb for _, rgb in entries if rgb), str(path)))
 
 
 def _matched(path: Path, line: str, pattern: str, form: str) -> tuple[str, Colour | None]:

@@ -1,4 +1,4 @@
-"""Layouts: recognises how somebody's folder holds its images and masks."""
+"""Recognises the layout of a dataset: in which folders and under which names its images and masks lie."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from segskd.data.dataset import IMAGE_SUFFIXES
 from segskd.data.labels import Labels, find_labels
 from segskd.errors import UserError
 
-Kind = Literal["images and masks", "PASCAL VOC", "CVAT segmentation mask", "Cityscapes"]
+LayoutKind = Literal["images and masks", "PASCAL VOC", "CVAT segmentation mask", "Cityscapes"]
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 ACCEPTED = (
@@ -50,38 +50,40 @@ _MASK_ENDING = re.compile(
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a dataset lies in a folder: `root`, below the folder given, is where the splits' paths begin.
+class DatasetLayout:
+    """How a dataset lies in a folder. The paths of `splits` are relative to `root`.
 
-    `city_ids` says what Cityscapes masks hold when they hold the classes of the benchmark.
+    `labels` are the classes that a file names, if there is one. `city_ids` says which ids the masks of Cityscapes hold,
+    when these are ids of the benchmark's classes.
     """
 
-    kind: Kind
+    kind: LayoutKind
     root: Path
     splits: dict[SplitName, Split]
     labels: Labels | None
     city_ids: Literal["label ids", "train ids"] | None = None
 
 
-class _Fit(NamedTuple):
-    """How well two folders fit together, and the patterns of the files in them."""
+class _PairPatterns(NamedTuple):
+    """How many images and masks of two folders form pairs, and the patterns of their paths."""
 
     pairs: int
     images: str
     masks: str
 
 
-def recognise(folder: Path) -> Layout:
-    """The layout of the dataset in `folder`, or in the one folder in it, as archives often have it.
+def recognise(folder: Path) -> DatasetLayout:
+    """The layout of the dataset in `folder`.
 
-    A dataset without a validation split gets a fifth of the training images, drawn by hash. Raises UserError
-    that says what is there and what is accepted, when it is none of the layouts.
+    As long as the folder holds a single folder and no known layout, that one is looked at, since archives often wrap a
+    dataset so. If there is no validation split, it gets a fifth of the training images, drawn by hash. Raises UserError
+    that says what was found and what is accepted, when the layout is unknown.
     """
     place, passed = folder, [folder]
     for _ in range(_DEEPEST_WRAPPING):
-        found = _voc(place) or _cityscapes(place) or _images_and_masks(place)
-        if found:
-            return _with_labels(found, passed)
+        layout = _voc(place) or _cityscapes(place) or _images_and_masks(place)
+        if layout:
+            return _with_labels(layout, passed)
         inside = _folders(place)
         if len(inside) != 1:
             break
@@ -92,7 +94,7 @@ def recognise(folder: Path) -> Layout:
 
 
 def pictures_below(folder: Path) -> Iterator[Path]:
-    """Every picture below a folder but hidden ones, in no order."""
+    """Paths of all pictures below a folder except hidden ones, in no particular order."""
     for path in folder.rglob("*"):
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
             yield path
@@ -101,8 +103,8 @@ def pictures_below(folder: Path) -> Iterator[Path]:
 # -- the layouts --------------------------------------------------------------------------------------
 
 
-def _voc(root: Path) -> Layout | None:
-    """PASCAL VOC, and what CVAT exports like it."""
+def _voc(root: Path) -> DatasetLayout | None:
+    """The layout of PASCAL VOC, in which CVAT exports segmentation masks."""
     named = {path.name.lower(): path for path in _folders(root)}
     masks = next(
         (named[n] for n in ("segmentationclass", "segmentationclasspng") if _holds_pictures(named.get(n))), None
@@ -111,14 +113,16 @@ def _voc(root: Path) -> Layout | None:
         return None
     images = named.get("jpegimages")
     if images is None or not _holds_pictures(images):
-        raise UserError(f"{masks} has masks, but there is no JPEGImages with images beside it: export them, too")
-    fit = _fit(root, images, masks)
+        raise UserError(
+            f"{masks} has masks, but no folder JPEGImages with images lies beside it: export the images, too"
+        )
+    fit = _pair_patterns(root, images, masks)
     splits = _listed_splits(root, named.get("imagesets"), fit)
-    return Layout("PASCAL VOC", root, _with_val(splits), None)
+    return DatasetLayout("PASCAL VOC", root, _with_val(splits), None)
 
 
-def _listed_splits(root: Path, sets: Path | None, fit: _Fit) -> dict[SplitName, Split]:
-    """The splits that ImageSets/Segmentation lists; all files where it lists none."""
+def _listed_splits(root: Path, sets: Path | None, fit: _PairPatterns) -> dict[SplitName, Split]:
+    """The splits that ImageSets/Segmentation lists. Where it lists none, all files are training images."""
     lists: dict[str, Path] = {}
     for folder in _folders(sets) if sets else []:
         if folder.name.lower() == "segmentation":
@@ -138,7 +142,7 @@ def _listed_splits(root: Path, sets: Path | None, fit: _Fit) -> dict[SplitName, 
     }
 
 
-def _cityscapes(root: Path) -> Layout | None:
+def _cityscapes(root: Path) -> DatasetLayout | None:
     named = {path.name.lower(): path for path in _folders(root)}
     if "leftimg8bit" not in named or "gtfine" not in named:
         return None
@@ -147,30 +151,31 @@ def _cityscapes(root: Path) -> Layout | None:
         splits: dict[SplitName, Split] = {}
         for name in SPLITS:
             if (images / name).is_dir() and (masks / name).is_dir():
-                fit = _fit(root, images / name, masks / name, "_leftImg8bit", ending)
+                fit = _pair_patterns(root, images / name, masks / name, "_leftImg8bit", ending)
                 if fit.pairs:
                     splits[name] = Split(images=fit.images, masks=fit.masks)
         if "train" in splits:
             ids: Literal["label ids", "train ids"] = "label ids" if kind == "label ids" else "train ids"
-            return Layout("Cityscapes", root, _with_val(splits), None, ids)
+            return DatasetLayout("Cityscapes", root, _with_val(splits), None, ids)
     raise UserError(
         f"{root} has leftImg8bit and gtFine, but no train/CITY/NAME_leftImg8bit.png with its "
         "NAME_gtFine_labelIds.png: unpack both archives into one folder"
     )
 
 
-def _images_and_masks(root: Path) -> Layout | None:
-    """Folders whose names say images or masks, and perhaps a split, in any order and one or two levels deep."""
-    found: dict[tuple[SplitName | None, str], list[Path]] = {}
+def _images_and_masks(root: Path) -> DatasetLayout | None:
+    """A layout of folders whose names say images or masks, and perhaps a split, in any order, one or two levels
+    deep."""
+    folders: dict[tuple[SplitName | None, str], list[Path]] = {}
     for path, split, role in _roles(root):
-        found.setdefault((split, role), []).append(path)
-    fits: dict[SplitName | None, _Fit] = {}
+        folders.setdefault((split, role), []).append(path)
+    fits: dict[SplitName | None, _PairPatterns] = {}
     for split in (*SPLITS, None):
-        masks = found.get((split, "mask"), [])
+        masks = folders.get((split, "mask"), [])
         # CamVid calls the folders train and trainannot.
-        plain = [path for path in found.get((split, ""), []) if not any(path in mask.parents for mask in masks)]
-        images = [*found.get((split, "image"), []), *plain]
-        tried = [_fit(root, image, mask) for image in images for mask in masks]
+        plain = [path for path in folders.get((split, ""), []) if not any(path in mask.parents for mask in masks)]
+        images = [*folders.get((split, "image"), []), *plain]
+        tried = [_pair_patterns(root, image, mask) for image in images for mask in masks]
         best = max(tried, key=lambda fit: fit.pairs, default=None)
         if best is not None and best.pairs:
             fits[split] = best
@@ -180,23 +185,25 @@ def _images_and_masks(root: Path) -> Layout | None:
     if not by_name:
         return None
     splits = {name: Split(images=fit.images, masks=fit.masks) for name, fit in by_name.items()}
-    return Layout("images and masks", root, _with_val(splits), None)
+    return DatasetLayout("images and masks", root, _with_val(splits), None)
 
 
 def _roles(root: Path) -> Iterator[tuple[Path, SplitName | None, str]]:
-    """Folders that hold pictures, with the split and the role ("image", "mask" or "") that their names say."""
+    """Folders that hold pictures, with the split (or None) and the role ("image", "mask" or "") that their names
+    say."""
     for outer in _folders(root):
-        said = _said(outer.name)
-        if said is None or not _holds_pictures(outer):
+        meaning = _name_meaning(outer.name)
+        if meaning is None or not _holds_pictures(outer):
             continue
-        yield outer, *said
+        yield outer, *meaning
         for inner in _folders(outer):
-            more = _said(inner.name)
-            if more and not (said[0] and more[0]) and not (said[1] and more[1]) and _holds_pictures(inner):
-                yield inner, said[0] or more[0], said[1] or more[1]
+            own = _name_meaning(inner.name)
+            if own and not (meaning[0] and own[0]) and not (meaning[1] and own[1]) and _holds_pictures(inner):
+                yield inner, meaning[0] or own[0], meaning[1] or own[1]
 
 
-def _said(name: str) -> tuple[SplitName | None, str] | None:
+def _name_meaning(name: str) -> tuple[SplitName | None, str] | None:
+    """The split and the role that a folder's name says, None for a name that says neither."""
     match = _FOLDER[0].fullmatch(name.lower()) or _FOLDER[1].fullmatch(name.lower())
     if match is None:
         return None
@@ -204,8 +211,8 @@ def _said(name: str) -> tuple[SplitName | None, str] | None:
     return _SPLIT_WORDS.get(match["split"] or ""), role
 
 
-def _with_labels(layout: Layout, folders: list[Path]) -> Layout:
-    """With the classes that a file beside the dataset, or beside the folder that wraps it, names."""
+def _with_labels(layout: DatasetLayout, folders: list[Path]) -> DatasetLayout:
+    """Adds the classes that a file in one of `folders` names: the dataset's own folder and those that wrap it."""
     labels = find_labels(folders)
     if labels is not None and layout.kind == "PASCAL VOC" and Path(labels.source).name.lower() == "labelmap.txt":
         return replace(layout, labels=labels, kind="CVAT segmentation mask")
@@ -213,8 +220,8 @@ def _with_labels(layout: Layout, folders: list[Path]) -> Layout:
         return replace(layout, labels=labels, city_ids=None)
     if layout.city_ids:
         # The benchmark's own test masks are empty.
-        kept: dict[SplitName, Split] = {name: split for name, split in layout.splits.items() if name != "test"}
-        return replace(layout, labels=labels, splits=kept)
+        with_masks: dict[SplitName, Split] = {name: split for name, split in layout.splits.items() if name != "test"}
+        return replace(layout, labels=labels, splits=with_masks)
     return replace(layout, labels=labels)
 
 
@@ -232,10 +239,10 @@ def _with_val(splits: dict[SplitName, Split]) -> dict[SplitName, Split]:
 # -- files --------------------------------------------------------------------------------------------
 
 
-def _fit(
+def _pair_patterns(
     root: Path, images: Path, masks: Path, image_ending: str | None = None, mask_ending: str | None = None
-) -> _Fit:
-    """The endings with which the most files have a partner; those given where they are."""
+) -> _PairPatterns:
+    """The patterns, made with the given endings or those that occur, by which the most files form pairs."""
     image_files, mask_files = _stems(images), _stems(masks)
     image_endings = _endings(image_files, _IMAGE_ENDING) if image_ending is None else [image_ending]
     mask_endings = _endings(mask_files, _MASK_ENDING) if mask_ending is None else [mask_ending]
@@ -246,7 +253,7 @@ def _fit(
             partners = {stem.removesuffix(other): suffix for stem, suffix in mask_files.items() if stem.endswith(other)}
             both = names.keys() & partners.keys()
             fits.append(
-                _Fit(
+                _PairPatterns(
                     len(both),
                     f"{images.relative_to(root).as_posix()}/{{name}}{one}{_suffix(names.values())}",
                     f"{masks.relative_to(root).as_posix()}/{{name}}{other}{_suffix(partners.values())}",
@@ -256,12 +263,12 @@ def _fit(
 
 
 def _stems(folder: Path) -> dict[str, str]:
-    """The pictures below a folder: path without suffix, and the suffix (".*" where several differ in nothing else)."""
-    found: dict[str, str] = {}
+    """Pictures below a folder: their paths without suffix, and their suffixes (".*" where a path has several)."""
+    suffixes: dict[str, str] = {}
     for path in pictures_below(folder):
         stem = path.relative_to(folder).with_suffix("").as_posix()
-        found[stem] = ".*" if stem in found else path.suffix
-    return found
+        suffixes[stem] = ".*" if stem in suffixes else path.suffix
+    return suffixes
 
 
 def _endings(stems: Iterable[str], pattern: re.Pattern[str]) -> list[str]:
@@ -284,9 +291,9 @@ def _holds_pictures(folder: Path | None) -> bool:
 
 
 def _described(folder: Path) -> str:
-    """What lies in a folder, in some words."""
+    """Describes the content of a folder, for a message."""
     names = [path.name for path in _folders(folder)]
     files = sum(1 for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     shown = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
-    said = f"the folders {shown}" if names else "no folders"
-    return f"{said} and {files} files"
+    folders = f"the folders {shown}" if names else "no folders"
+    return f"{folders} and {files} files"

@@ -1,8 +1,8 @@
-"""Reads masks of unknown meaning and works out what their values mean: which are classes, and in which colours."""
+"""Works out which values of a dataset's masks are classes, and which colours these have."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from segskd.callbacks import OnProgress
 from segskd.data.cards import ClassEntry, Colour, packed_rgb
 from segskd.data.dataset import read_unchanged
 from segskd.data.labels import Labels
@@ -20,7 +21,7 @@ from segskd.errors import UserError
 
 IGNORE = 255
 IGNORED = {255, 65535}
-"""The largest numbers of 8 and of 16 bits: pixels that count nowhere, or the one class beside 0."""
+"""The largest numbers of 8 and of 16 bits. They mark ignored pixels, or the single class beside 0."""
 MOST_16 = 65535
 # The pale border around every object, in the colour map of PASCAL VOC.
 VOC_BORDER: Colour = (224, 224, 192)
@@ -33,9 +34,10 @@ _PHOTOGRAPHS = (
 
 @dataclass(frozen=True)
 class FileValues:
-    """What one mask file holds: its numbers, and its colours as packed RGB; None where it can't be read as such.
+    """The values of one mask file: its numbers, and its colours as packed RGB.
 
-    A palette PNG has both, and the colours of its palette; a grey picture saved as RGB has both, too.
+    Either is None where the file has none or too many. A palette PNG has both, and the colours of its `palette`. A grey
+    picture that was saved as RGB has both, too.
     """
 
     path: Path
@@ -46,7 +48,7 @@ class FileValues:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a card says about its masks (see `Card`)."""
+    """The fields of a `Card` that say what the masks' values mean."""
 
     classes: tuple[ClassEntry, ...]
     mask_format: Literal["index", "color"] = "index"
@@ -54,28 +56,29 @@ class Meaning:
     ignore_colors: tuple[Colour, ...] = ()
 
 
-def read_all_values(masks: Sequence[Path], report: Callable[[int, int], None] | None = None) -> list[FileValues]:
-    """What each mask that can be read holds; single ones that can't are left to `data check`.
+def read_all_values(masks: Sequence[Path], report: OnProgress | None = None) -> list[FileValues]:
+    """The values of each mask. Masks that can't be read are skipped; `data check` reports them.
 
-    Raises UserError, with the reason for the first, when none can.
+    `report` is called with the number of masks that are read and of all masks. Raises UserError, with the problem of
+    the first mask, when none can be read.
     """
-    found: list[FileValues] = []
+    readable: list[FileValues] = []
     problem: UserError | None = None
     with ThreadPoolExecutor(_THREADS) as threads:
         for done, values in enumerate(threads.map(_read_or_error, masks), start=1):
             if isinstance(values, UserError):
                 problem = problem or values
             else:
-                found.append(values)
+                readable.append(values)
             if report:
                 report(done, len(masks))
-    if not found:
+    if not readable:
         raise UserError(f"no mask can be used: {problem}") from problem
-    return found
+    return readable
 
 
 def read_values(path: Path) -> FileValues:
-    """What one mask holds. Raises UserError when it can't be read, or is a JPEG, whose values are never exact."""
+    """The values of one mask. Raises UserError when it can't be read, or is a JPEG, whose values are never exact."""
     raw = read_unchanged(path)
     if not np.issubdtype(raw.dtype, np.integer):
         raise UserError(f"mask {path} holds fractions: save it as an 8-bit PNG")
@@ -96,10 +99,10 @@ def read_values(path: Path) -> FileValues:
 
 
 def work_out(files: Sequence[FileValues], labels: Labels | None, voc: bool) -> Meaning:
-    """The classes that the masks hold, named by `labels` or else by their number.
+    """The classes of the masks, named by `labels` or else by their numbers.
 
-    `voc` says that classes without a colour of their own have PASCAL VOC's. Raises UserError for pictures that
-    are no masks, for masks that hold one class only, and for names that don't fit.
+    With `voc`, classes without a colour get PASCAL VOC's. Raises UserError for pictures that are no masks, for masks
+    that hold a single class, and for labels that don't match the masks.
     """
     numbered = [file for file in files if file.numbers is not None]
     coloured = [file for file in files if file.colours is not None]
@@ -113,7 +116,7 @@ def work_out(files: Sequence[FileValues], labels: Labels | None, voc: bool) -> M
 
 
 def renamed(meaning: Meaning, labels: Labels) -> Meaning:
-    """The same classes by other names. Raises UserError when these are more or fewer."""
+    """The same classes with the names of `labels`. Raises UserError when the numbers of names and classes differ."""
     if len(labels.names) != len(meaning.classes):
         raise UserError(f"{labels.source}: {len(labels.names)} names for {len(meaning.classes)} classes; give one each")
     pairs = zip(labels.names, meaning.classes, strict=True)
@@ -139,7 +142,7 @@ def _palette_values(path: Path, image: Image.Image) -> FileValues:
 
 
 def _few(values: set[int]) -> frozenset[int] | None:
-    """The values if a mask can have so many, with one more for pixels that count nowhere."""
+    """The values, or None if they are more than a mask's classes and one value for ignored pixels."""
     return frozenset(values) if len(values) <= MOST + 1 else None
 
 
@@ -166,7 +169,7 @@ def _of_numbers(files: Sequence[FileValues], labels: Labels | None, voc: bool) -
 
 
 def _class_numbers(seen: set[int], named: int | None) -> list[int]:
-    """The number in the file of each class: all that were seen, or 0 … n-1 where n names cover more than these."""
+    """The number of each class in the files: those that occur, or 0 … n-1 if there are n names for more classes."""
     classes = sorted(seen - IGNORED)
     if classes == [0] and len(seen) == 2 and named in (None, 2):
         return sorted(seen)
@@ -176,7 +179,7 @@ def _class_numbers(seen: set[int], named: int | None) -> list[int]:
 
 
 def _own_colours(files: Sequence[FileValues], numbers: Sequence[int], labels: Labels | None) -> list[Colour] | None:
-    """The labels' colours, else those of the files' palette when it tells all classes apart."""
+    """The labels' colours, or else those of the files' palette if it has another colour for each class."""
     if labels is not None and labels.colours is not None and len(labels.colours) == len(numbers):
         return list(labels.colours)
     palette = max((file.palette for file in files), key=len, default=())
@@ -188,7 +191,7 @@ def _own_colours(files: Sequence[FileValues], numbers: Sequence[int], labels: La
 
 
 def _palettes_differ(files: Sequence[FileValues]) -> bool:
-    """Whether a number means one colour in one file and another in the next."""
+    """Whether two files have different colours for the same number."""
     known: dict[int, Colour] = {}
     for file in files:
         for number in file.numbers or ():
@@ -202,7 +205,7 @@ def _palettes_differ(files: Sequence[FileValues]) -> bool:
 
 def _of_labelmap(files: Sequence[FileValues], labels: Labels, colours: Sequence[Colour]) -> Meaning:
     if len(set(colours)) < len(colours):
-        raise UserError(f"{labels.source}: two classes have the same colour, so masks can't tell them apart")
+        raise UserError(f"{labels.source}: two classes have the same colour, so a mask can't distinguish them")
     border = VOC_BORDER not in colours and any(_packed(VOC_BORDER) in (file.colours or ()) for file in files)
     return Meaning(_entries(labels.names, colours), "color", ignore_colors=(VOC_BORDER,) if border else ())
 

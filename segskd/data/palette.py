@@ -1,4 +1,4 @@
-"""Colours for classes: such that eyes that see no red, no green or no blue tell them apart, and PASCAL VOC's."""
+"""Colours of classes: some that colour-blind people can distinguish, and those of PASCAL VOC."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ MOST = 254
 
 
 def distinct_colours(count: int) -> list[Colour]:
-    """`count` colours (at most 254), of which fewer are always the beginning of more: Okabe's and Ito's eight first.
+    """The first `count` (at most 254) of a fixed list of colours, which begins with the eight of Okabe and Ito.
 
-    Each further one is, of all RGB colours on a grid of 16 levels, the one whose least distance from those
-    before it is the greatest: the Euclidean distance in CIELAB, in the worst of normal, protan, deutan and
-    tritan vision.
+    Each further colour is the one, among all RGB colours on a grid of 16 levels, that is farthest from the nearest
+    colour before it. The distance of two colours is the smallest of their Euclidean distances in CIELAB in normal,
+    protan, deutan and tritan vision.
     """
     return _order()[:count]
 
 
 def colour_distances(first: npt.ArrayLike, second: npt.ArrayLike) -> Floats:
-    """Distances in CIELAB between RGB colours 0-255 (N, 3) and (M, 3), in the worst of the four visions: (N, M)."""
+    """Distances (N, M) in CIELAB of RGB colours 0-255 (N, 3) and (M, 3): the smallest over the four kinds of vision."""
     return _worst_distances(_lab_of_visions(first), _lab_of_visions(second))
 
 
@@ -71,16 +71,16 @@ def voc_colours(count: int) -> list[Colour]:
 def _order() -> list[Colour]:
     levels = np.arange(0, 256, _STEP)
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
-    chosen = list(OKABE_ITO)
+    colours = list(OKABE_ITO)
     lab = _lab_of_visions(grid)
-    nearest = _worst_distances(lab, _lab_of_visions(chosen)).min(axis=1)
-    while len(chosen) < MOST:
-        # Rounded, so that another machine's last bits don't choose another colour.
+    nearest = _worst_distances(lab, _lab_of_visions(colours)).min(axis=1)
+    while len(colours) < MOST:
+        # Rounded, so that other rounding errors of another machine don't lead to another colour.
         best = int(np.round(nearest, 6).argmax())
         red, green, blue = grid[best].tolist()
-        chosen.append((red, green, blue))
+        colours.append((red, green, blue))
         nearest = np.minimum(nearest, _worst_distances(lab, lab[:, best : best + 1])[:, 0])
-    return chosen
+    return colours
 
 
 def _worst_distances(first: Floats, second: Floats) -> Floats:
@@ -89,7 +89,7 @@ def _worst_distances(first: Floats, second: Floats) -> Floats:
 
 
 def _lab_of_visions(colours: npt.ArrayLike) -> Floats:
-    """CIELAB of RGB 0-255 (N, 3) as each vision sees it: (4, N, 3)."""
+    """CIELAB (4, N, 3) of RGB colours 0-255 (N, 3), as seen by each kind of vision."""
     encoded: npt.NDArray[Any] = np.asarray(colours, dtype=np.float64) / 255
     linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
     seen = np.einsum("vij,nj->vni", _VISIONS, linear).clip(0, 1)

@@ -1,4 +1,4 @@
-"""Pixels of image files: read as their card has them, and turned into RGB for looking at."""
+"""Reads the pixels of image files as their card describes them, and converts them to RGB for display."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from segskd.config import MAX_SIDE
 from segskd.data.cards import Card
 from segskd.errors import DataError, UserError
-from segskd.standalone.bands import Kind, Pixels, UnfitError, fitted, kind_of, read, scaled
+from segskd.standalone.bands import PixelFormat, Pixels, UnfitError, fitted, pixel_format, read, scaled
 
 Uint8 = npt.NDArray[np.uint8]
 UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
 MAX_PIXELS = 100_000_000
 
-# Pillow looks at the header's size as it opens a file: beyond its limit it warns, beyond twice that it raises.
+# Pillow compares the size in a file's header with its limit: beyond it, it warns, and beyond twice it, it raises.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 
 
 def read_image(path: Path, card: Card) -> Pixels:
-    """An image (H, W, C) with the card's channels, upright: uint8, or float32 from 0 to 1 (see `Card.white`).
+    """An image (H, W, C) with the card's channels, turned upright: uint8, or float32 from 0 to 1 (see `Card.white`).
 
-    Raises UserError when the file can't be read, has more than MAX_SIDE pixels a side or MAX_PIXELS in all, or is
-    of another kind than the card's: colours where it says one channel, other than four where it says four.
+    Raises UserError when the file can't be read, when a side exceeds MAX_SIDE or all pixels exceed MAX_PIXELS, and when
+    the image doesn't match the card: colours where the card says one channel, or other than four channels where it
+    says four.
     """
     try:
-        kind = read_kind(path)
-        # Of these OpenCV would read one band alone, or colours with their alpha multiplied in.
+        kind = read_pixel_format(path)
+        # From such files OpenCV would read a single band, or colours multiplied by their alpha.
         several = kind.bands and (kind.stacked or kind.channels == 4)
         if card.channels != 3 or kind.bits > 8 or several:
             return read(path, card.channels, card.white)
@@ -48,12 +49,12 @@ def read_image(path: Path, card: Card) -> Pixels:
         raise _unreadable("image", path) from error
 
 
-def read_kind(path: Path) -> Kind:
-    """Channels and bits of an image file, by its header. Raises UserError for one that's unreadable or too large."""
+def read_pixel_format(path: Path) -> PixelFormat:
+    """Channels and bits of an image file, from its header. Raises UserError when it is unreadable or too large."""
     try:
         with Image.open(path) as picture:
             _check_size(picture, f"image {path}")
-            return kind_of(picture)
+            return pixel_format(picture)
     except _TOO_LARGE as error:
         raise _too_large(f"image {path}", error) from error
     except _DAMAGED as error:
@@ -61,10 +62,10 @@ def read_kind(path: Path) -> Kind:
 
 
 def read_upload(path: Path, card: Card) -> Pixels:
-    """A single picture that somebody handed in, as `read_image` reads those of the card, upright by its EXIF data.
+    """An uploaded picture as `read_image` reads images of the card, turned upright by its EXIF data.
 
-    Of colours with 8 bits, transparency is laid on white. Raises UserError, which calls the file by its name without
-    its folder, when it is no picture, damaged, animated, too large or of another kind than the card's.
+    Transparent colours of 8 bits are laid on white. Raises UserError when it is no picture, damaged, animated, too
+    large, or doesn't match the card. The message names the file without its folder.
     """
     try:
         with Image.open(path, formats=UPLOAD_FORMATS) as picture:
@@ -72,7 +73,7 @@ def read_upload(path: Path, card: Card) -> Pixels:
             # A camera's JPEG may hold a preview as a second picture.
             if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
                 raise UserError(f"'{path.name}' is animated or has several pages: upload one picture")
-            kind = kind_of(picture)
+            kind = pixel_format(picture)
             picture.load()
             if card.channels < 4 and kind.bits == 8 and not kind.stacked:
                 return scaled(fitted(_on_white(ImageOps.exif_transpose(picture)), card.channels), card.white)
@@ -89,18 +90,18 @@ def read_upload(path: Path, card: Card) -> Pixels:
 
 
 def displayed(image: Pixels) -> Uint8:
-    """What `read_image` gave, as RGB uint8 (H, W, 3) for looking at.
+    """An image that `read_image` returned, as RGB uint8 (H, W, 3) for display, with white as 255.
 
-    Grey is repeated, of four bands the first three are shown, and white is 255.
+    A grey channel is repeated; of four bands the first three are shown.
     """
     rgb = fitted(image, 3)
     return rgb if rgb.dtype == np.uint8 else np.rint(rgb * 255).astype(np.uint8)
 
 
 def decoded(path: Path, what: str, mode: int) -> npt.NDArray[Any]:
-    """The file's pixels as OpenCV has them, decoded only after its header has told an acceptable size.
+    """The file's pixels as OpenCV decodes them in `mode`. The size in the header is checked first.
 
-    Raises UserError.
+    `what` is "image" or "mask", for messages. Raises UserError when the file can't be read or is too large.
     """
     try:
         with Image.open(path) as picture:
@@ -128,14 +129,14 @@ def _check_size(picture: Image.Image, called: str) -> None:
 
 
 def _too_large(called: str, reason: object) -> UserError:
-    """From Pillow's message, which has the number of pixels in brackets."""
-    found = re.search(r"(\d+) pixels", str(reason))
-    size = f"{math.ceil(int(found[1]) / 1e5) / 10:.1f} megapixels" if found else "too many pixels"
+    """The error for a picture of too many pixels; `reason` is Pillow's message, which has their number."""
+    match = re.search(r"(\d+) pixels", str(reason))
+    size = f"{math.ceil(int(match[1]) / 1e5) / 10:.1f} megapixels" if match else "too many pixels"
     return UserError(f"{called} has {size}, and at most {MAX_PIXELS // 10**6} are read: scale it down")
 
 
 def _on_white(picture: Image.Image) -> Uint8:
-    """RGB of a picture of 8 bits, its transparency laid on white."""
+    """RGB (H, W, 3) of a picture of 8 bits, with transparent pixels on white."""
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
         opaque = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque)

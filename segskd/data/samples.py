@@ -1,4 +1,4 @@
-"""Samples: the (image, view) pairs of a run, decoded and transformed on request by several threads."""
+"""Samples: the (image, view) pairs of a run. Several threads decode and transform them on request."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ KEPT_IMAGES = 16
 
 
 class Samples:
-    """Numbered samples: number = view · images + image, so that a view's samples lie together.
+    """The samples of a run by number: sample `view · images + image` is that view of that image.
 
-    The mask of an image without one is the ignore index everywhere.
+    The mask of an image without one holds the ignore index everywhere.
     """
 
     def __init__(self, pairs: Sequence[Pair | Example], views: int, make_view: ViewMaker, card: Card) -> None:
@@ -52,9 +52,9 @@ class Samples:
         return len(self.pairs)
 
     def load(self, numbers: Iterable[int]) -> tuple[Tensor, Tensor]:
-        """Images float32 (N, C, h, w) and masks uint8 (N, h, w). Raises UserError for a file that can't be read."""
+        """Images float32 (N, C, h, w) and masks uint8 (N, h, w) of samples. Raises UserError for an unreadable file."""
         wanted = list(numbers)
-        views: dict[int, set[int]] = {}  # of each image, so that one thread makes them all from one decoding
+        views: dict[int, set[int]] = {}  # by image, so that one thread decodes an image and makes all of its views
         for view, image in (divmod(number, self.images) for number in wanted):
             views.setdefault(image, set()).add(view)
         with ThreadPoolExecutor(THREADS) as threads:
@@ -62,12 +62,12 @@ class Samples:
         return torch.stack([made[number][0] for number in wanted]), torch.stack([made[number][1] for number in wanted])
 
     def image_by_image(self, chunk: int) -> list[Tensor]:
-        """The numbers of all samples, int64, in parts of `chunk`: those of an image follow one another."""
+        """The numbers of all samples, int64, in chunks of `chunk`. The views of an image follow one another."""
         numbers = torch.arange(len(self)).view(self.views, self.images).T.flatten()
         return list(torch.split(numbers, chunk)) if len(numbers) else []
 
     def _load_views(self, wanted: tuple[int, Iterable[int]]) -> list[tuple[int, tuple[Tensor, Tensor]]]:
-        """Samples of one image, with their numbers."""
+        """Samples of one image with their numbers; `wanted` is the image and its views."""
         image, views = wanted
         made = []
         for view in sorted(views):

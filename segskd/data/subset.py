@@ -1,4 +1,4 @@
-"""Subsets: which training images a run may see. Reproducible, smaller ones inside larger."""
+"""Subsets: the training images that a run may use. The choice is reproducible, and larger subsets contain smaller."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHOWN = 3
 
 
 class TeacherStatistics(Protocol):
-    """What the teacher makes of each image: `evaluate.image_statistics.ImageStatistics`."""
+    """Figures that a teacher gives for each image, such as `evaluate.image_statistics.ImageStatistics`."""
 
     @property
     def names(self) -> Sequence[str]: ...
@@ -39,7 +39,7 @@ class TeacherStatistics(Protocol):
 
 
 def subset_size(total: int, fraction: float | None, count: int | None) -> int:
-    """How many of `total` images a fraction or a count keeps; int(n·p) as in the SKD paper.
+    """The size of a subset of `total` images by its fraction or its count; int(n·p) as in the SKD paper.
 
     Raises UserError for a fraction outside (0, 1], or when fewer than two images would be left.
     """
@@ -83,12 +83,12 @@ def subset_order(
     image_statistics: TeacherStatistics | None = None,
     pixel_counts: PixelCounts | None = None,
 ) -> list[str]:
-    """The first `size` names of the order in which a rule takes the pairs; the whole order at `len(pairs)`.
+    """The first `size` names of the order in which a rule takes the pairs.
 
-    The order never depends on `size`, so a smaller subset is part of every larger one. `random` and
-    `balanced` depend on the names, the seed and the masks alone; `balanced` counts the masks' pixels itself
-    where no pixel_counts is given. `diverse` and `hardest` depend on the teacher, not on the seed.
-    Raises UserError when these two have no image_statistics.
+    The order doesn't depend on `size`, so a larger subset contains every smaller one. `random` and `balanced` depend on
+    the names, the seed and the masks alone; `balanced` counts the masks' pixels itself if `pixel_counts` is None.
+    `diverse` and `hardest` depend on the teacher and not on the seed. Raises UserError when `image_statistics` is None
+    for one of these two.
     """
     names = sorted(pair.name for pair in pairs)
     if rule == "random":
@@ -99,7 +99,7 @@ def subset_order(
         raise ValueError("a subset by hand has no order: take pick_subset")
     if image_statistics is None:
         raise UserError(
-            f"rule {rule} asks a teacher about the images, and this run has none: "
+            f"rule {rule} needs a teacher, and this run has none: "
             f"take {named('subset.rule')} random or balanced, or distill with a {named('teacher')}",
             "subset.rule",
         )
@@ -110,7 +110,7 @@ def subset_order(
 
 
 def pick_subset(pairs: Sequence[Pair], names: Sequence[str]) -> list[Pair]:
-    """The named pairs, sorted by name. Raises UserError for names that no pair has."""
+    """The pairs with these names, sorted by name. Raises UserError for names that no pair has."""
     by_name = {pair.name: pair for pair in pairs}
     unknown = [name for name in names if name not in by_name]
     if unknown:
@@ -124,9 +124,10 @@ def pick_subset(pairs: Sequence[Pair], names: Sequence[str]) -> list[Pair]:
 
 
 def read_names(path: Path) -> list[str]:
-    """The names in a text file, one a line; blank lines and lines that begin with # are left out.
+    """The names in a text file, one in each line. Blank lines and lines that begin with # are skipped.
 
-    A run's subset.txt is such a file. Raises UserError when it can't be read, or says that some have no labels.
+    A run's subset.txt is such a file. Raises UserError when it can't be read, or when it is that of a run with images
+    without labels.
     """
     try:
         lines = path.expanduser().read_text(encoding="utf-8-sig").splitlines()
@@ -137,8 +138,8 @@ def read_names(path: Path) -> list[str]:
         raise UserError(no_text, "subset.names") from error
     if UNLABELLED in lines:
         raise UserError(
-            f"{named('subset.names')} {path} is of a run that used some of its images without labels: "
-            f"leave out what stands below '{UNLABELLED}'",
+            f"{named('subset.names')} {path} names images that a run used without labels: "
+            f"leave out the lines below '{UNLABELLED}'",
             "subset.names",
         )
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
@@ -156,7 +157,7 @@ def holdout_size(images: int) -> int:
 
 
 def split_holdout(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair]]:
-    """(train, held out): as many pairs as `holdout_size` says are put aside for choosing among epochs."""
+    """Splits the pairs into training pairs and held-out pairs, `holdout_size` of them, for choosing the best epoch."""
     held = holdout_size(len(pairs))
     by_name = {pair.name: pair for pair in pairs}
     order = hash_order(list(by_name), f"holdout/{seed}")
@@ -164,7 +165,7 @@ def split_holdout(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pa
 
 
 def _balanced_order(names: list[str], pixel_counts: PixelCounts, size: int) -> list[str]:
-    """The first `size` names of an order that brings the rare classes in early.
+    """The first `size` names of an order in which rare classes come early.
 
     Stochastic greedy maximisation (Mirzasoleiman et al. 2015) of sum_c log(pixels of class c): each step
     takes the best of the first POOL names left in the drawn order.
@@ -174,21 +175,21 @@ def _balanced_order(names: list[str], pixel_counts: PixelCounts, size: int) -> l
     total = np.full(shares.shape[1], 1e-3)
     waiting = iter(range(len(names)))
     pool: list[int] = []
-    chosen: list[str] = []
-    while len(chosen) < min(size, len(names)):
+    order: list[str] = []
+    while len(order) < min(size, len(names)):
         pool += islice(waiting, POOL - len(pool))
         gains = np.log(shares[pool] + total).sum(axis=1)
         place = pool.pop(int(gains.argmax()))
-        chosen.append(names[place])
+        order.append(names[place])
         total = total + shares[place]
-    return chosen
+    return order
 
 
 def _k_centre_order(features: npt.NDArray[np.float32], size: int) -> list[int]:
     """The first `size` rows of the k-centre greedy order of (N, C) features, by L2 distance.
 
-    Begins with the row nearest the mean of all, then always takes the one farthest from all taken (Gonzalez
-    1985; Sener & Savarese 2018); of equals the first.
+    The first row is the one nearest to the mean of all rows. Each next one is the row whose nearest taken row is
+    farthest away, and of equal ones the first (Gonzalez 1985; Sener & Savarese 2018).
     """
     points = torch.from_numpy(features)
     taken: list[int] = []
@@ -197,7 +198,7 @@ def _k_centre_order(features: npt.NDArray[np.float32], size: int) -> list[int]:
     while len(taken) < min(size, len(points)):
         taken.append(place)
         nearest = nearest.minimum(torch.linalg.vector_norm(points - points[place], dim=1))
-        nearest[place] = -1.0  # so that an image just like it may follow, and it itself may not
+        nearest[place] = -1.0  # lower than that of an equal image, so that a row is taken once
         place = int(nearest.argmax())
     return taken
 

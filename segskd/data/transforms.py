@@ -27,7 +27,7 @@ _Chains = tuple[A.Compose, A.Compose, A.Compose]
 
 
 def padded_size(size: Size) -> Size:
-    """(height, width) rounded up to what every network takes."""
+    """(height, width) rounded up to multiples of 32, which every network takes."""
     height, width = (-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in size)
     return height, width
 
@@ -38,10 +38,10 @@ def unpad(logits: Tensor, size: Size) -> Tensor:
 
 
 class ViewMaker:
-    """Makes view v of an image: 0 is plain, 1 mirrored, later ones random crops with colour changes.
+    """Makes views of an image: view 0 is plain, view 1 is mirrored, and later ones are random crops in other colours.
 
-    Views are resized to `size`, normalised with the card's mean and std, and padded at the bottom and
-    right to a multiple of 32: the image with the mean colour, the mask with the ignore index.
+    A view is resized to `size`, normalised with the card's mean and std, and padded at the bottom and right to a
+    multiple of 32: the image with the mean colour, the mask with the ignore index.
     """
 
     def __init__(self, card: Card, size: Size, seed: int = 0) -> None:
@@ -50,11 +50,11 @@ class ViewMaker:
         self.seed = seed
         self._card = card
         self._plain = A.Compose([_resize(size)])
-        # A chain keeps its seed between two calls: a thread takes one that no other has.
+        # A chain holds the seed of the view that it makes, so each thread takes a chain that no other uses.
         self._idle: dict[bool, list[_Chains]] = {True: [], False: []}
 
     def __call__(self, image: Pixels, mask: Uint8, name: str, view: int) -> tuple[Tensor, Tensor]:
-        """float32 (C, h, w) and int64 (h, w), at the padded size, of an image (H, W, C) as `read_image` gives it.
+        """One view: float32 (C, h, w) and int64 (h, w) at the padded size. `image` (H, W, C) comes from `read_image`.
 
         The same name, view and seed always give the same tensors, on every machine with the same versions.
         Raises UserError when image and mask differ in size.
@@ -70,7 +70,7 @@ class ViewMaker:
 
     @contextmanager
     def _chains(self, bytes_: bool) -> Iterator[_Chains]:
-        """Of view 0, view 1 and all others, for uint8 or float32; nobody else has them meanwhile."""
+        """Lends the transformations of view 0, view 1 and all others, for uint8 or float32, to one thread at a time."""
         try:
             chains = self._idle[bytes_].pop()
         except IndexError:
@@ -86,15 +86,16 @@ class ViewMaker:
         return self(image, blank, "", 0)[0]
 
     def resized(self, image: Pixels) -> Pixels:
-        """The pixels that view 0 normalises: (height, width, C)."""
+        """The image resized to `size`, (height, width, C), which view 0 normalises."""
         made: Pixels = self._plain(image=image)["image"]
         return made
 
 
 class BrightnessContrast(A.ImageOnlyTransform):  # type: ignore[misc]
-    """ColorJitter's changes of brightness and contrast, in either order, for images of any channels.
+    """Changes brightness and contrast as ColorJitter does, in random order, for images with any number of channels.
 
-    Brightness multiplies; contrast moves every pixel from or to the mean of all bands. uint8, or float32 from 0 to 1.
+    Brightness multiplies all values. Contrast moves all values away from the mean of all bands, or towards it. Images
+    are uint8, or float32 from 0 to 1.
     """
 
     def __init__(self, brightness: tuple[float, float], contrast: tuple[float, float], p: float) -> None:
@@ -103,7 +104,7 @@ class BrightnessContrast(A.ImageOnlyTransform):  # type: ignore[misc]
         self.contrast = contrast
 
     def get_params(self) -> dict[str, Any]:
-        """Both factors, and which comes first."""
+        """Draws both factors, and which change comes first."""
         draw = self.py_random.uniform
         return {
             "brightness": draw(*self.brightness),
@@ -134,7 +135,7 @@ def _clipped(values: Pixels, dtype: np.dtype[Any]) -> Pixels:
 
 
 def _make_chains(size: Size, card: Card, white: float) -> _Chains:
-    """`white` is the pixel value that stands for 1.0."""
+    """The transformations of view 0, view 1 and all others. `white` is the pixel value that becomes 1.0."""
     finish = _finish(card, white)
     return (
         A.Compose([_resize(size), *finish]),

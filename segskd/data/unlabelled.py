@@ -1,4 +1,4 @@
-"""Images without masks: a folder of pictures that only the teacher can say anything about."""
+"""Lists training images without masks. A run learns from them by what the teacher outputs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from segskd.errors import UserError
 
 PREFIX = "unlabelled/"
 UNLABELLED = "# without labels"
-"""The line above the names of images without labels, in a run's subset.txt."""
+"""The line in a run's subset.txt below which the images without labels are named."""
 
 
 class Example(NamedTuple):
-    """A training image, with its mask where that may be used."""
+    """A training image, with its mask if the run may use it."""
 
     name: str
     image: Path
@@ -24,12 +24,12 @@ class Example(NamedTuple):
 
 
 def example(pair: Pair, labelled: bool = True) -> Example:
-    """A pair as a training image, its mask left out where it has no label."""
+    """A pair as a training image, without its mask unless it is `labelled`."""
     return Example(pair.name, pair.image, pair.mask if labelled else None)
 
 
 def list_unlabelled(folder: Path) -> list[Example]:
-    """Every image below a folder, sorted by name; names begin with "unlabelled/" and keep their suffix.
+    """Every image below a folder, sorted by name. The names begin with "unlabelled/" and keep their suffix.
 
     Raises UserError when there is no such folder, or no image in it.
     """
@@ -41,40 +41,40 @@ def list_unlabelled(folder: Path) -> list[Example]:
     if not shown:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"{named('data.unlabelled')} {folder} holds no images ({suffixes})", "data.unlabelled")
-    found = [Example(PREFIX + path.relative_to(folder).as_posix(), path, None) for path in shown]
-    return sorted(found, key=lambda one: one.name)
+    examples = [Example(PREFIX + path.relative_to(folder).as_posix(), path, None) for path in shown]
+    return sorted(examples, key=lambda example: example.name)
 
 
 def list_further(folder: Path, card: Card, data: Path) -> list[Example]:
-    """The same for a run on a dataset.
+    """As `list_unlabelled`, for a run on the dataset of `card`.
 
-    Raises UserError, too, where the folder holds that dataset's own pairs or validation images, or masks of any
-    dataset that lies in `data`.
+    Raises UserError also when the folder holds pairs or validation images of that dataset, or masks of any dataset in
+    `data`.
     """
-    found = list_unlabelled(folder)
+    examples = list_unlabelled(folder)
     others = [entry.card for entry in list_cards(data) if entry.card and entry.card != card]
     own = _files(card, data) | {path for other in others for path in _masks(other, data)}
-    shared = [one.image for one in found if one.image.resolve() in own]
+    shared = [one.image for one in examples if one.image.resolve() in own]
     if shared:
         raise UserError(
-            f"{named('data.unlabelled')} {folder} holds files that belong to a dataset ({len(shared)}, such as "
-            f"{shared[0].name}), masks or images that have some: name a folder of other images; "
-            f"{named('subset.labels')} leaves masks unread",
+            f"{named('data.unlabelled')} {folder} holds files of a dataset ({len(shared)}, such as {shared[0].name}), "
+            f"which are masks or have masks: name a folder of other images; {named('subset.labels')} trains without "
+            "the masks of some images",
             "data.unlabelled",
         )
-    return found
+    return examples
 
 
 def _files(card: Card, data: Path) -> set[Path]:
-    """Every image and mask of every split that is on this disk, but for training images that have no mask."""
+    """All images and masks of the splits that are on the disk, without training images that have no mask."""
     listings = {name: list_split(card, data, name) for name in card.splits if has_split(card, data, name)}
     pairs = (path for listing in listings.values() for pair in listing.pairs for path in (pair.image, pair.mask))
-    kept_apart = (path for name in listings if name != "train" for path in listings[name].images_without_mask)
-    return {path.resolve() for path in (*pairs, *kept_apart)} | _masks(card, data)
+    not_trained_on = (path for name in listings if name != "train" for path in listings[name].images_without_mask)
+    return {path.resolve() for path in (*pairs, *not_trained_on)} | _masks(card, data)
 
 
 def _masks(card: Card, data: Path) -> set[Path]:
     listings = [list_split(card, data, name) for name in card.splits if has_split(card, data, name)]
     pairs = (pair.mask for listing in listings for pair in listing.pairs)
-    alone = (path for listing in listings for path in listing.masks_without_image)
-    return {path.resolve() for path in (*pairs, *alone)}
+    without_image = (path for listing in listings for path in listing.masks_without_image)
+    return {path.resolve() for path in (*pairs, *without_image)}

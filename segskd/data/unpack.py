@@ -1,4 +1,4 @@
-"""Unpacks archives that somebody else made: nothing is written outside the folder, or beyond what was declared."""
+"""Unpacks archives from others safely: it writes nothing outside the folder, and no more than the archive declares."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
+from segskd.callbacks import OnProgress
 from segskd.config import named
 from segskd.errors import DiskError, UserError
 
@@ -27,8 +28,12 @@ _DEEPEST, _LONGEST_PART, _LONGEST_PATH = 32, 255, 1024
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What an archive of unknown origin may hold: bytes and files in all, and how far one member may be packed."""
+class ArchiveLimits:
+    """ArchiveLimits of an archive: bytes and files in all, and the largest ratio of unpacked to packed bytes of one
+    file.
+
+    The ratio counts only for files of more than `ratio_from_bytes`.
+    """
 
     total_bytes: int = 20 * 10**9
     files: int = 200_000
@@ -48,44 +53,45 @@ def unpack(
     archive: Path,
     folder: Path,
     member: str = "",
-    progress: Callable[[int, int], None] | None = None,
-    limits: Limits | None = None,
+    progress: OnProgress | None = None,
+    limits: ArchiveLimits | None = None,
 ) -> None:
-    """Write what a zip or tar file (plain, gzip, bzip2 or xz) holds below `member` into `folder`.
+    """Writes the files of a zip or tar file (plain, gzip, bzip2 or xz) below the path `member` into `folder`.
 
-    The kind is told by content, not by name. `member` itself is dropped from the paths. `progress` is called
-    with the bytes written and their total. Raises UserError, before anything is written, for a member that is
-    a link, a device or encrypted, or whose path leads outside or can't be a file's, for more than `limits` allow,
-    and when the disk is too full; and for a file that is damaged, of another kind, or has nothing below `member`.
+    The kind of archive is recognised by its content. The paths are written without `member`. `progress` is called with
+    the number of bytes that are written and of all bytes. Before anything is written, it raises UserError for a file in
+    the archive that is a link, a device or encrypted, or whose path leads outside or isn't valid, for an archive that
+    exceeds `limits`, and for a disk that is too full. It also raises UserError for an archive that is damaged, of
+    another kind, or empty below `member`.
     """
     try:
         with _entries(archive) as entries:
-            kept = _below(entries, PurePosixPath(member))
-            if not kept and member:
+            selected = _below(entries, PurePosixPath(member))
+            if not selected and member:
                 raise UserError(f"{archive.name} holds nothing below '{member}': mend the card's archives.member")
-            if not kept:
+            if not selected:
                 raise UserError(f"{archive.name} holds no files: pack the dataset's folder and try again")
             if limits is not None:
-                _check_limits(archive, kept, limits)
-            total = sum(entry.size for entry in kept)
+                _check_limits(archive, selected, limits)
+            total = sum(entry.size for entry in selected)
             _check_space(archive, folder, total)
-            _write(archive, folder, kept, total, progress)
+            _write(archive, folder, selected, total, progress)
     except _DAMAGED as error:
         raise UserError(f"{archive.name} is damaged and can't be unpacked ({error}): get it again") from error
 
 
 @contextmanager
 def _entries(archive: Path) -> Iterator[list[_Entry]]:
-    """The files in an archive, all of them checked."""
+    """Opens an archive and yields its files, each of them checked. Raises UserError."""
     with archive.open("rb") as file:
         magic = file.read(4)
-    # zipfile.is_zipfile would take a tar file that ends with a zip file for one.
+    # zipfile.is_zipfile is also true for a tar file that ends with a zip file.
     if magic in (b"PK\x03\x04", b"PK\x05\x06"):
         with zipfile.ZipFile(archive) as opened:
             yield [_zip_entry(archive, opened, info) for info in opened.infolist() if not info.is_dir()]
         return
     try:
-        tar = tarfile.open(archive)  # noqa: SIM115 - closed below; only failure to open means "no archive"
+        tar = tarfile.open(archive)  # noqa: SIM115 - closed below; only an error while opening means "no archive"
     except tarfile.ReadError as error:
         raise UserError(f"{archive.name} is neither a zip nor a tar file: check where it is from") from error
     with tar:
@@ -128,7 +134,8 @@ def _safe_path(archive: Path, name: str) -> PurePosixPath:
 
 
 def fit_for_text(name: str) -> bool:
-    """Whether a file's name can stand in a message and in a file: no control characters, no stray bytes."""
+    """Whether a file's name can be written in messages and text files: it has no control characters and no stray
+    bytes."""
     return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
 
 
@@ -137,7 +144,7 @@ def _refused(archive: Path, name: str, why: str, mend: str = "don't trust this a
     return UserError(f"{archive.name} was not unpacked: its member '{shown}' {why}; {mend}")
 
 
-def _check_limits(archive: Path, entries: list[_Entry], limits: Limits) -> None:
+def _check_limits(archive: Path, entries: list[_Entry], limits: ArchiveLimits) -> None:
     total = sum(entry.size for entry in entries)
     if len(entries) > limits.files:
         mend = f"at most {limits.files} are allowed: leave out what is neither image nor mask"
@@ -151,7 +158,7 @@ def _check_limits(archive: Path, entries: list[_Entry], limits: Limits) -> None:
             raise _refused(archive, str(entry.path), "is there twice", "pack it again")
         seen.add(entry.path)
         if entry.size > limits.ratio_from_bytes and entry.size > limits.ratio * max(entry.packed, 1):
-            raise _refused(archive, str(entry.path), f"unpacks to {entry.size / 1e6:.0f} MB from next to nothing")
+            raise _refused(archive, str(entry.path), f"unpacks to {entry.size / 1e6:.0f} MB from far fewer bytes")
 
 
 def _below(entries: list[_Entry], member: PurePosixPath) -> list[_Entry]:
@@ -177,7 +184,7 @@ def _write(
     folder: Path,
     entries: list[_Entry],
     total: int,
-    progress: Callable[[int, int], None] | None,
+    progress: OnProgress | None,
 ) -> None:
     written = 0
     for entry in entries:

@@ -20,28 +20,28 @@ WARM_UP = 2
 
 
 def parameters(model: nn.Module) -> int:
-    """Number of trainable and frozen parameters."""
+    """The number of parameters, frozen ones included."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def gmacs(model: nn.Module, size: Size) -> float:
-    """10^9 multiply-accumulates of one forward pass (1, C, H, W): half of PyTorch's own FLOP count."""
-    ghost = copy.deepcopy(model).to("meta").eval()
+    """Multiply-accumulates of one forward pass (1, C, H, W), in 10^9: half of the FLOPs that PyTorch counts."""
+    on_meta = copy.deepcopy(model).to("meta").eval()
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        ghost(torch.empty(1, input_channels(model), *size, device="meta"))
+        on_meta(torch.empty(1, input_channels(model), *size, device="meta"))
     return counter.get_total_flops() / 2e9
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of parameters and buffers, as a safetensors file holds them but for its header."""
+    """Bytes of parameters and buffers, which is the size of a safetensors file without its header."""
     return sum(t.numel() * t.element_size() for t in model.state_dict().values())
 
 
 def latencies(models: Sequence[nn.Module], size: Size, device: torch.device, repeats: int = 10) -> list[float]:
     """Median milliseconds of a forward pass (1, C, H, W) of each network in eager fp32.
 
-    The networks take turns, so that a busy machine slows all of them alike.
+    The networks take turns, so that a busy machine slows all of them equally.
     """
     images = [
         torch.randn(1, input_channels(model), *size, device=device).to(memory_format=torch.channels_last)
@@ -58,7 +58,7 @@ def latencies(models: Sequence[nn.Module], size: Size, device: torch.device, rep
 
 
 def cost(model: nn.Module, size: Size, latency_ms: float) -> dict[str, Any]:
-    """Plain data for JSON."""
+    """All figures of a network as plain data for JSON. `latency_ms` is measured by `latencies`."""
     return {
         "parameters": parameters(model),
         "gmacs": gmacs(model, size),

@@ -1,7 +1,8 @@
-"""The teacher's diagnosis: whether a network knows a card's classes, and if not, why.
+"""Checks whether a teacher knows a card's classes, and if not, finds out why.
 
-It is scored on a few labelled images as a run would show them to it, and as other trainings show them: channels in BGR
-order, other normalisations, outputs in another order. What fits much better says what is wrong.
+The teacher is scored on a few labelled images. They are pre-processed as a run does it, and as other training programs
+do it: with channels in BGR order, or normalised differently. Its outputs are also scored in another order. If one of
+these fits much better, that is what is wrong.
 """
 
 from __future__ import annotations
@@ -19,39 +20,40 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from segskd.config import Size, named
-from segskd.data.cache import Arrays, kept
+from segskd.data.cache import Arrays, cached
 from segskd.data.cards import IMAGENET_MEAN, IMAGENET_STD, Card
 from segskd.data.dataset import Pair, hash_order
 from segskd.errors import UserError
 from segskd.evaluate.metrics import ConfusionMatrix, score
-from segskd.evaluate.predict import Predictor, predict_pairs
+from segskd.evaluate.predictor import Predictor, predict_pairs
 from segskd.models.build import digest
 
 Array = npt.NDArray[Any]
 
 MOST_IMAGES, FEWEST_IMAGES = 24, 8
 MOST_PIXELS = MOST_IMAGES * 192 * 256
-"""Of all images together, so that larger ones take no longer, down to the fewest images."""
+"""Pixels of all images together. Larger images are fewer, so that the check takes no longer."""
 COMPARED_IMAGES = 6
-"""Images on which other ways of showing them are compared."""
+"""The number of images on which other pre-processing is tried."""
 BATCH = 4
 NEAR_CHANCE = 0.05
-"""Share of the way from guessing to perfection that tells nothing."""
+"""A teacher whose skill (see `Diagnosis.skill`) is lower than this is taken to guess."""
 EXPLAINED = 0.1
-"""The same of an explanation that is worth telling."""
+"""An explanation must lead to more skill than this."""
 BETTER = (0.05, 0.2)
-"""An explanation's mIoU exceeds that of images as they are by so much, and by such a share of it."""
+"""How much an explanation must raise the mIoU, absolutely and as a share of the mIoU without it."""
 REORDERED = (0.05, 0.25)
-"""The same of outputs in another order, of which the best is sought among very many."""
+"""The same for another order of outputs. It is larger, since the best of very many orders always fits a little
+better."""
 OWN = 0.01
-"""IoU by which an output must fit another class better than its own to stand for that one."""
+"""How much better, in IoU, an output must fit another class than its own to be assigned to that class."""
 NAMED = 3
-"""Outputs of a wrong order that are named."""
+"""The number of misplaced outputs that a message names."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A way of showing images to a network: normalised after 0 … 255 became 0 … 1."""
+class Preprocessing:
+    """How images become a network's input. `mean` and `std` are those of pixels from 0 to 1."""
 
     name: str
     mean: tuple[float, ...]
@@ -62,24 +64,28 @@ class Shown:
         return f"{'BGR' if self.bgr else 'RGB'} with {self.name}"
 
 
-class Answers:
-    """A network's pixels of a few images by class; `counts` (C, C) has truth in rows and outputs in columns."""
+class Trial:
+    """Scores of a network on a few images with some pre-processing.
 
-    def __init__(self, shown: Shown, counts: Tensor) -> None:
-        self.shown = shown
+    `counts` (C, C) are pixels, with the true classes in rows and the outputs in columns.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, counts: Tensor) -> None:
+        self.preprocessing = preprocessing
         self.counts = counts
         self.miou = _miou(counts)
         fit = _ious(counts) + OWN * torch.eye(len(counts), dtype=torch.float64)
         self.order = [int(output) for output in linear_sum_assignment(-fit.numpy())[1]]
-        """For each class the output that fits it best, no output twice."""
+        """The output that is assigned to each class so that all fit best; no output is assigned twice."""
         self.miou_in_order = _miou(counts[:, self.order])
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """How a teacher does on a few images, as a run shows them; all but their number between 0 and 1.
+    """The mIoU of a teacher on `images` images of `split`, pre-processed as a run does it.
 
-    `constant` and `frequency` are the mIoU of the best constant answer and of answers drawn by the classes' shares.
+    `constant` is the mIoU of always predicting one class, the best one. `frequency` is the mIoU of predicting classes
+    at random by their shares of the pixels. All three are between 0 and 1.
     """
 
     miou: float
@@ -90,17 +96,17 @@ class Diagnosis:
 
     @property
     def chance(self) -> float:
-        """The mIoU that needs no look at the images."""
+        """The mIoU that is possible without looking at the images."""
         return max(self.constant, self.frequency)
 
     def skill(self, miou: float) -> float:
-        """How far an mIoU lies between chance, 0, and perfection, 1."""
+        """Where an mIoU lies between chance, which is 0, and perfection, which is 1."""
         return (miou - self.chance) / (1 - self.chance)
 
     def __str__(self) -> str:
         return (
             f"teacher on {self.images} {self.split} images: mIoU {self.miou:.2f}, chance {self.chance:.2f}; "
-            "its channels, the card's normalisation and the order of its outputs fit best"
+            "no other order of channels or outputs and no other normalisation fits better"
         )
 
 
@@ -113,50 +119,51 @@ def diagnose(
     device: torch.device | str,
     folder: Path,
 ) -> Diagnosis:
-    """Scores a network on a few of the labelled images `train`, or of `val` where these are fewer than 8.
+    """Scores a network on a few of the labelled images `train`, or of `val` if `train` has fewer than 8.
 
-    What it answers is kept in `folder` until its weights, the card, the size or one of these images changes.
-    Raises UserError when it does hardly better than guessing, or when other channels, another normalisation or another
-    order of its outputs fit much better; the message says which, and how to mend it.
+    The scores are cached in `folder` until the network's weights, the card, the size or one of these images changes.
+    Raises UserError when the network is hardly better than guessing, or when another order of channels, another
+    normalisation or another order of outputs fits much better. The message says which, and how to mend it.
     """
     split, pairs = ("training", train) if len(train) >= FEWEST_IMAGES else ("validation", val)
     pairs = _sample(pairs, size)
 
-    plain = Shown("the card's mean and std", tuple(card.mean), tuple(card.std))
-    ways = [plain, *_otherwise(plain)]
+    plain = Preprocessing("the card's mean and std", tuple(card.mean), tuple(card.std))
+    ways = [plain, *_other_preprocessing(plain)]
 
-    def ask() -> Arrays:
-        def counted(shown: Shown, some: Sequence[Pair]) -> Array:
-            return _counts(model, card, some, size, device, shown).numpy()
+    def compute() -> Arrays:
+        def counted(preprocessing: Preprocessing, some: Sequence[Pair]) -> Array:
+            return _counts(model, card, some, size, device, preprocessing).numpy()
 
-        compared = np.stack([counted(shown, pairs[:COMPARED_IMAGES]) for shown in ways])
+        compared = np.stack([counted(way, pairs[:COMPARED_IMAGES]) for way in ways])
         return {"compared": compared, "further": counted(plain, pairs[COMPARED_IMAGES:])}
 
-    about = [digest(model), card.model_dump_json(), f"{size[0]}x{size[1]}", *map(str, ways)]
+    inputs = [digest(model), card.model_dump_json(), f"{size[0]}x{size[1]}", *map(str, ways)]
     files = [file for pair in pairs for file in (pair.image, pair.mask)]
-    told = kept(folder, "diagnosis", about, files, ask)
-    as_is, *others = [Answers(way, torch.tensor(c)) for way, c in zip(ways, told["compared"], strict=True)]
-    counts = as_is.counts + torch.tensor(told["further"])
-    found = Diagnosis(score(counts, card, len(pairs)).miou, *chance(counts), len(pairs), split)
-    problem = _explained(found, as_is, others, card) or _guessing(found)
+    counts_of = cached(folder, "diagnosis", inputs, files, compute)
+    as_is, *others = [Trial(way, torch.tensor(c)) for way, c in zip(ways, counts_of["compared"], strict=True)]
+    counts = as_is.counts + torch.tensor(counts_of["further"])
+    diagnosis = Diagnosis(score(counts, card, len(pairs)).miou, *chance(counts), len(pairs), split)
+    problem = _explanation(diagnosis, as_is, others, card) or _chance_problem(diagnosis)
     if problem:
         raise UserError(f"the teacher {problem}; {named('trust_teacher')} skips this check", "trust_teacher")
-    return found
+    return diagnosis
 
 
 def chance(counts: Tensor) -> tuple[float, float]:
-    """The mIoU of the best constant answer, and of answers drawn by the classes' shares, from counts (C, C).
+    """`Diagnosis.constant` and `Diagnosis.frequency` from counts (C, C).
 
-    A constant answer has IoU p at its class of share p and 0 at the others that are there. Drawn answers agree with the
-    truth on p² of all pixels, and cover 2p - p² together with it.
+    If one class with share p is predicted everywhere, its IoU is p and that of all other present classes is 0. If
+    classes are predicted at random by their shares, then for a class with share p the prediction and the truth agree on
+    p² of all pixels, and 2p - p² of all pixels are in at least one of them.
     """
     shares = counts.sum(1).double() / counts.sum()
     shares = shares[shares > 0]
     return float(shares.max() / len(shares)), float((shares / (2 - shares)).mean())
 
 
-class _Reversed(Predictor):
-    """Shows images with their channels in the other order."""
+class _BgrPredictor(Predictor):
+    """Gives a network the channels of images in reversed order."""
 
     def logits(self, images: Tensor) -> Tensor:
         return super().logits(images.flip(1))
@@ -169,65 +176,76 @@ def _sample(pairs: Sequence[Pair], size: Size) -> list[Pair]:
 
 
 def _counts(
-    model: nn.Module, card: Card, pairs: Sequence[Pair], size: Size, device: torch.device | str, shown: Shown
+    model: nn.Module,
+    card: Card,
+    pairs: Sequence[Pair],
+    size: Size,
+    device: torch.device | str,
+    preprocessing: Preprocessing,
 ) -> Tensor:
-    """(C, C) int64, see Answers."""
-    normalised = card.model_copy(update={"mean": shown.mean, "std": shown.std})
-    predictor = (_Reversed if shown.bgr else Predictor)(model, normalised, size, device)
+    """Counts int64 (C, C) of a `Trial`."""
+    normalised = card.model_copy(update={"mean": preprocessing.mean, "std": preprocessing.std})
+    predictor = (_BgrPredictor if preprocessing.bgr else Predictor)(model, normalised, size, device)
     matrix = ConfusionMatrix(card, predictor.device)
     for _, logits, masks in predict_pairs(predictor, pairs, BATCH):
         matrix.update(logits.argmax(1), masks)
     return matrix.counts
 
 
-def _otherwise(as_is: Shown) -> list[Shown]:
-    """Other ways of showing images: normalised otherwise, BGR, and both."""
-    normalised = [shown for shown in _normalisations(len(as_is.mean)) if not _alike(shown, as_is)]
+def _other_preprocessing(as_is: Preprocessing) -> list[Preprocessing]:
+    """Other pre-processing than `as_is`: other normalisations, BGR, and both."""
+    normalised = [way for way in _normalisations(len(as_is.mean)) if not _same_normalisation(way, as_is)]
     both = [as_is, *normalised] if len(as_is.mean) == 3 else []
-    return [*normalised, *(replace(shown, bgr=True) for shown in both)]
+    return [*normalised, *(replace(way, bgr=True) for way in both)]
 
 
-def _normalisations(channels: int) -> list[Shown]:
-    """What trainings use; ImageNet's has three channels."""
+def _normalisations(channels: int) -> list[Preprocessing]:
+    """Normalisations that training programs use. ImageNet's is for three channels."""
     plain = (
         ("values from 0 to 1", 0.0, 1.0),
         ("values from -1 to 1", 0.5, 0.5),
         ("values from 0 to 255", 0.0, 1 / 255),
     )
-    found = [Shown(name, (mean,) * channels, (std,) * channels) for name, mean, std in plain]
-    return [*found, Shown("ImageNet's mean and std", IMAGENET_MEAN, IMAGENET_STD)] if channels == 3 else found
+    for_any = [Preprocessing(name, (mean,) * channels, (std,) * channels) for name, mean, std in plain]
+    return (
+        [*for_any, Preprocessing("ImageNet's mean and std", IMAGENET_MEAN, IMAGENET_STD)] if channels == 3 else for_any
+    )
 
 
-def _alike(one: Shown, other: Shown) -> bool:
+def _same_normalisation(one: Preprocessing, other: Preprocessing) -> bool:
     pairs = zip((*one.mean, *one.std), (*other.mean, *other.std), strict=True)
     return all(math.isclose(a, b, rel_tol=0.05, abs_tol=0.001) for a, b in pairs)
 
 
-def _explained(found: Diagnosis, as_is: Answers, others: Sequence[Answers], card: Card) -> str:
-    """What fits much better than images and outputs as they are, and how to mend it; "" for nothing.
+def _explanation(diagnosis: Diagnosis, as_is: Trial, others: Sequence[Trial], card: Card) -> str:
+    """Says what fits much better than the run's own pre-processing and order of outputs, and how to mend it, or "".
 
-    Another order of the outputs explains what no other way of showing the images does; both together may be needed.
+    Another order of outputs is named only if it fits much better than every pre-processing alone. It may be named
+    together with one.
     """
-    shown = max((as_is, *others), key=lambda answers: answers.miou)
-    ordered = max((as_is, *others), key=lambda answers: answers.miou_in_order)
-    if _much_better(ordered.miou_in_order, shown.miou, REORDERED) and found.skill(ordered.miou_in_order) > EXPLAINED:
-        best, miou, mends = ordered, ordered.miou_in_order, [_order_mended(ordered.order, card)]
-    elif _much_better(shown.miou, as_is.miou, BETTER) and found.skill(shown.miou) > EXPLAINED:
-        best, miou, mends = shown, shown.miou, []
+    best_shown = max((as_is, *others), key=lambda trial: trial.miou)
+    ordered = max((as_is, *others), key=lambda trial: trial.miou_in_order)
+    if (
+        _much_better(ordered.miou_in_order, best_shown.miou, REORDERED)
+        and diagnosis.skill(ordered.miou_in_order) > EXPLAINED
+    ):
+        best, miou, mends = ordered, ordered.miou_in_order, [_order_advice(ordered.order, card)]
+    elif _much_better(best_shown.miou, as_is.miou, BETTER) and diagnosis.skill(best_shown.miou) > EXPLAINED:
+        best, miou, mends = best_shown, best_shown.miou, []
     else:
         return ""
-    fits = f"fits images in {best.shown} better" if best is not as_is else "has its outputs in another order"
+    fits = f"fits images in {best.preprocessing} better" if best is not as_is else "has its outputs in another order"
     if best is not as_is and mends:
         fits += " and has its outputs in another order"
-    mends += _shown_mended(best.shown, as_is.shown)
-    return f"{fits}: mIoU {miou:.2f} so, {as_is.miou:.2f} as it is: {'; '.join(mends)}"
+    mends += _preprocessing_advice(best.preprocessing, as_is.preprocessing)
+    return f"{fits}: mIoU {miou:.2f} in place of {as_is.miou:.2f}: {'; '.join(mends)}"
 
 
 def _much_better(miou: float, other: float, by: tuple[float, float]) -> bool:
     return miou > other + max(by[0], by[1] * other)
 
 
-def _order_mended(order: Sequence[int], card: Card) -> str:
+def _order_advice(order: Sequence[int], card: Card) -> str:
     moved = [(output, name) for output, name in zip(order, card.class_names, strict=True)]
     wrong = [f"output {out} is '{name}'" for at, (out, name) in enumerate(moved) if out != at]
     more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
@@ -238,35 +256,36 @@ def _order_mended(order: Sequence[int], card: Card) -> str:
     )
 
 
-def _shown_mended(shown: Shown, as_is: Shown) -> list[str]:
+def _preprocessing_advice(preprocessing: Preprocessing, as_is: Preprocessing) -> list[str]:
     mends = []
-    if shown.bgr:
+    if preprocessing.bgr:
         mends.append("'python -m segskd import TEACHER --bgr --out DIR' makes a teacher of it that takes RGB")
-    if (shown.mean, shown.std) != (as_is.mean, as_is.std):
-        mean, std = ([round(value, 6) for value in values] for values in (shown.mean, shown.std))
+    if (preprocessing.mean, preprocessing.std) != (as_is.mean, as_is.std):
+        mean, std = ([round(value, 6) for value in values] for values in (preprocessing.mean, preprocessing.std))
         mends.append(f"write mean: {mean} and std: {std} into the card, or into a copy of it")
     return mends
 
 
-def _guessing(found: Diagnosis) -> str:
-    """That it knows nothing of the classes; "" where it does."""
-    if found.skill(found.miou) >= NEAR_CHANCE:
+def _chance_problem(diagnosis: Diagnosis) -> str:
+    """Says that the teacher doesn't know the classes, or "" if it does."""
+    if diagnosis.skill(diagnosis.miou) >= NEAR_CHANCE:
         return ""
     return (
-        f"is hardly better than guessing on {found.images} {found.split} images: mIoU {found.miou:.3f}, where the best "
-        f"constant answer has {found.constant:.3f} and answers drawn by the classes' shares {found.frequency:.3f}, and "
-        "no other channels, normalisation or order of its outputs explains it: name a teacher that was trained on "
-        "these classes"
+        f"is hardly better than guessing on {diagnosis.images} {diagnosis.split} images: its mIoU is "
+        f"{diagnosis.miou:.3f}; always predicting one class gives {diagnosis.constant:.3f}, and predicting by the "
+        f"classes' shares {diagnosis.frequency:.3f}; "
+        "no other order of channels or outputs and no other normalisation explains it: name a teacher that was trained "
+        "on these classes"
     )
 
 
 def _ious(counts: Tensor) -> Tensor:
-    """IoU of each class with each output, 0 where neither has a pixel: (C, C), float64."""
+    """IoU float64 (C, C) of each class with each output, 0 where neither has a pixel."""
     counts = counts.double()
     return counts / (counts.sum(1, keepdim=True) + counts.sum(0, keepdim=True) - counts).clamp(min=1)
 
 
 def _miou(counts: Tensor) -> float:
-    """The mean over classes that truth or answers have, 0 where there are none."""
+    """The mean IoU over the classes that occur in the truth or in the outputs, 0 if there are none."""
     present = counts.sum(0) + counts.sum(1) > 0
     return float(_ious(counts).diagonal()[present].mean()) if present.any() else 0.0

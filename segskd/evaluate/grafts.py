@@ -1,8 +1,8 @@
 """Grafts of a run that was trained stage by stage: the student's stages so far, then the teacher's remaining ones.
 
-Earlier stages stand still while later ones train, so the final student's first stages are the very ones that
-stood when a stage was finished: its grafts can be made again at any time. Where all stages move in the end, together
-with their adapters, the grafts are those of the student that this left.
+A stage is frozen while later ones train, so the final student's first stages are the same as when that stage was
+finished. Its graft can therefore be made at any later time. Where a joint phase at the end trains all stages and their
+adapters, the grafts are those of the student after that phase.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from segskd.models.adapters import Adapters, probe_adapters
 from segskd.models.build import load
 from segskd.models.cut import cut
 from segskd.models.graft import graft_logits
-from segskd.models.pairing import lent, paired, shared
+from segskd.models.pairing import paired, shared, unpaired_inputs
 from segskd.models.stages import HEAD, IMAGE, StagedNetwork
 from segskd.runs import Run
 
 
 class Grafts:
-    """The grafts after each finished stage of a run, in fp32 and eval mode."""
+    """The grafts of a run, one after each finished stage, in fp32 and eval mode."""
 
     def __init__(
         self,
@@ -51,21 +51,24 @@ class Grafts:
 
     @classmethod
     def open(cls, run: Run, device: Device = "auto") -> Grafts:
-        """Those of a run in which at least one stage is finished.
+        """The grafts of a run, whose networks are loaded.
 
-        Raises UserError when there are none (another method, nothing trained yet), or a file is gone.
+        Raises UserError when the run has no grafts, since no stage is finished or its method is another one, and when a
+        file is missing.
         """
         place = torch.device(choose_device(device))
         recipe = run.recipe
         if recipe.teacher is None:
-            raise UserError(f"run {run.name} has no teacher, so there are no grafts: they are its remaining stages")
+            raise UserError(
+                f"run {run.name} has no teacher, so there are no grafts: a graft ends in the teacher's stages"
+            )
         card = load_card(recipe.data.card, data_folder(recipe.data.folder))
         models = [load(source).to(place).to(memory_format=torch.channels_last) for source in _sources(run)]
         return cls.of(run, cut(models[0]), cut(models[1]), card)
 
     @classmethod
     def of(cls, run: Run, student: StagedNetwork, teacher: StagedNetwork, card: Card) -> Grafts:
-        """The same with the run's networks at hand, on one device. Raises UserError as `open` does."""
+        """The grafts of a run whose networks are loaded already, on one device. Raises UserError as `open` does."""
         state, size = run.load_state(), run.recipe.data.size
         teacher = paired(teacher, student, padded_size(size))
         stages = trained_stages(run, state, shared(student.names, teacher.names))
@@ -85,9 +88,9 @@ class Grafts:
 
     @torch.inference_mode()
     def classes(self, image: Tensor) -> Uint8:
-        """The mask after every stage, for a normalised image (1, C, h, w) at the padded size.
+        """The masks uint8 (S, H, W) of all grafts at the run's size, for a normalised image (1, C, h, w), padded.
 
-        uint8 (S, H, W) at the run's size; that after the head is the student's own.
+        The mask after the head is the student's own.
         """
         size = (image.shape[-2], image.shape[-1])
         device = next(self._student.model.parameters()).device
@@ -102,9 +105,9 @@ class Grafts:
         return np.stack([self._mask(logits) for logits in grafts])
 
     def _own_features(self, pixels: Tensor, size: Size) -> dict[str, Tensor]:
-        """The image, and those of the teacher's own features that some graft reads."""
+        """The image, and those features of stages of the teacher without a partner that a graft needs."""
         compared = shared(self._student.names, self._teacher.names)
-        wanted = {own for name in self.stages if name != HEAD for own in lent(name, self._teacher, compared)}
+        wanted = {own for name in self.stages if name != HEAD for own in unpaired_inputs(name, self._teacher, compared)}
         wanted -= {IMAGE}
         last = max((self._teacher.index(name) for name in wanted), default=-1)
         features = self._teacher.run({IMAGE: pixels}, size, last=last) if wanted else {}
@@ -115,17 +118,19 @@ class Grafts:
 
 
 def trained_stages(run: Run, state: dict[str, Any] | None, names: Sequence[str]) -> list[str]:
-    """The first of the student's stages `names`: those whose weights the run has finished, or began with.
+    """Those of the student's stages `names` after which there is a graft: the run has trained them or began with them.
 
-    Stages that were trained together with a later one are no more than part of it. `state` is what
-    `run.load_state()` gave. Raises UserError when the run has trained none yet, or wasn't trained stage by stage.
+    A stage that was trained together with a later one is not among them. `state` is what `run.load_state()` returned.
+    Raises UserError when the run has trained no stage yet, or doesn't train stage by stage.
     """
     begin = run.recipe.begin
     first = names.index(begin.stage) if begin and begin.stage in names else 0
     phases = [phase["phase"] for phase in state["progress"]["phases"]] if state else []
     if run.recipe.options.get("joint") and phases:
-        if phases[-1] == names[-1] and first < len(names) - 1:  # a branch of the head alone has no joint phase
-            raise UserError(f"run {run.name} trains as a whole now, which moves every stage: grafts come with its end")
+        if phases[-1] == names[-1] and first < len(names) - 1:  # a branch that trains only the head has no joint phase
+            raise UserError(
+                f"run {run.name} is in its joint phase, which trains all stages: there are grafts when it ends"
+            )
         phases = [name for name in phases if name in names]
     if run.recipe.method == "supervised" or not _in_order(phases, names[first:]):
         raise UserError(
@@ -137,14 +142,14 @@ def trained_stages(run: Run, state: dict[str, Any] | None, names: Sequence[str])
 
 
 def _in_order(some: Sequence[str], names: Sequence[str]) -> bool:
-    """Whether these are some of the names, in their order."""
+    """Whether `some` are among `names` and in the same order."""
     return list(some) == [name for name in names if name in some]
 
 
 def _check_same(run: Run, student: StagedNetwork, state: dict[str, Tensor], stages: Sequence[str]) -> None:
-    """Raises UserError unless the trained stages are those that the state's adapters belong to.
+    """Raises UserError unless the student's trained `stages` have the weights in `state`.
 
-    They are not when the run finishes a stage between the reading of the one and the other.
+    They have others when the run finished a stage after the student was read and before `state` was.
     """
     trained = {id(tensor) for name in stages for tensor in student.stages[name].state_dict(keep_vars=True).values()}
     for name, tensor in student.model.state_dict(keep_vars=True).items():

@@ -1,4 +1,4 @@
-"""ImageStatistics: what the teacher makes of each training image, for the rules `diverse` and `hardest`."""
+"""Figures that a teacher gives for each training image. The subset rules `diverse` and `hardest` use them."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from segskd.callbacks import OnProgress
 from segskd.config import Size
-from segskd.data.cache import Arrays, kept
+from segskd.data.cache import Arrays, cached
 from segskd.data.cards import Card
 from segskd.data.dataset import Pair
 from segskd.data.pixels import read_image
 from segskd.data.transforms import padded_size, unpad
 from segskd.errors import UserError
 from segskd.evaluate.metrics import class_logits
-from segskd.evaluate.predict import Predictor, Report
+from segskd.evaluate.predictor import Predictor
 from segskd.models.build import digest
 from segskd.models.cut import check_size, cut
 from segskd.models.stages import HEAD, IMAGE, StagedNetwork
 
 THREADS = 2
 MAX_BATCH = 8
-# Every feature of a batch is held at once: some 300 bytes a pixel of the image for a ResNet-34 U-Net.
+# All features of a batch are in memory at once: about 300 bytes a pixel of the image for a ResNet-34 U-Net.
 BATCH_PIXELS = 1 << 21
 
 
 @dataclass(frozen=True, eq=False)
 class ImageStatistics:
-    """What the teacher makes of N images, a row a name.
+    """Figures of N images, a row for each of `names`.
 
-    `features` float32 (N, C) are the spatial means of the teacher's deepest feature, that of its last encoder
-    stage; `entropy` float32 (N,) is the entropy of its softmax in nats, the mean over all pixels.
+    `features` float32 (N, C) are spatial means of the feature of the teacher's last encoder stage. `entropy` float32
+    (N,) is the entropy of its softmax in nats, as a mean over all pixels.
     """
 
     names: tuple[str, ...]
@@ -51,20 +52,20 @@ def image_statistics(
     size: Size,
     device: torch.device | str,
     folder: Path,
-    report: Report | None = None,
+    report: OnProgress | None = None,
 ) -> ImageStatistics:
-    """One pass of the teacher over the plain images at `size`, kept in `folder`.
+    """Runs the teacher once over the images at `size`, and caches the figures in `folder`.
 
-    It holds until the teacher's weights, the card, the size or an image changes. `report` hears (images done,
-    images in all) while the teacher runs. Raises UserError for a network that can't be cut or hasn't the
-    card's classes, for an image that can't be read, and when the teacher's answers are no numbers.
+    They are computed anew when the teacher's weights, the card, the size or an image changes. `report` is called with
+    the number of images that are done and of all images. Raises UserError for a network that has no stages or not the
+    card's classes, for an image that can't be read, and when the teacher's outputs are not finite numbers.
     """
     network = teacher if isinstance(teacher, StagedNetwork) else _cut(teacher, size)
     predictor = Predictor(network.model, card, size, device)
     height, width = size
-    about = [digest(network.model), card.model_dump_json(), f"{height}x{width}", *(pair.name for pair in pairs)]
+    inputs = [digest(network.model), card.model_dump_json(), f"{height}x{width}", *(pair.name for pair in pairs)]
     images = [pair.image for pair in pairs]
-    arrays = kept(folder, "image_statistics", about, images, lambda: _ask(network, predictor, pairs, report))
+    arrays = cached(folder, "image_statistics", inputs, images, lambda: _compute(network, predictor, pairs, report))
     return ImageStatistics(tuple(pair.name for pair in pairs), arrays["features"], arrays["entropy"])
 
 
@@ -74,14 +75,16 @@ def _cut(teacher: nn.Module, size: Size) -> StagedNetwork:
     return network
 
 
-def _ask(network: StagedNetwork, predictor: Predictor, pairs: Sequence[Pair], report: Report | None) -> Arrays:
+def _compute(network: StagedNetwork, predictor: Predictor, pairs: Sequence[Pair], report: OnProgress | None) -> Arrays:
     features: list[Tensor] = []
     entropy: list[Tensor] = []
     done = 0
     for part, images in _batches(predictor, pairs):
-        means, uncertainty = _answers(network, predictor, images)
+        means, uncertainty = _figures(network, predictor, images)
         if not (means.isfinite().all() and uncertainty.isfinite().all()):
-            raise UserError(f"the teacher gives no numbers for images such as '{part[0].name}': name another teacher")
+            raise UserError(
+                f"the teacher's outputs for images such as '{part[0].name}' aren't finite numbers: name another teacher"
+            )
         features.append(means.cpu())
         entropy.append(uncertainty.cpu())
         done += len(part)
@@ -91,8 +94,8 @@ def _ask(network: StagedNetwork, predictor: Predictor, pairs: Sequence[Pair], re
 
 
 @torch.inference_mode()
-def _answers(network: StagedNetwork, predictor: Predictor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (N, C) and entropies (N,) of images (N, C, h, w) at the padded size; padding has no entropy."""
+def _figures(network: StagedNetwork, predictor: Predictor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (N, C) and entropies (N,) of images (N, channels, h, w) at the padded size. Padding doesn't count."""
     deepest = [name for name in network.names if name.startswith("encoder.")][-1]
     images = images.to(predictor.device, memory_format=torch.channels_last)
     features = network.run({IMAGE: images}, padded_size(predictor.size))

@@ -1,4 +1,4 @@
-"""Whether a pass of a network fits the memory, asked before it: a system that runs out of it kills without a word."""
+"""Checks before a pass whether the memory is enough: an operating system that runs out of memory kills silently."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from torch.utils._pytree import tree_leaves
 from segskd.config import named
 from segskd.devices import free_memory
 from segskd.errors import OutOfMemory
-from segskd.models.stages import ghost
+from segskd.models.stages import meta_copy
 
 SMALL = 2**21
-"""Pixels of a pass that nobody asks about: some 0.8 GB with a ResNet-34 U-Net."""
+"""Pixels up to which a pass isn't checked: about 0.8 GB with a ResNet-34 U-Net."""
 GIB = 2**30
 
 
 class PassMemory:
-    """The main memory that a network's passes need, against what is free."""
+    """Compares the main memory that a network's passes need with what is free."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._model = model
-        self._ask = device.type != "cuda"  # CUDA refuses what it hasn't, and that is told
+        self._checks = device.type != "cuda"  # CUDA raises an error of its own
         self._fits = 0
 
     def require(self, shape: torch.Size, tiled: bool) -> None:
-        """Raises UserError when a pass over (N, C, H, W) in fp32 would not fit what is free now."""
+        """Raises UserError when a pass over (N, C, H, W) in fp32 needs more than what is free. `tiled` is for the
+        advice."""
         images, _, height, width = shape
-        if not self._ask or images * height * width <= SMALL:
+        if not self._checks or images * height * width <= SMALL:
             return
         needed = pass_bytes(self._model, shape)
         if needed <= self._fits:
@@ -47,30 +48,30 @@ class PassMemory:
 
 
 def pass_bytes(model: nn.Module, shape: torch.Size) -> int:
-    """The most bytes that tensors hold at once, parameters aside, in a forward pass over (N, C, H, W) in eval mode.
+    """The peak of the bytes of all tensors except parameters in a forward pass over (N, C, H, W) in eval mode.
 
-    Found on tensors without storage; scratch memory inside of an operation is not seen.
+    It is computed on tensors without storage. Temporary memory within an operation is not counted.
     """
-    live = _Live()
-    phantom = ghost(model).eval()
+    live = _LiveBytes()
+    on_meta = meta_copy(model).eval()
     with torch.inference_mode(), live:
-        phantom(torch.empty(shape, device="meta"))
+        on_meta(torch.empty(shape, device="meta"))
     return live.peak
 
 
-class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it without types
-    """Bytes of the storages that operations made and that are still held."""
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the class has no types
+    """Counts the bytes of storages that operations have made and that still exist, and their `peak`."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
-        self._held: WeakKeyDictionary[torch.UntypedStorage, int] = WeakKeyDictionary()
+        self._bytes: WeakKeyDictionary[torch.UntypedStorage, int] = WeakKeyDictionary()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
-                self._held[storage] = storage.nbytes()
-        self.peak = max(self.peak, sum(self._held.values()))
+                self._bytes[storage] = storage.nbytes()
+        self.peak = max(self.peak, sum(self._bytes.values()))
         return out

@@ -1,7 +1,7 @@
 """Metrics from one confusion matrix over a whole split.
 
-mIoU is a ratio of sums: counts are added over all images first and divided once, so large and small
-images, and images without some class, weigh as their pixels do (unlike a mean of per-image values).
+mIoU is a ratio of sums: pixels are counted over all images first and divided once. So every pixel weighs the same,
+which it doesn't in a mean of values per image.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from segskd.models.build import input_channels, output_classes
 
 @dataclass(frozen=True)
 class Score:
-    """Figures of one network on one split; shares between 0 and 1."""
+    """Scores of one network on one split, between 0 and 1. `absent` are classes in neither the truth nor the
+    outputs."""
 
     miou: float
     pixel_accuracy: float
@@ -41,13 +42,13 @@ class Score:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Score:
-        """What `as_dict` gave."""
+        """The score that `as_dict` returned."""
         content = dict(content)
         return cls(absent=content.pop("absent_classes"), **content)
 
 
 class ConfusionMatrix:
-    """Counts of (true class, predicted class) pixels, the ignore index left out."""
+    """Counts pixels by true and predicted class. Pixels with the ignore index don't count."""
 
     def __init__(self, card: Card, device: torch.device | str = "cpu") -> None:
         self.card = card
@@ -57,27 +58,28 @@ class ConfusionMatrix:
         ).to(device)
 
     def update(self, classes: Tensor, mask: Tensor) -> None:
-        """Adds predicted classes and truth, both integer (N, H, W)."""
+        """Adds predicted classes and true masks, both integer (N, H, W)."""
         self._metric.update(classes, mask)
         self.images += len(mask)
 
     @property
     def counts(self) -> Tensor:
-        """(C, C) int64; rows are the truth."""
+        """int64 (C, C), with a row for each true class."""
         counts: Tensor = self._metric.confmat
         return counts.cpu().long()
 
     def score(self, add: Callable[[Tensor], Tensor] | None = None) -> Score:
-        """The figures so far; `add` sums a tensor over the processes that share the images."""
+        """The scores so far. `add` sums a tensor over the processes that share the images."""
         if add is None:
             return score(self.counts, self.card, self.images)
         return score(add(self.counts), self.card, int(add(torch.tensor([self.images]))))
 
 
 def score(counts: Tensor, card: Card, images: int) -> Score:
-    """IoU = TP / (TP + FP + FN) per class; classes absent from truth and prediction are left out of the mean.
+    """Scores from counts (C, C). The IoU of a class is TP / (TP + FP + FN).
 
-    Raises UserError when no pixel counts at all.
+    Classes that occur in neither the truth nor the prediction don't count in the mean. Raises UserError when all pixels
+    are ignored.
     """
     right = counts.diagonal().double()
     union = counts.sum(0) + counts.sum(1) - counts.diagonal()
@@ -97,8 +99,8 @@ def score(counts: Tensor, card: Card, images: int) -> Score:
 def check_outputs(outputs: int, card: Card, who: str) -> None:
     """Raises UserError unless a network with that many outputs fits the card's classes.
 
-    One output a class that counts; one more is allowed at the ignore index when that follows the classes, and a
-    single one stands for two classes (see `logits_of`).
+    It fits with one output for each class, with one more if the ignore index follows the classes, and with a single
+    output for two classes (see `logits_of`). `who` names the network in the message.
     """
     classes = len(card.classes)
     if outputs == classes or (outputs == classes + 1 and card.ignore_index == classes):
@@ -112,7 +114,7 @@ def check_outputs(outputs: int, card: Card, who: str) -> None:
 
 
 def check_channels(channels: int, card: Card, who: str) -> None:
-    """Raises UserError unless a network of images with `channels` fits the card's."""
+    """Raises UserError unless the card's images have as many channels as the network takes."""
     if channels != card.channels:
         raise UserError(
             f"{who} takes {channels}-channel images, but '{card.name}' has {card.channels}: "
@@ -121,21 +123,22 @@ def check_channels(channels: int, card: Card, who: str) -> None:
 
 
 def check_fits(model: nn.Module, card: Card, who: str) -> None:
-    """Raises UserError unless a network takes the card's images and tells its classes."""
+    """Raises UserError unless a network takes the card's images and has an output for each class."""
     check_channels(input_channels(model), card, who)
     check_outputs(output_classes(model), card, who)
 
 
 def class_logits(logits: Tensor, card: Card) -> Tensor:
-    """A network's outputs (N, 1, C or C+1, H, W) as one logit a class of the card, (N, C, H, W)."""
+    """Turns a network's outputs, (N, K, H, W) with K = 1, C or C + 1, into logits of the card's classes (N, C, H,
+    W)."""
     return logits_of(logits, len(card.classes))
 
 
 def logits_of(logits: Tensor, classes: int) -> Tensor:
-    """The same for so many classes.
+    """As `class_logits`, for a number of classes.
 
-    A single output z, whose sigmoid is the share of class 1, becomes (0, z): their softmax is that sigmoid. An
-    output at the ignore index, behind the classes, is not an answer and falls away.
+    A single output z, whose sigmoid is the probability of class 1, becomes (0, z), whose softmax is the same. An output
+    for the ignore index, after those of the classes, is dropped.
     """
     if logits.shape[1] == 1:
         return torch.cat([torch.zeros_like(logits), logits], dim=1)

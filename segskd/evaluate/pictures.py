@@ -1,4 +1,4 @@
-"""Pictures of masks: colours from the card, overlays, side-by-side sheets, palette PNGs."""
+"""Draws masks: in the card's colours, over images, side by side, and as palette PNGs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FONT_SCALE = 0.45
 
 
 def palette_table(card: Card) -> npt.NDArray[np.uint8]:
-    """RGB of each of the 256 mask values; black for what is no class. (256, 3)"""
+    """RGB uint8 (256, 3) of each mask value, black for values that are no class."""
     table = np.full((256, 3), IGNORED, dtype=np.uint8)
     table[: len(card.palette)] = card.palette
     return table
@@ -37,15 +37,15 @@ def colourised(mask: Uint8, card: Card) -> Uint8:
 
 
 def overlay(image: Uint8, mask: Uint8, card: Card, opacity: float = 0.55) -> Uint8:
-    """The coloured mask laid over its image, RGB (H, W, 3); ignored pixels show the image."""
+    """The coloured mask over its image, RGB (H, W, 3). Ignored pixels show the image alone."""
     mixed = (image * (1 - opacity) + colourised(mask, card) * opacity).astype(np.uint8)
     return np.where((mask < len(card.classes))[..., None], mixed, image)
 
 
 def shown_size(size: Size) -> Size:
-    """(height, width) at which pictures of that size are shown.
+    """The (height, width) at which a picture of `size` is shown.
 
-    Enlarged by a whole number where they are small, and shrunk to MOST_SHOWN a side where they are large.
+    Small pictures are enlarged by a whole number. Larger ones are shrunk so that no side exceeds MOST_SHOWN.
     """
     if max(size) > MOST_SHOWN:
         height, width = (max(1, side * MOST_SHOWN // max(size)) for side in size)
@@ -55,19 +55,20 @@ def shown_size(size: Size) -> Size:
 
 
 def resized(image: Uint8, size: Size) -> Uint8:
-    """A photograph at (height, width), for looking at."""
+    """A photograph resized to (height, width)."""
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
 
 def enlarged(picture: Uint8, size: Size) -> Uint8:
-    """A coloured mask at (height, width), its pixels as squares."""
+    """A coloured mask resized to (height, width) without interpolation."""
     return cv2.resize(picture, size[::-1], interpolation=cv2.INTER_NEAREST).astype(np.uint8, copy=False)
 
 
 def contact_sheet(
     rows: Sequence[Sequence[Uint8]], captions: Sequence[str], legend: Sequence[tuple[str, Colour]] = ()
 ) -> Uint8:
-    """Pictures of one size in rows, a caption over each column, a legend below. RGB."""
+    """One RGB picture of rows of pictures (H, W, 3) of equal size, with a caption over each column and a legend
+    below."""
     height, width = rows[0][0].shape[:2]
     total = len(captions) * (width + GAP) + GAP
     lines = _legend_lines(legend, total)
@@ -84,7 +85,7 @@ def contact_sheet(
 
 
 def class_legend(card: Card) -> list[tuple[str, Colour]]:
-    """Each class and its colour."""
+    """The name and the colour of each class."""
     return list(zip(card.class_names, card.palette, strict=True))
 
 
@@ -118,7 +119,7 @@ def _text(sheet: Uint8, text: str, x: int, y: int) -> None:
 
 
 def write_png(rgb: Uint8) -> bytes:
-    """A picture (H, W, 3) as PNG."""
+    """An RGB picture (H, W, 3) as the bytes of a PNG file."""
     done, encoded = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
     if not done:
         raise RuntimeError(f"OpenCV could not encode a picture of shape {rgb.shape}")
@@ -126,7 +127,7 @@ def write_png(rgb: Uint8) -> bytes:
 
 
 def write_index_png(mask: Uint8, card: Card) -> bytes:
-    """A mask (H, W) as palette PNG: the values are the classes, the colours the card's."""
+    """A mask (H, W) as the bytes of a palette PNG, whose values are the classes and whose colours are the card's."""
     image: Any = Image.fromarray(mask, mode="L")
     image = image.convert("P") if image.mode != "P" else image
     image.putpalette(palette_table(card).ravel().tolist())

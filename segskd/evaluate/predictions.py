@@ -1,4 +1,4 @@
-"""Predictions of two networks on a split, kept on disk: computed once, then read where they lie."""
+"""Predictions of teacher and student on a split, which are computed once and stored on disk."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from segskd.callbacks import OnProgress
 from segskd.data.cache import stamp
 from segskd.data.dataset import Pair
 from segskd.data.samples import Samples
 from segskd.data.transforms import unpad
 from segskd.errors import UserError
-from segskd.evaluate.compare import AGREEMENT, agreement
+from segskd.evaluate.comparison import AGREEMENT, agreement
 from segskd.evaluate.metrics import ConfusionMatrix
-from segskd.evaluate.predict import Predictor, Report
+from segskd.evaluate.predictor import Predictor
 from segskd.files import write_whole, writing
 from segskd.models.build import digest
 
@@ -35,22 +36,23 @@ BATCH = 8
 SAVE_SECONDS = 2.0
 SHORT = 16
 VALUES_AT_ONCE = 2**24
-"""Logits whose softmax is taken together: of a large picture with many classes a few rows."""
+"""Logits whose softmax is computed at once: a few rows of a large picture with many classes."""
 
 
 @dataclass
-class Progress:
-    """How many images are done, and those that could not be read: what is wrong, by name."""
+class PredictionProgress:
+    """How many images are done, and the problem of each image that couldn't be read, by name."""
 
     done: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
 
 
 class Predictions:
-    """Truth, classes, confidences, confusion matrices and agreement of every image of a split, in one folder.
+    """True masks, predicted classes, confidences, confusion matrices and agreement of all images of a split.
 
-    The folder's name says which networks, card, size and files they are from, so that others are never taken
-    for these. Arrays grow image by image; key.json says how far they are whole.
+    They lie in a folder below `parent` whose name depends on the networks, the card, the size and the files, so that
+    other predictions are never mistaken for these. The arrays are written image by image; key.json says how many images
+    are complete.
     """
 
     def __init__(self, teacher: Predictor, student: Predictor, pairs: Sequence[Pair], parent: Path) -> None:
@@ -67,21 +69,21 @@ class Predictions:
         """Whether every image is done."""
         return bool(self._arrays) or self.progress().done == len(self._pairs)
 
-    def progress(self) -> Progress:
-        """How far the kept predictions are; a key.json that is damaged counts as none."""
+    def progress(self) -> PredictionProgress:
+        """How far the stored predictions are. With a damaged key.json, no image is done."""
         try:
-            kept = json.loads((self.folder / "key.json").read_text(encoding="utf-8"))
-            found = Progress(**kept.pop("progress"))
+            stored = json.loads((self.folder / "key.json").read_text(encoding="utf-8"))
+            progress = PredictionProgress(**stored.pop("progress"))
         except (OSError, ValueError, TypeError, LookupError, AttributeError):
-            return Progress()
-        whole = kept == self._key and all((self.folder / f"{name}.npy").is_file() for name in self._layout())
-        return found if whole else Progress()
+            return PredictionProgress()
+        complete = stored == self._key and all((self.folder / f"{name}.npy").is_file() for name in self._layout())
+        return progress if complete else PredictionProgress()
 
-    def compute(self, report: Report | None = None) -> None:
-        """Does what is left, from where an earlier process got to; at once where nothing is.
+    def compute(self, report: OnProgress | None = None) -> None:
+        """Predicts the images that an earlier process left, and returns at once if there are none.
 
-        Who asks while another thread or process computes waits for it. Raises UserError when no image can be
-        read, or the disk is full.
+        It waits while another thread or process computes the same. `report` is called with the number of images that
+        are done and of all images. Raises UserError when no image can be read, or the disk is full.
         """
         if not self.ready:
             with writing(self._parent):
@@ -91,23 +93,23 @@ class Predictions:
                 if not progress.done:
                     self._begin()
                 if progress.done < len(self._pairs):
-                    self._go_on(progress, report)
-        self._open()
+                    self._predict_rest(progress, report)
+        self._mapped()
 
     def __getitem__(self, name: str) -> Array:
-        """A kept array, mapped from disk: `truth`, `teacher`, `student` and both `_confidence` uint8 (N, h, w),
+        """A stored array, mapped from disk: `truth`, `teacher`, `student` and both `_confidence` uint8 (N, h, w),
         `matrices` int32 (N, 2, C, C), `agreement` int64 (N, 5). Raises RuntimeError before all are there.
         """
-        return self._open()[name]
+        return self._mapped()[name]
 
     @property
     def unreadable(self) -> dict[str, str]:
-        """What is wrong with the images that were left out, by name. Raises RuntimeError like the arrays."""
-        self._open()
+        """The problem of each image that was skipped, by name. Raises RuntimeError before all images are done."""
+        self._mapped()
         return self._unreadable
 
-    def _open(self) -> dict[str, Array]:
-        """Maps the arrays: from then on they stay, whatever becomes of their files."""
+    def _mapped(self) -> dict[str, Array]:
+        """Maps the arrays into memory. They then stay readable when their files are deleted."""
         if not self._arrays:
             progress = self.progress()
             if progress.done < len(self._pairs):
@@ -117,7 +119,7 @@ class Predictions:
         return self._arrays
 
     def _layout(self) -> dict[str, tuple[tuple[int, ...], npt.DTypeLike]]:
-        """Shape and type of each array."""
+        """Shape and type of each array, by name."""
         images, classes = len(self._pairs), len(self._networks[0].card.classes)
         maps = ("truth", "teacher", "student", "teacher_confidence", "student_confidence")
         return {
@@ -127,7 +129,8 @@ class Predictions:
         }
 
     def _begin(self) -> None:
-        """Empty arrays; those of other networks go. Who has them mapped keeps them until he lets go."""
+        """Creates empty arrays, and deletes those of other networks. Processes that have these mapped can still read
+        them."""
         for old in self._parent.iterdir():
             if old.is_dir():
                 shutil.rmtree(old, ignore_errors=True)
@@ -135,7 +138,7 @@ class Predictions:
         for name, (shape, dtype) in self._layout().items():
             np.lib.format.open_memmap(self.folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
 
-    def _go_on(self, progress: Progress, report: Report | None) -> None:
+    def _predict_rest(self, progress: PredictionProgress, report: OnProgress | None) -> None:
         teacher = self._networks[0]
         samples = Samples(self._pairs, 1, teacher.view, teacher.card)
         batch = teacher.images_at_once(BATCH)
@@ -151,8 +154,8 @@ class Predictions:
             if report:
                 report(progress.done, len(self._pairs))
 
-    def _batch(self, samples: Samples, numbers: range, progress: Progress) -> dict[int, dict[str, Array]]:
-        """The rows of those images that can be read, by number; the others are noted."""
+    def _batch(self, samples: Samples, numbers: range, progress: PredictionProgress) -> dict[int, dict[str, Array]]:
+        """The rows of the images that can be read, by number. The others are noted in `progress`."""
         try:
             images, masks = samples.load(numbers)
             return self._rows(list(numbers), images, masks)
@@ -186,14 +189,14 @@ class Predictions:
         return rows
 
     def _write(self, number: int, rows: dict[str, Array]) -> None:
-        """Through the file and not its mapping: a full disk is then an error and not a bus error."""
+        """Writes one image's rows by file writes: on a full disk, a write to a mapped array would kill the process."""
         for name, (shape, dtype) in self._layout().items():
             size = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
             with open(self.folder / f"{name}.npy", "r+b") as file:
                 file.seek((number - shape[0]) * size, os.SEEK_END)
                 file.write(np.ascontiguousarray(rows[name], dtype=dtype).tobytes())
 
-    def _save(self, progress: Progress) -> None:
+    def _save(self, progress: PredictionProgress) -> None:
         for name in self._layout():
             with open(self.folder / f"{name}.npy", "rb") as file:
                 os.fsync(file.fileno())
@@ -202,7 +205,7 @@ class Predictions:
 
 
 def classes_and_confidence(network: Predictor, images: Tensor) -> tuple[Array, Array]:
-    """Both uint8 (N, h, w): the classes, and the softmax's share of each in percent, from padded images."""
+    """The classes and their softmax in percent, both uint8 (N, h, w), of images (N, C, H, W) at the padded size."""
     with torch.inference_mode():
         logits = network.logits(images)
         rows = max(1, VALUES_AT_ONCE // (logits.numel() // logits.shape[2]))

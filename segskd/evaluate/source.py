@@ -1,4 +1,4 @@
-"""Where a network to evaluate comes from: a run, which knows its card and size, or a bare model."""
+"""Finds a network to evaluate, with the dataset and the size for it: a run, or a model's folder."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from segskd.config import Device, Size, parse_size
 from segskd.data.cards import Card, data_folder, load_card
 from segskd.devices import choose_device
 from segskd.errors import UserError
-from segskd.evaluate.predict import Predictor
+from segskd.evaluate.predictor import Predictor
 from segskd.evaluate.tiles import Tiles
 from segskd.models.build import load
 from segskd.runs import Run, runs_folder
 
 NATIVE = "native"
-"""The size of images that keep their own."""
+"""The value of --size with which each image keeps its own size."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A network by its place, and what to evaluate it on."""
+    """Where a network lies, and the dataset and size to evaluate it on."""
 
     place: str
     card: Card
     size: Size | None
-    """None: each image's own."""
+    """(height, width); None if each image keeps its own."""
     data: Path
 
     def predictor(self, device: Device = "auto", tiles: Tiles | None = None) -> Predictor:
-        """The network, loaded. Raises UserError when it can't be, or has not the card's classes."""
+        """Loads the network. Raises UserError when it can't be loaded, or hasn't the card's classes."""
         return Predictor(load(self.place), self.card, self.size, choose_device(device), tiles)
 
     def with_model(self, place: str) -> Source:
-        """Another network on the same data at the same size."""
+        """The same dataset and size with another network."""
         return replace(self, place=model_place(place))
 
     def as_dict(self) -> dict[str, Any]:
@@ -44,10 +44,10 @@ class Source:
 
 
 def find_source(model: str, dataset: str | None, size: str | None, data: str | None) -> Source:
-    """A model's folder, a run or a hub id, with what is not given taken from the run's recipe.
+    """The source for a model's folder, a run or a hub id. For a run, its recipe fills in arguments that are None.
 
-    The size "native" leaves each image at its own. Raises UserError when the card or the size is neither given nor
-    known.
+    With the size "native", each image keeps its own. Raises UserError when the card or the size is neither given nor in
+    a recipe.
     """
     place = model_place(model)
     recipe = Run(Path(place)).recipe if (Path(place) / "recipe.yaml").is_file() else None
@@ -56,12 +56,12 @@ def find_source(model: str, dataset: str | None, size: str | None, data: str | N
         raise UserError(f"{model} is no run, so name the classes it was trained on with --dataset")
     if size is None and recipe is None:
         raise UserError(f"{model} is no run, so give the size it was trained at with --size HEIGHTxWIDTH")
-    chosen = _chosen_size(size) if size else recipe.data.size  # type: ignore[union-attr]
+    evaluated = _parsed_size(size) if size else recipe.data.size  # type: ignore[union-attr]
     folder = data_folder(data or (recipe.data.folder if recipe else None))
-    return Source(place, load_card(card, folder), chosen, folder)
+    return Source(place, load_card(card, folder), evaluated, folder)
 
 
-def _chosen_size(size: str) -> Size | None:
+def _parsed_size(size: str) -> Size | None:
     if size == NATIVE:
         return None
     try:
@@ -71,6 +71,6 @@ def _chosen_size(size: str) -> Size | None:
 
 
 def model_place(name: str) -> str:
-    """A run's name as its path; anything else as it is."""
+    """The path of a run if `name` is a run's name, else `name`."""
     run = runs_folder() / name
     return str(run) if (run / "recipe.yaml").is_file() else name

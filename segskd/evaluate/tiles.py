@@ -1,4 +1,4 @@
-"""Tiles: large images go through a network piece by piece, and the pieces' logits are blended without seams."""
+"""Tiles: a network predicts a large image piece by piece, and the pieces' logits are blended without seams."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from segskd.errors import UserError
 
 LEAST_SIDE = 2 * SIZE_MULTIPLE
 OVERLAP_SHARE = 4
-# Pixels of the tiles that go through the network at once: four of 512x512.
+# Pixels of the tiles of one batch: four tiles of 512x512.
 PIXELS_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Tiles of `tile` (height, width) that overlap by `overlap` pixels or more, all multiples of 32.
+    """Tiles of `tile` (height, width) pixels that overlap by at least `overlap` pixels. All three are multiples of 32.
 
-    On that grid a network with strides up to 32 computes a tile's inner part just as it would in the whole image.
+    On that grid a network with strides up to 32 computes the inner part of a tile as it does in the whole image.
     """
 
     tile: Size
     overlap: int
 
     def cover(self, size: Size) -> bool:
-        """Whether a single tile holds a padded image (height, width)."""
+        """Whether a padded image of (height, width) fits into a single tile."""
         return size[0] <= self.tile[0] and size[1] <= self.tile[1]
 
 
 @dataclass(frozen=True, eq=False)
 class Strip:
-    """A tile along one axis: pixels [start, stop), and float32 weights (stop - start,) that fall off to its ends."""
+    """A tile along one axis: pixels [start, stop), and their float32 weights (stop - start,), which fall towards the
+    ends."""
 
     start: int
     stop: int
@@ -45,21 +46,23 @@ class Strip:
 
 
 def choose_tiles(tile: str | None, overlap: int | None) -> Tiles | None:
-    """What --tile and --overlap ask for; None without a tile.
+    """The tiles that --tile and --overlap ask for, None without --tile.
 
-    Sides and overlap are rounded up to multiples of 32; an overlap that isn't given is a quarter of the shorter side.
-    Raises UserError when the tile is no size, or too small to overlap by so much.
+    Sides and overlap are rounded up to multiples of 32. The overlap is a quarter of the shorter side if `overlap` is
+    None. Raises UserError when `tile` is no size, or too small for the overlap.
     """
     if tile is None:
         if overlap is not None:
-            raise UserError("--overlap is by how much tiles overlap: give their size, too, such as --tile 512x512")
+            raise UserError("--overlap needs the size of the tiles: add --tile, such as --tile 512x512")
         return None
     try:
         sides = padded_size(parse_size(tile))
     except ValueError as error:
         raise UserError(f"--tile: {error}") from error
     if min(sides) < LEAST_SIDE:
-        raise UserError(f"--tile {tile}: tiles of less than {LEAST_SIDE}x{LEAST_SIDE} can't overlap: take larger ones")
+        raise UserError(
+            f"--tile {tile}: tiles of less than {LEAST_SIDE}x{LEAST_SIDE} are too small to overlap: take larger ones"
+        )
     most = min(sides) - SIZE_MULTIPLE
     if overlap is not None and not 0 <= overlap <= most:
         raise UserError(f"--overlap {overlap} must lie between 0 and {most} for tiles of {sides[0]}x{sides[1]}")
@@ -67,17 +70,20 @@ def choose_tiles(tile: str | None, overlap: int | None) -> Tiles | None:
 
 
 def tiles_of(size: Size, overlap: int | None = None) -> Tiles:
-    """Tiles of that size, rounded up to multiples of 32 and LEAST_SIDE; they overlap by a quarter, if not told."""
+    """Tiles of a size, whose sides are rounded up to multiples of 32 and at least LEAST_SIDE.
+
+    If `overlap` is None, it is a quarter of the shorter side.
+    """
     height, width = (max(LEAST_SIDE, side) for side in padded_size(size))
     wanted = min(height, width) // OVERLAP_SHARE if overlap is None else overlap
     return Tiles((height, width), -(-wanted // SIZE_MULTIPLE) * SIZE_MULTIPLE)
 
 
 def strips(length: int, side: int, overlap: int) -> list[Strip]:
-    """Covers `length` pixels exactly with as few tiles of `side` as can overlap by `overlap`, spread evenly.
+    """Covers `length` pixels with as few tiles of `side` pixels as possible that overlap by at least `overlap`.
 
-    All are multiples of 32, and so are the places. The weights of all tiles at a pixel sum to 1; where two tiles
-    overlap, one fades linearly into the other.
+    The arguments and the places of the tiles are multiples of 32, and the tiles are spread evenly. At each pixel the
+    weights of all tiles sum to 1. Where two tiles overlap, one fades linearly into the other.
     """
     side = min(side, length)
     count = 1 + math.ceil((length - side) / (side - overlap)) if length > side else 1
@@ -90,11 +96,11 @@ def strips(length: int, side: int, overlap: int) -> list[Strip]:
     return [Strip(start, start + side, distance / total[start : start + side]) for start in starts]
 
 
-def blended(answer: Callable[[Tensor], Tensor], images: Tensor, tiles: Tiles) -> Tensor:
-    """Logits float32 (N, K, H, W) of padded images (N, C, H, W), on the device where `answer` has its own.
+def blended(predict: Callable[[Tensor], Tensor], images: Tensor, tiles: Tiles) -> Tensor:
+    """Logits float32 (N, K, H, W) of padded images (N, C, H, W), blended from those of tiles.
 
-    `answer` maps (n, C, h, w) to logits (n, K, h, w). Memory is what it takes for PIXELS_AT_ONCE, or for one
-    tile where that is larger, and the logits.
+    `predict` maps tiles (n, C, h, w) to logits (n, K, h, w), on whose device the result is. A batch has PIXELS_AT_ONCE
+    pixels, or one tile if that is larger.
     """
     height, width = images.shape[-2:]
     rows, columns = strips(height, tiles.tile[0], tiles.overlap), strips(width, tiles.tile[1], tiles.overlap)
@@ -103,7 +109,7 @@ def blended(answer: Callable[[Tensor], Tensor], images: Tensor, tiles: Tiles) ->
     total: Tensor | None = None
     for first in range(0, len(places), at_once):
         part = places[first : first + at_once]
-        logits = answer(torch.stack([images[n, :, y.start : y.stop, x.start : x.stop] for n, y, x in part]))
+        logits = predict(torch.stack([images[n, :, y.start : y.stop, x.start : x.stop] for n, y, x in part]))
         if total is None:
             total = logits.new_zeros((len(images), logits.shape[1], height, width), dtype=torch.float32)
         for (n, y, x), own in zip(part, logits, strict=True):

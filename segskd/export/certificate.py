@@ -1,43 +1,50 @@
-"""Certificates: an exported network is opened by its own runtime in a fresh process, compared, weighed and timed."""
+"""What an export proves about itself: its certificate, the comparison behind it, and packages that were made."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
+from segskd.callbacks import OnProgress
 from segskd.config import Size
 from segskd.data.cards import Card
 from segskd.data.dataset import Pair, read_mask
 from segskd.data.pixels import read_image
 from segskd.data.transforms import SIZE_MULTIPLE, unpad
 from segskd.evaluate.metrics import ConfusionMatrix, class_logits
-from segskd.evaluate.predict import Predictor
-from segskd.export.formats import Limits
+from segskd.evaluate.predictor import Predictor
+from segskd.export.formats import ExportLimits, Spec
 from segskd.export.reopen import Array, ReopeningProcess
 from segskd.models.cut import takes
+from segskd.runs import Run
 
+CERTIFICATE = "certificate.json"
 IMAGES = 128
 LEAST_SIDE = 64
-"""torch.export takes a side for one that is never 32, where the deepest feature would be a single pixel."""
+"""The shortest side of an image that a traced graph takes. At 32 the deepest feature has one pixel, and torch.export
+fixes axes of length 1."""
 NO_NUMBER = torch.finfo(torch.float32).max
-"""Counted as the difference of a logit that is not finite."""
+"""The difference that is counted for a logit that is not finite."""
 OTHER_IMAGES = 4
-"""At each of the other sizes."""
-Report = Callable[[int, int], None]
+"""Images that are compared at each further size."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Two networks' answers to the same images.
+    """How the outputs of the checkpoint and of its export differ on the same images.
 
-    `pixels` of `images` images were compared, at `sizes`, the first of which is the recipe's; `differing` of them
-    have another class. Logits differ by at most `largest` and `mean` on average; the checkpoint's own largest is
-    `scale`. mIoU `before` and `after` are those of the images at the recipe's size.
+    `images` images were compared at `sizes`, of which the first is the recipe's. They have `pixels` pixels, and
+    `differing` of these get another class from the export. `largest` and `mean` are the largest and the mean absolute
+    difference of a logit, and `scale` is the largest absolute logit of the checkpoint. `before` and `after` are the
+    mIoU of the checkpoint and of the export on the images at the recipe's size.
     """
 
     images: int
@@ -53,11 +60,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What an export proves about itself, beside what it is.
+    """What an export is and what it proves about itself.
 
-    `file`, `bytes` and `sha256` are the zip's, `model_bytes` what the network's own files in it weigh, `float_bytes`
-    what they weigh in float. `latency` is that of `timing.Latency`. `failures` says what lies beyond `limits`,
-    `only_size` the size of images where a file made of the network's graph takes no other (none of safetensors).
+    `file`, `bytes` and `sha256` describe the zip. `model_bytes` are the bytes of the network's own files in it, and
+    `float_bytes` those of the network's weights in float. `latency` is a `timing.Latency`. `failures` says in words
+    which of `limits` are exceeded. `only_size` is (height, width) where the file takes images of one size alone.
     """
 
     file: str
@@ -97,73 +104,106 @@ class Certificate:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Package:
+    """A zip and its certificate."""
+
+    path: Path
+    certificate: Certificate
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {"package": str(self.path), "certificate": self.certificate.as_dict()}
+
+
+_CERTIFICATE = TypeAdapter(Certificate)
+
+
+def folder_of(run: Run, spec: Spec) -> Path:
+    """The folder of an export where no other was asked for."""
+    return run.path / "exports" / spec.name
+
+
+def find_package(run: Run, spec: Spec | None = None, out: Path | None = None) -> Package | None:
+    """The package in `out`, by default the run's own of this kind; None when there is none or a file of it is gone."""
+    out = out or folder_of(run, spec or Spec())
+    try:
+        content = json.loads((out / CERTIFICATE).read_text(encoding="utf-8"))
+        certificate = _CERTIFICATE.validate_python(Certificate(**content).as_dict())
+        path = out / certificate.file
+        return Package(path, certificate) if path.stat().st_size == certificate.bytes else None
+    except (OSError, ValueError, TypeError):  # missing, cut short or of another version: the run is exported anew
+        return None
+
+
 def compare(
-    fresh: ReopeningProcess,
+    reopened: ReopeningProcess,
     checkpoint: Predictor,
     pairs: Sequence[Pair],
     pixels: bool,
     only: Size | None = None,
-    report: Report | None = None,
+    report: OnProgress | None = None,
 ) -> Difference:
-    """Compares an exported network with `checkpoint`, on up to IMAGES pairs and a few at two other sizes that it takes.
+    """Compares an exported network with its `checkpoint` on up to IMAGES pairs, and on a few at two other sizes.
 
-    Both compute one image at a time with the same number of threads. `pixels` says that uint8 goes in, `only` is the
-    size of images where the export takes no other. Raises UserError when the network can't be opened.
+    Both compute one image at a time with the same number of threads. `pixels` says that the export takes uint8. `only`
+    is the (height, width) of images where the export takes no other; then no other size is compared. Raises UserError
+    when the exported network can't be opened.
     """
     card, model = checkpoint.card, checkpoint.model
     others = [] if only else [size for size in other_sizes(checkpoint.size) if takes(model, size)]
     sizes = tuple(dict.fromkeys((checkpoint.size, *others)))
-    chosen = [(checkpoint.size, pair) for pair in evenly(pairs, IMAGES)]
-    chosen += [(size, pair) for size in sizes[1:] for pair in evenly(pairs, OTHER_IMAGES)]
+    compared = [(checkpoint.size, pair) for pair in evenly(pairs, IMAGES)]
+    compared += [(size, pair) for size in sizes[1:] for pair in evenly(pairs, OTHER_IMAGES)]
     predictors = {size: Predictor(checkpoint.model, card, size) for size in sizes}
     before, after, count = ConfusionMatrix(card), ConfusionMatrix(card), _Count()
-    for done, (size, pair) in enumerate(chosen, start=1):
+    for done, (size, pair) in enumerate(compared, start=1):
         predictor, image = predictors[size], read_image(pair.image, card)
         view, mask = predictor.view(image, read_mask(pair.mask, card), pair.name, 0)
         ours = predictor.logits(view[None])
         given = predictor.view.resized(image)[None] if pixels else view[None].numpy()
-        theirs = finished(fresh.logits(given)[0], size, card)
+        theirs = unpadded_logits(reopened.logits(given)[0], size, card)
         count.add(ours, theirs)
         if size == checkpoint.size:
             truth = unpad(mask[None], size)
             before.update(ours.argmax(1), truth)
             after.update(theirs.argmax(1), truth)
         if report:
-            report(done, len(chosen))
+            report(done, len(compared))
     mean = count.total / count.logits
     scores = before.score().miou, after.score().miou
     return Difference(before.images, sizes, count.pixels, count.differing, count.largest, mean, count.scale, *scores)
 
 
-def finished(logits: Array, size: Size, card: Card) -> Tensor:
-    """Padding and a surplus output taken off, as the checkpoint's own logits come."""
+def unpadded_logits(logits: Array, size: Size, card: Card) -> Tensor:
+    """Logits (1, C, height, width) at `size`, without the padding and without an output that is no class."""
     return class_logits(unpad(torch.from_numpy(logits), size), card)
 
 
-def failures(difference: Difference, share_of_bytes: float, limits: Limits) -> list[str]:
-    """What lies beyond the limits, in words."""
+def failures(difference: Difference, share_of_bytes: float, limits: ExportLimits) -> list[str]:
+    """Says in words which limits are exceeded; `share_of_bytes` are the export's bytes as a share of those in float."""
     agreeing = 1 - difference.differing / difference.pixels
     lost = 100 * (difference.before - difference.after)
     relative = difference.largest / difference.scale if difference.scale else difference.largest
-    found = []
+    problems = []
     if difference.largest >= NO_NUMBER:
-        found.append("it answers with values that are no numbers")
+        problems.append("it returns logits that are not finite numbers")
     if agreeing < limits.agreement:
-        found.append(
+        problems.append(
             f"{100 * (1 - agreeing):.4g} % of {difference.pixels} pixels differ from the checkpoint's "
             f"(at most {100 * (1 - limits.agreement):.4g} %)"
         )
     if limits.difference is not None and relative > limits.difference:
-        found.append(f"a logit differs by {relative:.2g} of the largest (at most {limits.difference:.2g})")
+        problems.append(f"a logit differs by {relative:.2g} of the largest (at most {limits.difference:.2g})")
     if limits.points is not None and lost > limits.points:
-        found.append(f"{lost:.2f} points of mIoU are lost (at most {limits.points:g})")
+        problems.append(f"{lost:.2f} points of mIoU are lost (at most {limits.points:g})")
     if limits.size is not None and share_of_bytes > limits.size:
-        found.append(f"it weighs {share_of_bytes:.2f} of the network in float (at most {limits.size:g})")
-    return found
+        problems.append(f"it weighs {share_of_bytes:.2f} of the network in float (at most {limits.size:g})")
+    return problems
 
 
 def other_sizes(size: Size) -> tuple[Size, Size]:
-    """Two more sizes at which an export must agree: about half and five quarters, multiples of 32 from 64 on."""
+    """Two more sizes at which an export must agree: about 0.5 and 1.25 times `size`, multiples of 32 from 64 on."""
     return _scaled(size, 0.5), _scaled(size, 1.25)
 
 
@@ -175,24 +215,24 @@ def _scaled(size: Size, factor: float) -> Size:
 
 
 def evenly(pairs: Sequence[Pair], most: int) -> list[Pair]:
-    """At most `most` of the pairs, spread over all."""
+    """At most `most` of the pairs, at equal distances in the list."""
     places = np.linspace(0, len(pairs) - 1, min(most, len(pairs))).round().astype(int)
     return [pairs[place] for place in places]
 
 
 class _Count:
-    """Sums over all images."""
+    """Sums and maxima of the differences over all images."""
 
     def __init__(self) -> None:
         self.pixels = self.differing = self.logits = 0
         self.largest = self.total = self.scale = 0.0
 
     def add(self, ours: Tensor, theirs: Tensor) -> None:
-        """Logits (1, C, h, w) of both."""
-        apart = torch.nan_to_num((ours - theirs).abs(), nan=NO_NUMBER, posinf=NO_NUMBER)
+        """Adds one image; both logits are (1, C, h, w)."""
+        distance = torch.nan_to_num((ours - theirs).abs(), nan=NO_NUMBER, posinf=NO_NUMBER)
         self.pixels += ours[:, 0].numel()
         self.differing += int((ours.argmax(1) != theirs.argmax(1)).sum())
         self.logits += ours.numel()
-        self.largest = max(self.largest, float(apart.max()))
-        self.total += float(apart.double().sum())
+        self.largest = max(self.largest, float(distance.max()))
+        self.total += float(distance.double().sum())
         self.scale = max(self.scale, float(ours.abs().max()))

@@ -1,27 +1,73 @@
-"""The page that goes into every package: what the network is, its figures, what was proved, and how to run it."""
+"""What a package says of its network: card.json for programs, README.md for people."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
+from torch import nn
+
+from segskd.config import Recipe, Size
 from segskd.data.cards import Card
-from segskd.export.certificate import Certificate
-from segskd.export.formats import FORMATS, ORDERS
+from segskd.data.transforms import RESIZE_FILTER, SIZE_MULTIPLE
+from segskd.export.certificate import LEAST_SIDE, Certificate
+from segskd.export.formats import FORMATS, Spec
+from segskd.models.build import describe, digest
+
+PACKAGES = ("segskd", "torch", "segmentation-models-pytorch")
+CHANNEL_ORDERS = {1: "grey", 3: "RGB", 4: "RGB and a fourth band"}
+"""The order of an image's channels, by their number."""
+
+
+def package_info(
+    spec: Spec, model: nn.Module, card: Card, recipe: Recipe, result: dict[str, Any], only: Size | None
+) -> dict[str, Any]:
+    """The content of card.json and of a file's metadata: the classes, and how an image becomes the network's input.
+
+    `only` is the (height, width) of images where the file takes no other.
+    """
+    config: dict[str, Any] = cast(Any, model).config
+    return {
+        "name": card.name,
+        "title": card.title,
+        "licence": card.licence,
+        "classes": [{"name": entry.name, "color": list(entry.color)} for entry in card.classes],
+        "ignore_index": card.ignore_index,
+        "input": "uint8" if spec.pixels else "float32",
+        "layout": "NHWC" if spec.pixels else "NCHW",
+        "channels": card.channels,
+        "channel_order": CHANNEL_ORDERS[card.channels],
+        "white": card.white,
+        "mean": list(card.mean),
+        "std": list(card.std),
+        "size": list(recipe.data.size),
+        "only_size": list(only) if only else None,
+        "size_multiple": 1 if spec.pixels else SIZE_MULTIPLE,
+        "least_side": LEAST_SIDE,
+        "resize": RESIZE_FILTER,
+        "output": "logits, classes on axis 1" + ("; mask, the class of each pixel" if spec.pixels else ""),
+        "network": describe(model),
+        "encoder": config.get("encoder_name"),
+        "precision": "int8" if spec.int8 else "float32",
+        "weights_sha256": digest(model),
+        "miou_of_checkpoint": result["miou"],
+        "runtime_settings": spec.settings,
+        "versions": result["versions"] | spec.versions(),
+    }
 
 
 def model_card(card: Card, result: dict[str, Any], proof: Certificate) -> str:
-    """Markdown. `result` is the run's result.json."""
+    """The package's README.md. `result` is the content of the run's result.json."""
     student, teacher = result["student"], result["teacher"]
     height, width = result["size"]
-    kept = (
+    share_kept = (
         f" It keeps {result['percent_of_teacher']:.1f} % of its teacher's mIoU." if result["percent_of_teacher"] else ""
     )
-    kind = FORMATS[proof.format]  # type: ignore[index]
+    kind = FORMATS[proof.format]
     return f"""# {proof.run}
 
 A segmentation network ({student["network"]}) for {len(card.classes)} classes of {_plain(card.title)}, trained on
-{result["images"]} images at {height}x{width} with SegSKD.{kept}
+{result["images"]} images at {height}x{width} with SegSKD.{share_kept}
 
 {_figures([student, teacher] if teacher else [student])}
 
@@ -42,35 +88,37 @@ these figures, the classes and their colours (RGB).
 
 ## What was proved
 
-The file was opened in a fresh process by its own runtime, through this `predict.py`, and compared with the checkpoint:
+A new process opened the file by its own runtime, through this `predict.py`. Its outputs were compared with the
+checkpoint's:
 
 {_proofs(proof)}
 
-`certificate.json` holds all of it, `recipe.yaml` is the whole cause of the network, `result.json` its figures.
+`certificate.json` holds all of this, `recipe.yaml` all settings of the training, and `result.json` its figures.
 """
 
 
 def _input(proof: Certificate, card: Card) -> str:
-    shape = f"{card.channels}), {ORDERS[card.channels]}"
+    shape = f"{card.channels}), {CHANNEL_ORDERS[card.channels]}"
     white = "the largest value of the file's type, 255 or 65535" if card.white is None else f"`white`, {card.white}"
     resize = "resize the image to `size` (`resize` says how)" + (
-        ", the only one that it takes" if proof.only_size else ""
+        ", which is the only size that it takes" if proof.only_size else ""
     )
     if proof.input == "uint8":
-        return f"{resize}, and put in `image`, uint8, (1, height, width, {shape}; out come `logits` and `mask`."
+        given = f"{resize}, and give it as `image`, uint8, (1, height, width, {shape}."
+        return f"{given} The outputs are `logits` and `mask`."
     return (
         f"{resize}, divide by {white}, subtract `mean`, divide by `std`, pad with zeros at the bottom and right to "
-        f"multiples of `size_multiple`, and put in float32, (1, {card.channels}, height, width), "
-        f"{ORDERS[card.channels]}; out come logits."
+        f"multiples of `size_multiple`, and give it as float32, (1, {card.channels}, height, width), "
+        f"{CHANNEL_ORDERS[card.channels]}. The output is `logits`."
     )
 
 
 def _narrow(proof: Certificate, student: dict[str, Any]) -> str:
-    if proof.format != "safetensors" or not student.get("pruning_ratio"):
+    if FORMATS[proof.format].traced or not student.get("pruning_ratio"):
         return ""
     return (
         f" It has {100 * student['pruning_ratio']:g} % fewer channels than `config.json` says, so "
-        "`segmentation_models_pytorch.from_pretrained` refuses it: `narrow.load(folder)` of `narrow.py` builds it."
+        "`segmentation_models_pytorch.from_pretrained` refuses it. `narrow.load(folder)` of `narrow.py` loads it."
     )
 
 
@@ -111,13 +159,13 @@ def _threads(count: int) -> str:
 
 
 def _figures(networks: list[dict[str, Any]]) -> str:
-    """A table with a column for each network, the student first."""
+    """A Markdown table with a column for each network. The student comes first."""
     heads = [f"{who}{network['network']}" for who, network in zip(("", "its teacher, "), networks, strict=False)]
     return _table([["", *heads], *([title, *map(text, networks)] for title, text in _ROWS.items())])
 
 
 def _table(rows: list[list[str]]) -> str:
-    """Markdown, the first row being the head."""
+    """A Markdown table whose first row is the heading."""
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -135,5 +183,5 @@ def _licence(card: Card) -> str:
 
 
 def _plain(text: str) -> str:
-    """A title or class name without what Markdown would take for markup."""
+    """A title or class name, with the characters escaped that mean something in Markdown."""
     return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#" else letter for letter in " ".join(text.split()))

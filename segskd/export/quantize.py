@@ -1,21 +1,19 @@
-"""INT8: weights per channel, activations with the ranges that calibration images show.
+"""INT8: weights are quantized per channel, activations by the ranges that calibration images show.
 
-As ONNX by onnxruntime's static quantization (QDQ, activations unsigned, weights signed, ranges from minimum to
-maximum), as OpenVINO by NNCF. Layers that cost too much agreement with the float network stay in float: the outermost
-ones are tried first, then each is quantized alone and measured.
+ONNX files are quantized by onnxruntime's static quantization (QDQ, unsigned activations, signed weights, ranges from
+minimum to maximum). Layers whose quantization changes too many masks stay in float: first the last and the first layer
+are tried, then each layer is quantized alone and measured.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,26 +22,24 @@ import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from segskd.export.formats import AGREEMENT, INT8_LIMITS
-from segskd.export.openvino import library
 
 Image = npt.NDArray[Any]
-Quantize = Callable[[Collection[str], Path], None]
 CALIBRATION_IMAGES = 64
 MEASURED_IMAGES = 24
 SPARE = 0.0005
-"""Sought beyond AGREEMENT, as the certificate looks at other images."""
+"""Agreement that is required beyond AGREEMENT, since the certificate compares other images."""
 BALANCE = 0.96
-"""Sought of the masks' mIoU against the float network's: rare classes weigh little in AGREEMENT and much in mIoU."""
+"""The least mIoU of the INT8 masks against the float masks: rare classes hardly count in AGREEMENT, but in mIoU."""
 RAREST = 5e-4
-"""Of the pixels; classes that are rarer have too few for an IoU."""
+"""The least share of the pixels that a class must have to count in that mIoU."""
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """What was done: `floats` are the layers left in float.
+    """What quantization did: it calibrated on `images` images and left the layers `floats` in float.
 
-    `agreement` is the share of pixels of one class with the float network on the calibration images, `balance` the
-    mIoU of the masks against the float network's; `images` calibrated.
+    On calibration images, `agreement` is the share of pixels whose class is the float network's, and `balance` is the
+    mIoU of the masks with the float network's masks as the truth.
     """
 
     images: int
@@ -53,35 +49,44 @@ class Quantized:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Higher is better: agreement as far as it is sought, then balance."""
+        """Higher is better: first agreement up to what is required, then balance."""
         return min(self.agreement, AGREEMENT + SPARE), self.balance
 
 
-def quantize(source: Path, target: Path, images: Sequence[Image], to_openvino: bool) -> Quantized:
+class Quantizer(Protocol):
+    """Quantizes one ONNX file for one runtime."""
+
+    def __init__(self, source: Path, images: Sequence[Image], scratch: Path) -> None: ...
+
+    def __call__(self, floats: Collection[str], target: Path) -> None:
+        """Writes `target`. All layers are quantized but those named in `floats`."""
+
+    @staticmethod
+    def classes(file: Path, images: Sequence[Image]) -> list[Image]:
+        """The class of every pixel of each input (1, …), by the runtime that opens `file`."""
+
+
+def quantize(source: Path, target: Path, images: Sequence[Image], quantizer: type[Quantizer]) -> Quantized:
     """Writes an INT8 file of the ONNX file `source`, calibrated on `images`, inputs (1, …) of the network.
 
-    Layers stay in float until AGREEMENT and BALANCE are reached: none, the last one, the last and the first, then the
-    most sensitive, twice as many each time, as long as the file keeps within the limit of its size. Where they never
-    are, the file is the one that came nearest: the certificate judges.
+    More and more layers stay in float until AGREEMENT and BALANCE are reached: none, the last one, the last and the
+    first, then the most sensitive ones, twice as many each time, as long as the file keeps its limit of size. If they
+    are never reached, the best file is kept, and the certificate decides whether it will do.
     """
     images = images[:CALIBRATION_IMAGES]
     measured = images[:: max(1, len(images) // MEASURED_IMAGES)][:MEASURED_IMAGES]
     with tempfile.TemporaryDirectory(prefix="segskd-int8-") as scratch:
-        own = OnnxQuantizer(source, images, Path(scratch))
-        make: Quantize = own
-        if to_openvino:
-            make = OpenvinoQuantizer(source, images)
-        answer = openvino_classes if to_openvino else onnx_classes
-        truth = onnx_classes(source, measured)
+        make = quantizer(source, images, Path(scratch))
+        truth = OnnxQuantizer.classes(source, measured)
         best: Quantized | None = None
         small = False
-        for floats in own.candidates(measured, truth):
+        for floats in OnnxQuantizer(source, images, Path(scratch)).candidates(measured, truth):
             make(floats, target)
             fits = _bytes(target) <= (INT8_LIMITS.size or 1) * _bytes(source)
             if small and not fits:
                 break
             small = small or fits
-            masks = answer(target, measured)
+            masks = quantizer.classes(target, measured)
             made = Quantized(len(images), agreeing(masks, truth), balanced(masks, truth), floats)
             best = made if best is None or made.rank > best.rank else best
             if made.agreement >= AGREEMENT + SPARE and made.balance >= BALANCE:
@@ -93,7 +98,7 @@ def quantize(source: Path, target: Path, images: Sequence[Image], to_openvino: b
 
 
 class OnnxQuantizer:
-    """Quantizes one ONNX file again and again, with ranges that are measured once."""
+    """Quantizes one ONNX file for onnxruntime. The ranges of activations are measured once and kept in `scratch`."""
 
     def __init__(self, source: Path, images: Sequence[Image], scratch: Path) -> None:
         self.source = source
@@ -102,7 +107,7 @@ class OnnxQuantizer:
         self.layers = [node.name for node in onnx.load(source).graph.node if node.op_type == "Conv"]
 
     def __call__(self, floats: Collection[str], target: Path) -> None:
-        """Writes `target`, all quantized but the layers `floats`."""
+        """Writes `target`. All layers are quantized but those named in `floats`."""
         with _quiet():
             quantize_static(
                 self.source,
@@ -116,8 +121,14 @@ class OnnxQuantizer:
                 calibration_cache_path=self.scratch / "ranges.json",
             )
 
+    @staticmethod
+    def classes(file: Path, images: Sequence[Image]) -> list[Image]:
+        """The class of every pixel of each input (1, …), by onnxruntime on the CPU."""
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        return [session.run(["logits"], {"image": image})[0].argmax(1) for image in images]
+
     def candidates(self, images: Sequence[Image], truth: Sequence[Image]) -> Iterator[list[str]]:
-        """Layers to leave in float, more each time, in the end all; measured no sooner than they are asked for."""
+        """Yields layers to leave in float, more each time and all in the end. Layers are measured when needed."""
         last, first = self.layers[-1], self.layers[0]
         yield []
         yield [last]
@@ -130,59 +141,22 @@ class OnnxQuantizer:
         yield order
 
     def by_sensitivity(self, images: Sequence[Image], truth: Sequence[Image]) -> list[str]:
-        """The layers, those first that change the masks most when they alone are quantized."""
+        """The layers in the order of how much the masks change when that layer alone is quantized, most first."""
         cost = {}
         for layer in self.layers:
-            alone = self.scratch / "alone.onnx"
-            self([other for other in self.layers if other != layer], alone)
-            cost[layer] = balanced(onnx_classes(alone, images), truth)
+            file = self.scratch / "one-layer.onnx"
+            self([other for other in self.layers if other != layer], file)
+            cost[layer] = balanced(self.classes(file, images), truth)
         return sorted(self.layers, key=lambda layer: cost[layer])
 
 
-class OpenvinoQuantizer:
-    """Quantizes one network for OpenVINO."""
-
-    def __init__(self, source: Path, images: Sequence[Image]) -> None:
-        self.openvino, self.nncf = library(), _nncf()
-        self.source = source
-        self.images = images
-
-    def __call__(self, floats: Collection[str], target: Path) -> None:
-        """Writes `target`, all quantized but the layers `floats`."""
-        model = self.openvino.Core().read_model(self.source)
-        known = {operation.get_friendly_name() for operation in model.get_ops()}
-        # OpenVINO makes two of a convolution with a bias; the addition keeps the name.
-        apart = [f"{name}/WithoutBiases" for name in floats]
-        ignored = [name if name in known else layer for name, layer in zip(apart, floats, strict=True)]
-        with contextlib.redirect_stdout(sys.stderr):  # its progress is no answer of a command
-            made = self.nncf.quantize(
-                model,
-                self.nncf.Dataset(self.images),
-                subset_size=len(self.images),
-                ignored_scope=self.nncf.IgnoredScope(names=ignored),
-            )
-        self.openvino.save_model(made, target, compress_to_fp16=False)
-
-
-def onnx_classes(file: Path, images: Sequence[Image]) -> list[Image]:
-    """The class of every pixel of each image."""
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    return [session.run(["logits"], {"image": image})[0].argmax(1) for image in images]
-
-
-def openvino_classes(file: Path, images: Sequence[Image]) -> list[Image]:
-    """The class of every pixel of each image."""
-    compiled = library().Core().compile_model(file, "CPU")
-    return [compiled(image)["logits"].argmax(1) for image in images]
-
-
 def agreeing(ours: Sequence[Image], theirs: Sequence[Image]) -> float:
-    """Share of pixels of one class in both."""
+    """The share of pixels that have the same class in both lists of masks, as a mean over the images."""
     return float(np.mean([(a == b).mean() for a, b in zip(ours, theirs, strict=True)]))
 
 
 def balanced(ours: Sequence[Image], theirs: Sequence[Image]) -> float:
-    """mIoU of our masks with theirs as the truth, over all images, over the classes that are not too rare in theirs."""
+    """mIoU of `ours` with `theirs` as the truth, over all images. Classes rarer than RAREST in `theirs` don't count."""
     classes = 1 + max(int(mask.max()) for mask in (*ours, *theirs))
     pairs = sum(np.bincount((b * classes + a).ravel(), minlength=classes**2) for a, b in zip(ours, theirs, strict=True))
     confusion = np.asarray(pairs).reshape(classes, classes)
@@ -192,13 +166,13 @@ def balanced(ours: Sequence[Image], theirs: Sequence[Image]) -> float:
 
 
 def _bytes(file: Path) -> int:
-    """Of the file, and of its weights where they lie beside it."""
+    """Bytes of the file and, if there is one, of the file of weights beside it."""
     return sum(part.stat().st_size for part in (file, file.with_suffix(".bin")) if part.exists())
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the advice to pre-process, which fails on these files and gains nothing."""
+    """Silences onnxruntime's advice to pre-process the file first: that fails on these files and gains nothing."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -214,12 +188,3 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
     def get_next(self) -> dict[str, Image] | None:
         image = next(self._left, None)
         return None if image is None else {"image": image}
-
-
-def _nncf() -> Any:
-    """The package, without its telemetry."""
-    os.environ.setdefault("NNCF_CI", "ON")
-    import nncf
-
-    nncf.set_log_level(logging.ERROR)
-    return nncf

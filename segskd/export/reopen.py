@@ -1,4 +1,4 @@
-"""A fresh process that opens an exported network by its own runtime and answers images with logits."""
+"""A new process that opens an exported network by its own runtime and computes its logits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Array = npt.NDArray[Any]
 
 
 class ReopeningProcess:
-    """Runs reload.py on the network in `folder`, with as many threads as this process has."""
+    """Runs standalone/reload.py on the network in `folder`, with as many threads as this process has."""
 
     def __init__(self, folder: Path) -> None:
         command = [sys.executable, "-IB", str(PROGRAM), str(folder), str(torch.get_num_threads())]
@@ -32,11 +32,12 @@ class ReopeningProcess:
         self._worker.__exit__()
 
     def logits(self, image: Array) -> tuple[Array, float]:
-        """float32 (1, C, h, w) of an input, float32 (1, channels, h, w) or uint8 (1, h, w, channels); and the seconds.
+        """Logits float32 (1, C, h, w) of an input, and the seconds that the network took.
 
-        Raises UserError with the process's last line when it has ended.
+        The input is float32 (1, channels, h, w) or uint8 (1, h, w, channels). Raises UserError with the last line that
+        the process printed when it has ended.
         """
-        with suppress(BrokenPipeError):  # then no answer comes, and that is told
+        with suppress(BrokenPipeError):  # `_read` reports that the process has ended
             self._worker.input.write(np.array([image.ndim, *image.shape, image.itemsize], np.int32).tobytes())
             self._worker.input.write(np.ascontiguousarray(image).tobytes())
             self._worker.input.flush()

@@ -20,17 +20,17 @@ WARM_UP = 3
 LONGEST_SECONDS = 120.0
 LEAST_REPEATS = 5
 PAUSE_SECONDS = 0.05
-"""In which the threads of the one before fall asleep: onnxruntime's spin on after an answer, longer than 0.01 s."""
+"""A pause in which the threads of the network timed before fall asleep: onnxruntime's spin for more than 0.01 s."""
 CALLS = 3
-"""One after another in each turn, the last of which counts: the first finds its weights out of the caches."""
+"""Calls in each turn. Only the last counts: in the first, the weights are not yet in the processor's caches."""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Of one image at `size`, with `threads` threads, the network at work: median of `repeats` turns, milliseconds.
+    """Milliseconds of a forward pass over one image of `size` with `threads` threads: medians of `repeats` turns.
 
-    Teacher and student compute in eager PyTorch, fp32, channels last. The ratios are those of the same turn:
-    (first quartile, median, third quartile) of how many times faster the export is.
+    Teacher and student compute in eager PyTorch, fp32, channels last. `than_teacher` and `than_student` say how many
+    times faster the export is, as (first quartile, median, third quartile) of the ratios within each turn.
     """
 
     size: Size
@@ -50,18 +50,18 @@ class Latency:
 
 
 def measure(
-    teacher: nn.Module | None, student: nn.Module, fresh: ReopeningProcess, given: Array, size: Size
+    teacher: nn.Module | None, student: nn.Module, reopened: ReopeningProcess, given: Array, size: Size
 ) -> Latency:
-    """Times the three on one image; `given` (1, …) is the export's input of the padded `size`."""
+    """Times the networks on one image of the padded `size`; `given` (1, …) is that image as the export takes it."""
     image = torch.zeros(1, input_channels(student), *size).to(memory_format=torch.channels_last)
     eager = [model for model in (student, teacher) if model is not None]
-    takers: list[Callable[[], float]] = [lambda model=model: _eager(model, image) for model in eager]  # type: ignore[misc]
-    takers.append(lambda: fresh.logits(given)[1])
+    timed: list[Callable[[], float]] = [lambda model=model: _eager(model, image) for model in eager]  # type: ignore[misc]
+    timed.append(lambda: reopened.logits(given)[1])
     turns: list[list[float]] = []
     begun = time.monotonic()
     with torch.inference_mode():
         while len(turns) < WARM_UP + REPEATS:
-            turns.append([_after_a_pause(take) for take in takers])
+            turns.append([_after_a_pause(call) for call in timed])
             if time.monotonic() - begun > LONGEST_SECONDS and len(turns) >= WARM_UP + LEAST_REPEATS:
                 break
     return _latency(turns[WARM_UP:], size, teacher is not None)
@@ -88,9 +88,9 @@ def _ratios(slow: tuple[float, ...], fast: tuple[float, ...]) -> tuple[float, fl
     return low, middle, high
 
 
-def _after_a_pause(take: Callable[[], float]) -> float:
+def _after_a_pause(call: Callable[[], float]) -> float:
     time.sleep(PAUSE_SECONDS)
-    return [take() for _ in range(CALLS)][-1]
+    return [call() for _ in range(CALLS)][-1]
 
 
 def _eager(model: nn.Module, image: torch.Tensor) -> float:

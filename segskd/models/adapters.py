@@ -1,4 +1,4 @@
-"""Adapters: 1x1 convolutions from the student's features to the teacher's, where their shapes differ."""
+"""Adapters: 1x1 convolutions that bring the student's features into the shapes of the teacher's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from segskd.models.stages import StagedNetwork, feature_shapes
 
 
 class Adapter(nn.Module):
-    """(N, c_student, h, w) to (N, c_teacher, h', w'). Used in training and grafting, never exported."""
+    """Turns a feature (N, c_student, h, w) into (N, c_teacher, h', w'). It is used in training and grafting only."""
 
     def __init__(self, channels: int, teacher_shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Adapter(nn.Module):
 
 
 class Adapters(nn.ModuleDict):
-    """The adapters of a pair of networks by stage name; a stage whose features agree has none."""
+    """The adapters of student and teacher by stage. A stage whose features have equal shapes has none."""
 
     def adapt(self, name: str, feature: Tensor) -> Tensor:
         """The student's feature of stage `name` in the shape of the teacher's."""
@@ -43,7 +43,7 @@ class Adapters(nn.ModuleDict):
 
 
 def probe_adapters(student: StagedNetwork, teacher: StagedNetwork, names: Iterable[str], size: Size) -> Adapters:
-    """Adapters for those of the named stages whose features differ in channels or size, by a run without storage."""
+    """New adapters for those of the named stages whose features differ in channels or size at an input of `size`."""
     of_student, of_teacher = feature_shapes(student, size), feature_shapes(teacher, size)
     return Adapters(
         {
@@ -54,8 +54,8 @@ def probe_adapters(student: StagedNetwork, teacher: StagedNetwork, names: Iterab
     )
 
 
-def at_every_feature(adapters: Adapters, student: StagedNetwork, names: Iterable[str], size: Size) -> Adapters:
-    """The adapters, and the identity at each of the named features that has none."""
+def with_identities(adapters: Adapters, student: StagedNetwork, names: Iterable[str], size: Size) -> Adapters:
+    """The adapters, and for each named stage without one an adapter that is the identity."""
     shapes = feature_shapes(student, size)
     made = {_key(name): _identity(shapes[name]) for name in names}
     place = next(student.model.parameters()).device

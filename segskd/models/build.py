@@ -1,4 +1,4 @@
-"""Networks: created by name, loaded from disk or hub, saved in segmentation_models_pytorch's format."""
+"""Creates networks by name, loads them from disk or hub, and saves them in segmentation_models_pytorch's format."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from segskd.models import torchvision_models
 from segskd.standalone import narrow
 from segskd.standalone.narrow import PRUNED
 
-# Names of the SKD paper's students for timm's ResNet-18 with other numbers of BasicBlocks a layer.
+# The SKD paper's students are timm's ResNet-18 with other numbers of BasicBlocks in its four layers.
 STUDENT_LAYERS: dict[str, list[int]] = {
     "resnet10": [1, 1, 1, 1],
     "resnet14": [1, 1, 2, 2],
@@ -33,11 +33,11 @@ STUDENT_LAYERS: dict[str, list[int]] = {
     "resnet26": [3, 3, 3, 3],
 }
 ARCHITECTURES: dict[str, type[nn.Module]] = dict(smp.MODEL_ARCHITECTURES_MAPPING)
-"""By name: unet, unetplusplus, manet, linknet, fpn, pspnet, deeplabv3, deeplabv3plus, pan, upernet, segformer, dpt."""
-OF_ANY_SIZE = {"dpt": {"dynamic_img_size": True}}
-"""What tells an architecture's encoders to take images of any size."""
+"""Classes of networks by name, such as unet, unetplusplus, linknet, fpn, deeplabv3plus and segformer."""
+ANY_SIZE_ARGUMENTS = {"dpt": {"dynamic_img_size": True}}
+"""Arguments with which an architecture's encoders take images of any size."""
 SNAPSHOTS = "snapshots"
-"""A folder beside a teacher's weights: 1, 2 … are the network earlier in its training."""
+"""A folder beside a teacher's weights, which holds the network earlier in its training in folders 1, 2, …"""
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 LOAD_ERRORS = (
@@ -57,7 +57,7 @@ def parse_spec(spec: str) -> tuple[str, str]:
     """("unet", "resnet10") from "unet:resnet10". Raises UserError for anything else."""
     arch, colon, encoder = spec.partition(":")
     if arch in torchvision_models.TORCHVISION:
-        raise UserError(f"{arch} can only teach: as the student take a network such as unet:resnet10")
+        raise UserError(f"{arch} can only be a teacher: take a student such as unet:resnet10")
     if not colon or not arch or not encoder:
         raise UserError(f"'{spec}' is no network: write ARCH:ENCODER, such as unet:resnet10")
     if arch not in ARCHITECTURES:
@@ -66,10 +66,10 @@ def parse_spec(spec: str) -> tuple[str, str]:
 
 
 def create(arch: str, encoder: str, classes: int, weights: str | None = None, channels: int = 3) -> nn.Module:
-    """A new network of images with `channels`, with `classes` outputs: (N, channels, H, W) to (N, classes, H, W).
+    """A new network that maps images (N, channels, H, W) to logits (N, classes, H, W).
 
-    `weights` names pretrained weights for the encoder, such as "imagenet"; they come from a hub.
-    Raises UserError when there is no such network, or no such weights within reach.
+    `weights` names pretrained weights of the encoder, such as "imagenet", which are downloaded from a hub. Raises
+    UserError when there is no such network, or when the weights can't be downloaded.
     """
     arguments: dict[str, Any] = {"encoder_name": encoder, "encoder_weights": weights}
     arguments |= {"in_channels": channels, "classes": classes}
@@ -78,7 +78,7 @@ def create(arch: str, encoder: str, classes: int, weights: str | None = None, ch
             raise UserError(f"there are no pretrained weights for {encoder}: leave {named('weights')} out", "weights")
         arguments |= {"encoder_name": "tu-resnet18", "layers": STUDENT_LAYERS[encoder]}
     try:
-        return ARCHITECTURES[arch](**arguments, **OF_ANY_SIZE.get(arch, {}))
+        return ARCHITECTURES[arch](**arguments, **ANY_SIZE_ARGUMENTS.get(arch, {}))
     except OSError as error:
         raise UserError(f"can't get the weights '{weights}' for {encoder}: {_one_line(error)}") from error
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -86,10 +86,10 @@ def create(arch: str, encoder: str, classes: int, weights: str | None = None, ch
 
 
 def load(place: str | Path) -> nn.Module:
-    """A network in fp32 and eval mode, from a folder with config.json and weights, a run, or a hub id.
+    """The network of a folder with config.json and weights, of a run, or of a hub id, in fp32 and eval mode.
 
-    Weights are safetensors, or a pickle of tensors alone (`weights_only=True`).
-    Raises UserError when there is nothing, or nothing that is a model.
+    Weights are safetensors or a pickle that holds nothing but tensors. Raises UserError when there is no such place, or
+    no model in it.
     """
     folder = model_folder(place)
     source = str(folder or place)
@@ -102,15 +102,15 @@ def load(place: str | Path) -> nn.Module:
 
 
 def model_folder(place: str | Path) -> Path | None:
-    """The folder that holds the model: `place` itself, or its student/ when it is a run.
+    """The folder that holds the model: `place` itself, or the folder student/ in it if `place` is a run.
 
-    None when `place` is no path but may be a hub id. Raises UserError otherwise.
+    None when `place` is no path and may be a hub id. Raises UserError when it is neither.
     """
     path = Path(place).expanduser()
     if path.is_file():
         raise UserError(
             f"{path} is a file, and a model is a folder: 'python -m segskd import {path} --arch unet --encoder "
-            "resnet34 --out DIR' makes one of a file of weights, given what network these are for"
+            "resnet34 --out DIR' makes such a folder, if these are the weights of that network"
         )
     for folder in (path / "student", path):
         if (folder / "config.json").is_file():
@@ -128,18 +128,18 @@ def model_folder(place: str | Path) -> Path | None:
 
 
 def snapshot_folders(place: str | Path) -> dict[str, Path]:
-    """Networks as they were in the middle of their training, the earliest first, by name; {} where none are kept."""
+    """The folders of a network's snapshots by name, from the earliest to the latest; {} if there are none."""
     folder = model_folder(place)
-    found = [path.parent for path in folder.glob(f"{SNAPSHOTS}/*/config.json")] if folder else []
-    numbered = sorted(found, key=lambda path: (len(path.name), path.name))
+    folders = [path.parent for path in folder.glob(f"{SNAPSHOTS}/*/config.json")] if folder else []
+    numbered = sorted(folders, key=lambda path: (len(path.name), path.name))
     return {f"snapshot-{path.name}": path for path in numbered}
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    """Writes config.json and model.safetensors, readable with smp.from_pretrained, or with `load` alone when it is
-    pruned or torchvision's.
+    """Writes config.json and model.safetensors, each atomically.
 
-    Raises UserError when the disk won't take them; each file comes in whole.
+    `smp.from_pretrained` and `load` can read them; only `load` can read a pruned network or one of torchvision's.
+    Raises UserError when the disk is full or can't be written.
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     config = {**cast(Any, model).config, "_model_class": type(model).__name__}
@@ -148,13 +148,13 @@ def save(model: nn.Module, folder: Path) -> None:
 
 
 def output_classes(model: nn.Module) -> int:
-    """The number of outputs a pixel."""
+    """The number of the network's output channels."""
     layers = cast(Any, model).segmentation_head.modules()
     return [layer.out_channels for layer in layers if isinstance(layer, nn.Conv2d)][-1]
 
 
 def input_channels(model: nn.Module) -> int:
-    """The number of channels of the images that it takes: those of its first convolution, 3 where it has none."""
+    """The number of channels of the network's images: those of its first convolution, or 3 if it has none."""
     return next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 3)
 
 
@@ -172,7 +172,7 @@ def describe(model: nn.Module) -> str:
 
 
 def digest(model: nn.Module) -> str:
-    """sha256 of the weights' names and values."""
+    """The sha256 of the names and values of all parameters and buffers."""
     sha = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         sha.update(name.encode())
@@ -200,7 +200,7 @@ def _load_from_hub(name: str) -> Any:
 
 
 def _load_pickle(folder: Path) -> Any:
-    """smp.from_pretrained reads a pickle of tensors from a hub, but not from a folder."""
+    """Loads a pickle of tensors from a folder. smp.from_pretrained can do that only from a hub."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     model = getattr(smp, config.pop("_model_class"))(**(config | {"encoder_weights": None}))
     weights = folder / WEIGHTS_FILES[1]

@@ -1,4 +1,4 @@
-"""Networks from outside: a file of weights and the network that it is for, made a folder that all commands take."""
+"""Imports networks: turns a file of weights into a folder that all commands can read."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from segskd.models.torchvision_models import (
 )
 
 SHOWN = 3
-"""Keys of each kind that a message names."""
+"""The number of keys of each kind that a message names."""
 COUNTED = "num_batches_tracked"
-"""A key that older files of batch normalisation lack, and that nothing in eval mode looks at."""
-PROBES = (2, 3)
-"""Numbers of outputs, or of channels, whose networks differ in the weights that depend on them alone."""
+"""A buffer of batch normalisation that older files lack and that isn't used in eval mode."""
+PROBE_CLASSES = 2
+"""The number of outputs of a network whose shapes are looked at before the real number is known."""
 Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The network that a file of weights is for; what is None is told by the weights."""
+class NetworkSpec:
+    """The network that a file's weights belong to. Fields that are None follow from the weights."""
 
     arch: str
     encoder: str | None = None
@@ -52,37 +52,37 @@ class Asked:
 
     @property
     def name(self) -> str:
-        """As a recipe would name it."""
+        """The name of the network in a recipe."""
         return f"{self.arch}:{self.encoder}" if self.encoder else self.arch
 
     def network(self) -> nn.Module:
-        """A new one with the names that files have. Raises UserError when there is none."""
-        classes, channels = self.classes or PROBES[0], self.channels or 3
+        """A new network, whose weights are named as in files. Raises UserError when there is no such network."""
+        classes, channels = self.classes or PROBE_CLASSES, self.channels or 3
         if self.encoder is None:
             return torchvision_network(self.arch, classes, channels)
         return create(self.arch, self.encoder, classes, channels=channels)
 
     def shapes(self) -> Shapes:
-        """The shapes of its weights by name, without computing or keeping any."""
+        """The shapes of the network's weights by name."""
         try:
             with torch.device("meta"):
                 network = self.network()
-        except UserError:  # some networks look at values while they are built
+        except UserError:  # some networks can't be built on "meta", where tensors have no values
             network = self.network()
         return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
 @dataclass(frozen=True)
-class Mends:
-    """What is changed in a network so that it fits this house's images and cards."""
+class Adjustments:
+    """Changes to a network so that it fits SegSKD's images and a card's classes."""
 
     bgr: bool = False
-    """It was trained on BGR images: its first layer's channels are turned round."""
+    """The network was trained on BGR images: the input channels of its first convolution are reversed."""
     outputs: tuple[int, ...] = ()
-    """For each class of the card the output that stands for it, from 0."""
+    """The output, counted from 0, of each class of the card, or () to leave the outputs as they are."""
 
     def apply(self, model: nn.Module) -> None:
-        """Raises UserError for a network that they can't be done to."""
+        """Changes the network in place. Raises UserError for a network that can't be changed so."""
         if self.bgr:
             _take_rgb(model)
         if self.outputs:
@@ -91,60 +91,62 @@ class Mends:
 
 @dataclass(frozen=True)
 class Imported:
-    """A network, and the keys of the file that are no part of it."""
+    """A network, and the keys of the file that don't belong to it."""
 
     model: nn.Module
     left_out: list[str] = field(default_factory=list)
 
 
-def read_network(path: Path, asked: Asked) -> Imported:
-    """The network of a file of weights, in fp32 and eval mode.
+def read_network(path: Path, spec: NetworkSpec) -> Imported:
+    """The network `spec` with the weights of a file, in fp32 and eval mode.
 
-    Raises UserError when the file can't be read, and when its weights are not those of the network: then missing,
-    unexpected and differing ones are named, and another network that they do fit, where one is found.
+    Raises UserError when the file can't be read, and when its weights don't fit the network. The message then names
+    missing, unexpected and differing weights, and a network that they do fit, if one is found.
     """
     state = read_state(path)
-    told = _told(asked, state)
-    weights, left_out = _named(state, told)
-    if numbers := _other_numbers(weights, told):
-        raise UserError(f"{path} doesn't fit {asked.name}: {numbers}")
-    if problem := _problem(weights, told):
-        raise UserError(f"{path} doesn't fit {asked.name}: {problem}{_better(state, asked)}")
-    network = told.network()
+    complete = _complete(spec, state)
+    weights, left_out = _network_weights(state, complete)
+    if numbers := _other_numbers(weights, complete):
+        raise UserError(f"{path} doesn't fit {spec.name}: {numbers}")
+    if problem := _problem(weights, complete):
+        raise UserError(f"{path} doesn't fit {spec.name}: {problem}{_suggestion(state, spec)}")
+    network = complete.network()
     network.load_state_dict({**_counters(network), **weights})
-    model = TorchvisionModel(asked.arch, network) if asked.arch in TORCHVISION else network
+    model = TorchvisionModel(spec.arch, network) if spec.arch in TORCHVISION else network
     return Imported(model.float().eval(), left_out)
 
 
-def import_model(place: str, asked: Asked | None, mends: Mends, out: Path) -> Imported:
-    """Writes a network as a folder: one from a file of weights, or one that is a folder, run or hub id, mended.
+def import_model(place: str, spec: NetworkSpec | None, adjustments: Adjustments, out: Path) -> Imported:
+    """Writes a network into the folder `out`, after `adjustments`.
 
-    Raises UserError when `out` holds something, for what `read_network` refuses, and when nothing is to be done.
+    `place` is a file of weights for the network `spec`, or else a folder, a run or a hub id, for which `spec` must be
+    None. Raises UserError when `out` isn't empty, when there is nothing to do, and as `read_network` does.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there already: name another --out, so that nothing is lost")
+        raise UserError(f"{out} exists already: name another --out")
     file = Path(place).expanduser()
     if file.is_file():
-        if asked is None:
+        if spec is None:
             raise UserError(needs_network(file))
-        imported = read_network(file, asked)
-    elif asked is not None:
+        imported = read_network(file, spec)
+    elif spec is not None:
         raise UserError(f"{place} is no file of weights: leave --arch, --encoder, --classes and --channels out")
-    elif mends == Mends():
-        raise UserError(f"{place} needs no import: take it as it is, or say what to mend, by --bgr or --outputs")
+    elif adjustments == Adjustments():
+        raise UserError(f"{place} needs no import: take it as it is, or add --bgr or --outputs")
     else:
         imported = Imported(load(place))
-    mends.apply(imported.model)
+    adjustments.apply(imported.model)
     save(imported.model, out)
     return imported
 
 
-def import_teacher(file: Path, asked: Asked, folder: Path) -> Path:
-    """A file of weights as a folder below `folder`, named by the file and its weights; one made before is kept.
+def import_teacher(file: Path, spec: NetworkSpec, folder: Path) -> Path:
+    """Writes the network of a file of weights into a folder below `folder` and returns that folder.
 
-    Raises UserError as `read_network` does.
+    The folder is named by the file and its weights. If it exists, it is used as it is. Raises UserError as
+    `read_network` does.
     """
-    model = read_network(file, asked).model
+    model = read_network(file, spec).model
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", file.stem).strip("-.") or "teacher"
     place = folder / f"{stem}-{digest(model)[:8]}"
     if not (place / "config.json").is_file():
@@ -153,94 +155,98 @@ def import_teacher(file: Path, asked: Asked, folder: Path) -> Path:
 
 
 def needs_network(file: Path) -> str:
-    """What to tell somebody who gave a file of weights and no more."""
+    """The message for a user who gave a file of weights and didn't say for which network it is."""
     return (
-        f"{file} is a file, which doesn't say what network its weights are for: add --arch and --encoder, "
+        f"{file} is a file that doesn't say which network its weights are for: add --arch and --encoder, "
         "such as --arch unet --encoder resnet34"
     )
 
 
-def _told(asked: Asked, state: Mapping[str, Tensor]) -> Asked:
-    """With the outputs and channels that the weights tell, where they were not given."""
-    base = Asked(asked.arch, asked.encoder, PROBES[0], 3)
-    found: dict[str, Any] = {}
+def _complete(spec: NetworkSpec, state: Mapping[str, Tensor]) -> NetworkSpec:
+    """The network with the numbers of classes and channels that follow from the weights, where these are None."""
+    base = NetworkSpec(spec.arch, spec.encoder, PROBE_CLASSES, 3)
+    sizes: dict[str, Any] = {}
     for what, dimension in (("classes", 0), ("channels", 1)):
-        if getattr(asked, what) is None:
-            found[what] = _size(state, base, what, dimension)
-    return Asked(**{**vars(asked), **found})
+        if getattr(spec, what) is None:
+            sizes[what] = _size(state, base, what, dimension)
+    return NetworkSpec(**{**vars(spec), **sizes})
 
 
-def _size(state: Mapping[str, Tensor], base: Asked, what: str, dimension: int) -> int:
-    """The size in that dimension of the first weight that depends on `what`; the base's own where it is not there."""
+def _size(state: Mapping[str, Tensor], base: NetworkSpec, what: str, dimension: int) -> int:
+    """The size, in `dimension`, of the first weight that depends on the field `what`. If the file has none, it is the
+    number in `base`."""
     own = base.shapes()
-    varied = Asked(**{**vars(base), what: getattr(base, what) + 1}).shapes()
-    weights, _ = _named(state, base)
+    varied = NetworkSpec(**{**vars(base), what: getattr(base, what) + 1}).shapes()
+    weights, _ = _network_weights(state, base)
     keys = (key for key in own if own[key] != varied[key] and key in weights and weights[key].ndim == len(own[key]))
     key = next(keys, None)
     return int(getattr(base, what)) if key is None else int(weights[key].shape[dimension])
 
 
-def _named(state: Mapping[str, Tensor], asked: Asked) -> tuple[dict[str, Tensor], list[str]]:
-    weights, left_out = without_prefix(state, asked.shapes())
-    if asked.arch in TORCHVISION:
+def _network_weights(state: Mapping[str, Tensor], spec: NetworkSpec) -> tuple[dict[str, Tensor], list[str]]:
+    weights, left_out = without_prefix(state, spec.shapes())
+    if spec.arch in TORCHVISION:
         weights = {key: tensor for key, tensor in weights.items() if not key.startswith(AUXILIARY)}
     return weights, left_out
 
 
-def _problem(weights: Mapping[str, Tensor], asked: Asked) -> str:
-    """How the weights differ from the network's in names and shapes, "" where they don't."""
-    own = asked.shapes()
+def _problem(weights: Mapping[str, Tensor], spec: NetworkSpec) -> str:
+    """How the weights differ from the network's in names and shapes, or ""."""
+    own = spec.shapes()
     missing = [key for key in own if key not in weights and not key.endswith(COUNTED)]
     unexpected = [key for key in weights if key not in own]
     wrong = [key for key in own if key in weights and tuple(weights[key].shape) != own[key]]
-    parts = [f"{word} {_few(keys)}" for word, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
+    parts = [f"{word} {_first_few(keys)}" for word, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
     if wrong:
-        shapes = [f"{key} ({_by(weights[key].shape)} in the file, {_by(own[key])} in the network)" for key in wrong]
-        parts.append(f"of another shape {_few(shapes)}")
+        shapes = [
+            f"{key} ({_shape_text(weights[key].shape)} in the file, {_shape_text(own[key])} in the network)"
+            for key in wrong
+        ]
+        parts.append(f"of another shape {_first_few(shapes)}")
     return "; ".join(parts)
 
 
-def _other_numbers(weights: Mapping[str, Tensor], asked: Asked) -> str:
-    """Where other numbers of outputs or channels are all that differs: what to ask for instead; else ""."""
-    told = _told(Asked(asked.arch, asked.encoder), weights)
-    if told == asked or _problem(weights, told):
+def _other_numbers(weights: Mapping[str, Tensor], spec: NetworkSpec) -> str:
+    """The right numbers of classes and channels, if nothing else differs, else ""."""
+    complete = _complete(NetworkSpec(spec.arch, spec.encoder), weights)
+    if complete == spec or _problem(weights, complete):
         return ""
-    own, parts = asked.shapes(), []
+    own, parts = spec.shapes(), []
     for dimension, what, word in ((0, "classes", "outputs"), (1, "channels", "input channels")):
-        theirs, ours = getattr(told, what), getattr(asked, what)
+        theirs, ours = getattr(complete, what), getattr(spec, what)
         if theirs != ours:
             shapes = ((key, tuple(weights[key].shape)) for key in own if own[key] != tuple(weights[key].shape))
             key = next(key for key, shape in shapes if shape[dimension] == theirs)
-            parts.append(f"{key} has {theirs} {word} in the file and {ours} were asked: --{what} {theirs}")
+            parts.append(f"{key} has {theirs} {word} in the file, but {ours} are asked for: take --{what} {theirs}")
     return "; ".join(parts)
 
 
-def _better(state: Mapping[str, Tensor], asked: Asked) -> str:
-    """The network of the same family that the weights fit, in words; "" where none is known."""
-    for other in _relatives(asked):
+def _suggestion(state: Mapping[str, Tensor], spec: NetworkSpec) -> str:
+    """Names a related network that the weights fit, or returns ""."""
+    for other in _relatives(spec):
         try:
-            told = _told(other, state)
-            fits = not _problem(_named(state, told)[0], told)
-        except UserError:  # a decoder that has no such encoder
+            complete = _complete(other, state)
+            fits = not _problem(_network_weights(state, complete)[0], complete)
+        except UserError:  # the decoder can't be built with that encoder
             continue
         if fits:
             flags = f"--arch {other.arch}" + (f" --encoder {other.encoder}" if other.encoder else "")
-            return f". They are those of {other.name}: {flags}"
+            return f". These are weights of {other.name}: take {flags}"
     return ""
 
 
-def _relatives(asked: Asked) -> Iterator[Asked]:
-    """Networks that somebody may have meant: the same decoder with encoders of the same family, then others."""
-    others = [Asked(arch) for arch in TORCHVISION if arch != asked.arch]
-    if asked.encoder is None:
+def _relatives(spec: NetworkSpec) -> Iterator[NetworkSpec]:
+    """Yields networks that the user may have meant: first the same decoder with encoders of the same family."""
+    others = [NetworkSpec(arch) for arch in TORCHVISION if arch != spec.arch]
+    if spec.encoder is None:
         yield from others
         return
-    family = _family(asked.encoder)
+    family = _family(spec.encoder)
     encoders = [*smp.encoders.get_encoder_names(), *STUDENT_LAYERS]
-    alike = [name for name in encoders if _family(name) == family and name != asked.encoder]
-    other = asked.encoder.removeprefix("tu-") if asked.encoder.startswith("tu-") else f"tu-{asked.encoder}"
-    yield from (Asked(asked.arch, name) for name in [*alike, other])
-    yield from (Asked(arch, asked.encoder) for arch in ARCHITECTURES if arch != asked.arch)
+    alike = [name for name in encoders if _family(name) == family and name != spec.encoder]
+    other = spec.encoder.removeprefix("tu-") if spec.encoder.startswith("tu-") else f"tu-{spec.encoder}"
+    yield from (NetworkSpec(spec.arch, name) for name in [*alike, other])
+    yield from (NetworkSpec(arch, spec.encoder) for arch in ARCHITECTURES if arch != spec.arch)
     yield from others
 
 
@@ -248,12 +254,12 @@ def _family(encoder: str) -> str:
     return re.split(r"\d", encoder)[0]
 
 
-def _few(words: Sequence[str]) -> str:
+def _first_few(words: Sequence[str]) -> str:
     more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
     return ", ".join(words[:SHOWN]) + more
 
 
-def _by(shape: Sequence[int]) -> str:
+def _shape_text(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "a number"
 
 
@@ -264,7 +270,9 @@ def _counters(network: nn.Module) -> dict[str, Tensor]:
 def _take_rgb(model: nn.Module) -> None:
     first = next((layer for layer in cast(Any, model).encoder.modules() if isinstance(layer, nn.Conv2d)), None)
     if first is None or first.in_channels != 3:
-        raise UserError("--bgr turns the three channels of a network's first convolution round, and this one has none")
+        raise UserError(
+            "--bgr reverses the three input channels of the first convolution, and this network has no such convolution"
+        )
     first.weight.data = first.weight.data.flip(1)
 
 
@@ -272,9 +280,9 @@ def _take_outputs(model: nn.Module, outputs: Sequence[int]) -> None:
     last = cast(Any, model).segmentation_head[0]
     count = int(last.out_channels)
     if len(set(outputs)) < len(outputs) or not all(0 <= output < count for output in outputs):
-        raise UserError(f"--outputs names each output once, from 0 to {count - 1}: the network has {count}")
+        raise UserError(f"--outputs may name each output from 0 to {count - 1} once: the network has {count}")
     if len(outputs) < 2:
-        raise UserError("--outputs names the output of every class, and there are two classes at least")
+        raise UserError("--outputs must name the output of each class, and there are at least two classes")
     for layer in (last.low, last.high) if isinstance(last, SummedHead) else (last,):
         layer.weight.data = layer.weight.data[list(outputs)]
         layer.bias.data = layer.bias.data[list(outputs)]

@@ -1,4 +1,4 @@
-"""Pairs: which stage of the teacher each stage of the student is compared with, by the strides of their features."""
+"""Pairs stages of student and teacher, whose features are compared, by the strides of these features."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from segskd.config import Size
 from segskd.models.stages import HEAD, IMAGE, StagedNetwork, feature_shapes
 
 OWN = "own."
-"""Before the name of a teacher's stage that no stage of the student is compared with."""
+"""The prefix of the names of those stages of a teacher that are in no pair."""
 PARTS = ("encoder.", "decoder.")
 OCTAVE_COST = 0.3
-"""What a pair is worth less for every factor of two between the strides of its features."""
+"""How much the value of a pair falls for each factor of two between the strides of its features."""
 
 
 class _Match(NamedTuple):
-    """How much the pairs of two sequences are worth, and the pairs, as places in both."""
+    """The value of pairs of two sequences, and the pairs as places in both."""
 
-    worth: float
+    value: float
     pairs: tuple[tuple[int, int], ...]
 
 
 def paired(teacher: StagedNetwork, student: StagedNetwork, size: Size) -> StagedNetwork:
-    """The teacher, its stages called as those of the student that are compared with them.
+    """The teacher, whose stages are renamed as the student's stages that they are paired with.
 
-    Encoder and decoder are paired each by itself, in their order: as many stages as possible whose features have the
-    same stride at an input of `size`, then those with strides near to each other, whose features an adapter resizes.
-    The head is the head's partner; a stage that has nothing to train (VGG's last, a pooling) has none. What the student
-    has no partner for is called "own.encoder.0" and so on.
+    Encoder and decoder are paired separately, and pairs keep the order of the stages. As many stages as possible are
+    paired whose features have the same stride at an input of `size`; then stages with similar strides are, whose
+    features an adapter resizes. The two heads are a pair. A student's stage without parameters, such as VGG's last
+    pooling, is in no pair. Stages of the teacher that are in no pair are renamed "own.encoder.0" and so on.
     """
     names = {HEAD: HEAD}
     for part in PARTS:
@@ -41,45 +41,45 @@ def paired(teacher: StagedNetwork, student: StagedNetwork, size: Size) -> Staged
 
 
 def match(ours: Sequence[float], theirs: Sequence[float]) -> tuple[tuple[int, int], ...]:
-    """Pairs of places in two rising or falling sequences of strides, in octaves; neither place comes twice.
+    """The best pairs of places in two rising or falling sequences of strides, which are given as binary logarithms.
 
-    Of all that keep the order, those that are worth most, each 1 less OCTAVE_COST an octave; of equal ones, the
-    deepest. Those worth nothing are no pairs.
+    Pairs keep the order, and no place is in two pairs. A pair has the value 1 minus OCTAVE_COST times the difference of
+    its strides, and is left out if that isn't above 0. The pairs with the largest sum of values are taken, and of equal
+    ones the deepest.
     """
     best = {(i, j): _Match(0.0, ()) for i in range(len(ours) + 1) for j in range(len(theirs) + 1)}
     for i, own in enumerate(ours, 1):
         for j, other in enumerate(theirs, 1):
-            worth = 1 - OCTAVE_COST * abs(own - other)
+            value = 1 - OCTAVE_COST * abs(own - other)
             before = best[i - 1, j - 1]
-            together = _Match(round(before.worth + worth, 6), (*before.pairs, (i - 1, j - 1)))
+            together = _Match(round(before.value + value, 6), (*before.pairs, (i - 1, j - 1)))
             skipped = max(best[i - 1, j], best[i, j - 1])
-            best[i, j] = max(together, skipped) if worth > 0 else skipped
+            best[i, j] = max(together, skipped) if value > 0 else skipped
     return best[len(ours), len(theirs)].pairs
 
 
 def shared(student: Sequence[str], teacher: Sequence[str] | None) -> tuple[str, ...]:
-    """Those of the student's stages that have a partner in a paired teacher; all of them where there is no teacher."""
+    """The student's stages that the teacher, as `paired` renamed it, has too; all of them if there is no teacher."""
     return tuple(name for name in student if teacher is None or name in teacher)
 
 
-def lent(name: str, teacher: StagedNetwork, compared: Collection[str]) -> list[str]:
-    """Features of its own, or "image", that the teacher's stages behind the one called `name` take in a graft.
+def unpaired_inputs(name: str, teacher: StagedNetwork, compared: Collection[str]) -> list[str]:
+    """The teacher's own features, and "image", that its stages after stage `name` need in a graft.
 
-    They are those of stages whose features nobody has compared with the student's: the student has none that would mean
-    anything to the teacher.
+    These are features of stages that are not among `compared`. The student has no feature that could replace them.
     """
-    return sorted(taken_in(name, teacher) - set(compared))
+    return sorted(inputs_after(name, teacher) - set(compared))
 
 
-def taken_in(name: str, teacher: StagedNetwork) -> set[str]:
-    """The features up to the stage called `name`, and "image", that the teacher's stages behind it take in."""
+def inputs_after(name: str, teacher: StagedNetwork) -> set[str]:
+    """The features of stages up to `name`, and "image", that the teacher's stages after `name` take as input."""
     last = teacher.index(name)
     sources = {source for place in range(last + 1, len(teacher.names)) for source in teacher.sources(place)}
     return {source for source in sources if source == IMAGE or teacher.index(source) <= last}
 
 
 def _octaves(network: StagedNetwork, size: Size, names: Sequence[str]) -> list[float]:
-    """Binary logarithms of the strides of features."""
+    """The binary logarithms of the strides of the named stages' features, at an input of `size`."""
     shapes = feature_shapes(network, size)
     height = shapes[IMAGE][1]
     return [round(math.log2(height / shapes[name][1]), 3) for name in names]

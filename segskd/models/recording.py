@@ -1,4 +1,4 @@
-"""What a module does to tensors, found by watching it: the modules and functions it calls, and what goes into each."""
+"""Records what a module does to tensors: the submodules and functions that it calls, and their arguments."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch.overrides import TorchFunctionMode
 
 
 class Value(NamedTuple):
-    """A tensor that the recorded module was given, or that one of its calls gave."""
+    """The number of a tensor that is an input of the recorded module, or the result of one of its calls."""
 
     number: int
 
 
 FOREIGN = Value(-1)
-"""A tensor from elsewhere: a parameter or a buffer that the module holds itself."""
+"""Stands for a tensor that is neither: a parameter or a buffer of the module."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call: of the submodule at a path, or of a function. Its arguments hold values in place of tensors."""
+    """One call of the submodule at a path, or of a function. Its arguments have values in place of tensors."""
 
     target: str | Callable[..., Any]
     args: Any
@@ -33,25 +33,25 @@ class Call:
 
     @property
     def inputs(self) -> set[Value]:
-        """The values among its arguments."""
+        """The values among the arguments."""
         return set(values_in((self.args, self.kwargs)))
 
 
 @dataclass
 class Recording:
-    """The calls that a module made, outermost ones only, with the shapes of all values."""
+    """The outermost calls that a module made, and the shapes of all values."""
 
     calls: list[Call] = field(default_factory=list)
     given: Any = None
     result: Any = None
     output: Any = None
-    """What the module gave back, as it is; `result` has values in place of its tensors."""
+    """What the module returned. `result` is the same with values in place of tensors."""
     shapes: dict[Value, tuple[int, ...]] = field(default_factory=dict)
     overwritten: set[Value] = field(default_factory=set)
-    """Values that a later call has changed, whose own result is another tensor."""
+    """Values whose tensors a later call has changed in place."""
 
     def needed(self, wanted: Sequence[Value]) -> set[Value]:
-        """All values that the wanted ones are made of, themselves included."""
+        """All values from which the `wanted` ones are computed, and these themselves."""
         needed = set(wanted)
         for call in reversed(self.calls):
             if call.result in needed:
@@ -60,23 +60,25 @@ class Recording:
 
 
 def record(module: nn.Module, *given: Any) -> Recording:
-    """What the module does with what it is given: tensors, or nested sequences of them; those on "meta" cost nothing.
+    """Calls the module with tensors, or nested sequences of them, and records its calls. Tensors on "meta" cost
+    nothing.
 
-    Submodules that give more than one tensor are looked into. The module is called without gradients.
+    For a submodule that returns something other than one tensor, the calls within it are recorded instead. The module
+    is called without gradients.
     """
     opened = {""}
     while True:
-        watch = _Watch()
-        with torch.no_grad(), _hooked(module, watch, opened), watch:
-            watch.recording.given = _mapped(given, watch.new)
+        recorder = _Recorder()
+        with torch.no_grad(), _hooked(module, recorder, opened), recorder:
+            recorder.recording.given = _mapped(given, recorder.new)
             result = module(*given)
-        if not watch.opaque:
-            return watch.finish(result)
-        opened |= watch.opaque
+        if not recorder.opaque:
+            return recorder.finish(result)
+        opened |= recorder.opaque
 
 
 def values_in(content: Any) -> Iterator[Value]:
-    """The values in nested sequences and mappings."""
+    """Yields all values in nested sequences and mappings."""
     if isinstance(content, Value):
         yield content
     elif isinstance(content, (tuple, list)):
@@ -87,7 +89,7 @@ def values_in(content: Any) -> Iterator[Value]:
 
 
 def _mapped(content: Any, change: Callable[[Tensor], Any]) -> Any:
-    """Nested sequences and mappings with every tensor changed."""
+    """Copies nested sequences and mappings, and replaces every tensor by `change(tensor)`."""
     if isinstance(content, Tensor):
         return change(content)
     if isinstance(content, (tuple, list)):
@@ -97,8 +99,8 @@ def _mapped(content: Any, change: Callable[[Tensor], Any]) -> Any:
     return content
 
 
-class _Watch(TorchFunctionMode):
-    """Sees every function that is called on tensors, and is told of modules; keeps the outermost calls."""
+class _Recorder(TorchFunctionMode):
+    """Records the outermost calls: of functions by itself, of submodules by the hooks of `_hooked`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,10 +108,10 @@ class _Watch(TorchFunctionMode):
         self.depth = 0
         self.opaque: set[str] = set()
         self._values: dict[int, Value] = {}
-        self._versions: dict[Value, tuple[Tensor, int]] = {}  # also keeps the tensors, so that no id comes twice
+        self._versions: dict[Value, tuple[Tensor, int]] = {}  # holds the tensors, too, so that no id is used again
 
     def new(self, tensor: Tensor) -> Value:
-        """The next value, which this tensor stands for from now on."""
+        """A new value for this tensor."""
         value = Value(len(self.recording.shapes))
         self.recording.shapes[value] = tuple(tensor.shape)
         self._values[id(tensor)] = value
@@ -117,12 +119,12 @@ class _Watch(TorchFunctionMode):
         return value
 
     def note(self, target: str | Callable[..., Any], args: Any, kwargs: Any, result: Tensor) -> None:
-        """Keeps a call."""
+        """Records a call."""
         inputs = _mapped(args, self._known), _mapped(kwargs, self._known)
         self.recording.calls.append(Call(target, *inputs, self.new(result)))
 
     def finish(self, result: Any) -> Recording:
-        """The recording, with what the module gave back."""
+        """The complete recording of a module that returned `result`."""
         self.recording.output, self.recording.result = result, _mapped(result, self._known)
         current = set(self._values.values())
         for value, (tensor, version) in self._versions.items():
@@ -136,7 +138,7 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Calls the function and keeps the call if no module is at work and a tensor comes of it."""
+        """Calls the function, and records the call if it isn't made within a submodule and returns a tensor."""
         result = func(*args, **(kwargs or {}))
         if self.depth == 0 and isinstance(result, Tensor):
             self.note(func, args, kwargs or {}, result)
@@ -144,19 +146,19 @@ class _Watch(TorchFunctionMode):
 
 
 @contextmanager
-def _hooked(module: nn.Module, watch: _Watch, opened: set[str]) -> Iterator[None]:
-    """Tells the watch of every call of a submodule but the opened ones."""
+def _hooked(module: nn.Module, recorder: _Recorder, opened: set[str]) -> Iterator[None]:
+    """Hooks all submodules except the `opened` ones, so that `recorder` records their calls."""
 
     def enter(_: nn.Module, args: Any) -> None:
-        watch.depth += 1
+        recorder.depth += 1
 
     def leave(path: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-            watch.depth -= 1
-            if watch.depth == 0 and isinstance(result, Tensor):
-                watch.note(path, args, kwargs, result)
-            elif watch.depth == 0:
-                watch.opaque.add(path)
+            recorder.depth -= 1
+            if recorder.depth == 0 and isinstance(result, Tensor):
+                recorder.note(path, args, kwargs, result)
+            elif recorder.depth == 0:
+                recorder.opaque.add(path)
 
         return hook
 

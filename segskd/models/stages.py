@@ -1,4 +1,4 @@
-"""Stages: consecutive blocks of a network, which one after another are the network's own forward, bit for bit."""
+"""Stages: consecutive blocks of a network. Run in order, they compute the network's own forward pass, bit for bit."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from segskd.models.build import input_channels
 
 IMAGE = "image"
 HEAD = "head"
-ALONE: dict[type, type] = {nn.SyncBatchNorm: nn.BatchNorm2d, SyncBatchNormAct: BatchNormAct2d}
-"""What batch normalisation over several processes is over one."""
+SINGLE_PROCESS_NORMS: dict[type, type] = {nn.SyncBatchNorm: nn.BatchNorm2d, SyncBatchNormAct: BatchNormAct2d}
+"""The class for one process of each class of batch normalisation over several processes."""
 Features = Mapping[str, Tensor]
 Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Feature:
-    """In a step's arguments: the feature of that name, or what the step before has given."""
+class FeatureRef:
+    """Stands in a step's arguments for the feature of that name, or for the result of the step before if it is ""."""
 
     name: str
 
 
-CURRENT = Feature("")
+CURRENT = FeatureRef("")
 
 
 @dataclass(frozen=True)
-class Extent:
-    """In a step's arguments: a side of the feature of that name, or of the image, divided and rounded down."""
+class SideRef:
+    """Stands in a step's arguments for a side of the named feature or of "image", divided and rounded down."""
 
     name: str
     axis: int
@@ -42,16 +42,16 @@ class Extent:
 
 
 @dataclass(frozen=True)
-class Blank:
-    """In a step's arguments: a tensor that nobody looks into, of the image's sides divided and rounded down."""
+class UnusedTensor:
+    """Stands in a step's arguments for a tensor whose values aren't used. Its sides are the image's, divided."""
 
     channels: int
     divisor: int
 
 
 @dataclass(frozen=True)
-class Step:
-    """A call of the network's module at that path, or of a function."""
+class ChainStep:
+    """One call of a stage: of the network's module at a path, or of a function."""
 
     target: str | Callable[..., Any]
     args: Any = (CURRENT,)
@@ -62,7 +62,8 @@ class Step:
 class Stage(nn.Module):
     """A consecutive block of a network. Its modules are the network's own, not copies.
 
-    `sources` name what it takes in, earlier features or "image": first what flows on, then what comes in from the side.
+    `sources` names its inputs, which are earlier features or "image". The first is the main input, the others are
+    skips.
     """
 
     def __init__(self, name: str, sources: Sequence[str]) -> None:
@@ -72,30 +73,30 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList()
 
     def forward(self, x: Tensor, skips: Features, size: Size) -> Tensor:
-        """The stage's feature (N, c, h, w), from the first of its sources.
+        """The stage's feature (N, c, h, w), computed from its main input `x`.
 
-        `skips` holds the others by name; `size` is (height, width) of the network's input.
+        `skips` holds the stage's other sources by name. `size` is the (height, width) of the network's input.
         """
         raise NotImplementedError
 
     @property
     def together(self) -> tuple[str, ...]:
-        """The stages whose features all come of one computation with this one's."""
+        """The stages whose features are computed together with this one's."""
         return (self.name,)
 
     def features(self, known: Features, size: Size) -> dict[str, Tensor]:
-        """The features of all stages in `together`."""
+        """The features of all stages in `together`, by name; `known` holds their sources."""
         return {self.name: self(known[self.sources[0]], known, size)}
 
     def on(self, model: nn.Module, names: Mapping[str, str]) -> Stage:
-        """The same stage of another network of the same build, with stages renamed as `names` says."""
+        """The same stage of another network of the same structure. `names` maps old names of stages to new ones."""
         raise NotImplementedError
 
 
 class ChainStage(Stage):
-    """Modules and functions that follow one another."""
+    """A stage of modules and functions that follow one another."""
 
-    def __init__(self, name: str, sources: Sequence[str], steps: Sequence[Step], model: nn.Module) -> None:
+    def __init__(self, name: str, sources: Sequence[str], steps: Sequence[ChainStep], model: nn.Module) -> None:
         super().__init__(name, sources)
         self.steps = tuple(steps)
         self.blocks.extend(model.get_submodule(step.target) for step in steps if isinstance(step.target, str))
@@ -114,20 +115,23 @@ class ChainStage(Stage):
 
     def on(self, model: nn.Module, names: Mapping[str, str]) -> ChainStage:
         """See Stage.on."""
-        steps = [Step(s.target, _renamed(s.args, names), _renamed(s.kwargs, names)) for s in self.steps]
+        steps = [ChainStep(s.target, _renamed(s.args, names), _renamed(s.kwargs, names)) for s in self.steps]
         return ChainStage(names.get(self.name, self.name), _renamed(self.sources, names), steps, model)
 
 
 class PyramidStage(Stage):
-    """A level of an encoder that can't be cut: one pass over the image gives the features of all its levels."""
+    """A level of an encoder that can't be cut into blocks: one pass over the image computes the features of all
+    levels."""
 
     def __init__(self, levels: Mapping[str, int], name: str, own: Sequence[str], model: nn.Module) -> None:
-        """`levels` are the places, by stage, of the features among the encoder's outputs. `own` are the paths of the
-        modules and parameters that belong to this stage alone."""
+        """`levels` are the places of all stages' features among the encoder's outputs, by stage.
+
+        `own` are the paths of modules and parameters that belong to this stage alone.
+        """
         super().__init__(name, (IMAGE,))
         self._levels = dict(levels)
         self._own = tuple(own)
-        self._encoder = (cast(Any, model).encoder,)  # not its own, so no submodule
+        self._encoder = (cast(Any, model).encoder,)  # in a tuple, so that it isn't a submodule of this stage
         parameters = dict(model.named_parameters(remove_duplicate=False))
         self.blocks.extend(model.get_submodule(path) for path in own if path not in parameters)
         self.loose = nn.ParameterList([parameters[path] for path in own if path in parameters])
@@ -153,21 +157,22 @@ class PyramidStage(Stage):
 
 
 class DecoderStage(Stage):
-    """A decoder that can't be cut: it takes all features of the encoder at once.
+    """A decoder that can't be cut into blocks, since it takes all features of the encoder at once.
 
-    `features` stand for what the encoder would give it; `with_tokens` says that it also takes an encoder's tokens,
-    which are no features and are computed from the image.
+    `features` stand for the encoder's outputs. Some decoders also take tokens of the encoder, which are no features of
+    a stage and are computed from the image.
     """
 
     def __init__(
         self,
         name: str,
         sources: Sequence[str],
-        features: Sequence[Feature | Blank],
+        features: Sequence[FeatureRef | UnusedTensor],
         tokens: Sequence[bool] | None,
         model: nn.Module,
     ) -> None:
-        """`tokens` say for each feature whether the encoder gives tokens with it; None: the decoder takes none."""
+        """`tokens` says for each feature whether the encoder returns tokens with it; None if the decoder takes no
+        tokens."""
         super().__init__(name, sources)
         self._features = tuple(features)
         self._tokens = tokens
@@ -189,7 +194,7 @@ class DecoderStage(Stage):
 
 
 class StagedNetwork:
-    """A network and its stages in order."""
+    """A network and its stages, in order."""
 
     def __init__(self, model: nn.Module, stages: Sequence[Stage]) -> None:
         self.model = model
@@ -197,55 +202,57 @@ class StagedNetwork:
         self.names = list(self.stages)
 
     def index(self, name: str) -> int:
-        """Place of a stage in the order."""
+        """The place of a stage in the order, from 0."""
         return self.names.index(name)
 
     def sources(self, index: int) -> list[str]:
-        """What stage `index` takes in: earlier features, or "image"."""
+        """The inputs of stage `index`: earlier features, or "image"."""
         return list(self.stages[self.names[index]].sources)
 
     def run(self, features: Features, size: Size, first: int = 0, last: int | None = None) -> dict[str, Tensor]:
-        """The features of stages `first` to `last` (by default all), given every feature that these take in.
+        """The features of stages `first` to `last` (by default all) by name.
 
-        Where a stage takes in the image `features` must hold "image" (N, C, H, W).
+        `features` must hold all their inputs, "image" (N, C, H, W) among them if a stage takes it. `size` is the
+        (height, width) of the network's input.
         """
         wanted = self.names[first : None if last is None else last + 1]
         known, made = dict(features), dict[str, Tensor]()
         for name in wanted:
             if name not in made:
-                found = self.stages[name].features(known, size)
-                made |= {one: feature for one, feature in found.items() if one in wanted}
+                features_together = self.stages[name].features(known, size)
+                made |= {one: feature for one, feature in features_together.items() if one in wanted}
                 known |= made
         return {name: made[name] for name in wanted}
 
     def logits(self, image: Tensor) -> Tensor:
-        """The network's own forward through its stages: (N, C, H, W) to (N, classes, H, W)."""
+        """Runs all stages: images (N, C, H, W) to logits (N, classes, H, W), as the network's own forward does."""
         height, width = image.shape[-2:]
         return self.run({IMAGE: image}, (height, width))[HEAD]
 
     def on(self, model: nn.Module) -> StagedNetwork:
-        """The stages of another network of the same build: a copy, or a ghost."""
+        """The same stages of another network of the same structure, such as a copy."""
         return StagedNetwork(model, [stage.on(model, {}) for stage in self.stages.values()])
 
     def renamed(self, names: Mapping[str, str]) -> StagedNetwork:
-        """The same network with some of its stages called otherwise."""
+        """The same network with stages renamed; `names` maps old names to new ones."""
         return StagedNetwork(self.model, [stage.on(self.model, names) for stage in self.stages.values()])
 
 
 def features_of(encoded: Any) -> Sequence[Tensor]:
-    """The features among what an encoder gives: all of it, or its first part where tokens come with them."""
+    """The features among an encoder's outputs: all of them, or the first part if there are tokens, too."""
     return cast(Sequence[Tensor], encoded[0] if isinstance(encoded, tuple) else encoded)
 
 
 def freeze(modules: Iterable[nn.Module]) -> None:
-    """No gradients, and normalisation statistics that stand still."""
+    """Stops gradients of the modules, and puts them into eval mode, so that normalisation statistics stay as they
+    are."""
     for module in modules:
         module.requires_grad_(False)
         module.eval()
 
 
 def set_trained(network: StagedNetwork, trained: Iterable[str]) -> None:
-    """Freezes all but the trained stages, which get gradients and moving statistics."""
+    """Freezes all stages but the trained ones, which get gradients and are put into training mode."""
     freeze([network.model, *network.stages.values()])
     for name in trained:
         network.stages[name].requires_grad_(True)
@@ -253,10 +260,10 @@ def set_trained(network: StagedNetwork, trained: Iterable[str]) -> None:
 
 
 def copy_matching(student: StagedNetwork, teacher: StagedNetwork) -> float:
-    """Gives each student stage the teacher's weights and statistics of the same stage, name and shape.
+    """Copies to each student stage the teacher's weights and statistics that have the same stage, name and shape.
 
-    Of a deeper teacher stage these are its first blocks. Returns the share of the student's values that were
-    copied, between 0 and 1.
+    If the teacher's stage has more blocks, its first ones are copied. Returns the share of the student's values that
+    were copied, between 0 and 1.
     """
     copied = total = 0
     for name, stage in student.stages.items():
@@ -269,60 +276,60 @@ def copy_matching(student: StagedNetwork, teacher: StagedNetwork) -> float:
     return copied / total
 
 
-def ghost(model: Module) -> Module:
-    """A copy without storage, for asking after shapes and sizes; its batch normalisation asks no other process."""
+def meta_copy(model: Module) -> Module:
+    """A copy on "meta", which computes shapes without values. Its batch normalisation needs no other process."""
     values: dict[int, Tensor] = {id(t): t.to("meta") for t in model.buffers()}
     values |= {id(t): nn.Parameter(t.detach().to("meta"), t.requires_grad) for t in model.parameters()}
     made = copy.deepcopy(model, values)  # the values themselves are not copied
     for layer in made.modules():
-        layer.__class__ = ALONE.get(type(layer), type(layer))
+        layer.__class__ = SINGLE_PROCESS_NORMS.get(type(layer), type(layer))
     return made
 
 
-def shape_ghost(model: Module) -> Module:
-    """A ghost in evaluation that tells shapes alone: its batch normalisation, slow without storage, does nothing."""
-    made = ghost(model).eval()
+def shape_copy(model: Module) -> Module:
+    """A copy on "meta" in evaluation. Its batch normalisation is left out: it keeps shapes, and is slow on "meta"."""
+    made = meta_copy(model).eval()
     for layer in made.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            layer.forward = lambda x: x  # type: ignore[method-assign]
+            layer.forward = lambda x: x  # type: ignore[method-assign, assignment]
     return made
 
 
 def feature_shapes(network: StagedNetwork, size: Size) -> dict[str, tuple[int, int, int]]:
-    """(c, h, w) of every feature at an input of `size`, the image included, without computing anything."""
+    """The shape (c, h, w) of every feature and of "image", by name, at an input of `size`. It computes no values."""
     image = torch.empty(1, input_channels(network.model), *size, device="meta")
     with torch.no_grad():
-        features = {IMAGE: image, **network.on(shape_ghost(network.model)).run({IMAGE: image}, size)}
+        features = {IMAGE: image, **network.on(shape_copy(network.model)).run({IMAGE: image}, size)}
     return {name: cast(tuple[int, int, int], tuple(feature.shape[1:])) for name, feature in features.items()}
 
 
 def _filled(content: Any, x: Tensor, skips: Features, size: Size) -> Any:
-    """A step's arguments with what stands for something replaced by it."""
-    if isinstance(content, Feature):
+    """A step's arguments, with real tensors and numbers in place of what stands for them."""
+    if isinstance(content, FeatureRef):
         return x if content == CURRENT else skips[content.name]
-    if isinstance(content, Extent):
+    if isinstance(content, SideRef):
         sides = size if content.name == IMAGE else skips[content.name].shape[-2:]
         return sides[content.axis] // content.divisor
-    if isinstance(content, Blank):
-        return _blank(content, x, size)
+    if isinstance(content, UnusedTensor):
+        return _unused_tensor(content, x, size)
     if isinstance(content, (tuple, list)):
         return [_filled(part, x, skips, size) for part in content]
     return content
 
 
-def _blank(content: Blank, x: Tensor, size: Size) -> Tensor:
+def _unused_tensor(content: UnusedTensor, x: Tensor, size: Size) -> Tensor:
     shape = (len(x), content.channels, *(side // content.divisor for side in size))
     return x.new_empty(shape) if content.channels == 0 else x.new_empty(()).expand(shape)
 
 
 def _renamed(content: Any, names: Mapping[str, str]) -> Any:
-    """Names of stages, and what refers to them, renamed in nested sequences."""
+    """Copies nested sequences, and renames the stages in them."""
     if isinstance(content, str):
         return names.get(content, content)
-    if isinstance(content, Feature):
-        return Feature(names.get(content.name, content.name))
-    if isinstance(content, Extent):
-        return Extent(names.get(content.name, content.name), content.axis, content.divisor)
+    if isinstance(content, FeatureRef):
+        return FeatureRef(names.get(content.name, content.name))
+    if isinstance(content, SideRef):
+        return SideRef(names.get(content.name, content.name), content.axis, content.divisor)
     if isinstance(content, (tuple, list)):
         return type(content)(_renamed(part, names) for part in content)
     return content

@@ -1,7 +1,7 @@
-"""torchvision's segmentation networks in the form of the others: encoder, decoder and segmentation head.
+"""torchvision's segmentation networks, split into encoder, decoder and segmentation head as SegSKD needs it.
 
-Their forward is torchvision's own `model(x)["out"]`, bit for bit in eval mode, at sides that are multiples of the
-encoder's stride. They are teachers only: exports are made of segmentation_models_pytorch's networks.
+In eval mode their outputs equal torchvision's `model(x)["out"]`, bit for bit, at sides that are multiples of the
+encoder's stride. They can only be teachers: exports are made of segmentation_models_pytorch's networks.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ TORCHVISION = (
     *("fcn_resnet50", "fcn_resnet101", "lraspp_mobilenet_v3_large"),
 )
 AUXILIARY = "aux_classifier."
-"""A second head, for torchvision's training alone."""
-PROBED = 256
-"""Side of an image that tells the strides apart."""
+"""The prefix of a second head that torchvision uses in training only."""
+PROBE_SIDE = 256
+"""The side of the image with which strides are measured."""
 
 
 class TorchvisionModel(nn.Module):
-    """One of TORCHVISION with weights: float (N, channels, H, W) to logits (N, classes, H, W).
+    """One of the networks TORCHVISION: it maps images (N, channels, H, W) to logits (N, classes, H, W).
 
-    `network` is torchvision's own; its modules become this one's.
+    It takes over the modules of `network`, which is torchvision's own.
     """
 
     def __init__(self, arch: str, network: nn.Module) -> None:
         super().__init__()
         parts = cast(Any, network)
-        self.encoder = TappedEncoder(parts.backbone)
+        self.encoder = FeatureEncoder(parts.backbone)
         self.decoder: nn.Module
         last: nn.Module
         if isinstance(parts.classifier, LRASPPHead):
@@ -53,18 +53,18 @@ class TorchvisionModel(nn.Module):
         self.config: dict[str, Any] = {"arch": arch, "classes": cast(Any, last).out_channels, "in_channels": channels}
 
     def forward(self, image: Tensor) -> Tensor:
-        """Raises RuntimeError for sides that are no multiples of the stride, where torchvision scales unevenly."""
+        """Raises RuntimeError for sides that aren't multiples of the stride, at which the outputs would differ."""
         stride, (height, width) = self.encoder.strides[-1], image.shape[-2:]
         if height % stride or width % stride:
             raise RuntimeError(f"images of {height}x{width} don't fit: both sides must be multiples of {stride}")
         return cast(Tensor, self.segmentation_head(self.decoder(self.encoder(image))))
 
 
-class TappedEncoder(nn.Module):
-    """torchvision's backbone, giving [image, feature, feature, …] with the coarsest last.
+class FeatureEncoder(nn.Module):
+    """torchvision's backbone, which returns [image, feature, feature, …] from the finest to the coarsest.
 
-    A feature leaves after the last block of each resolution, dilation counting as resolution that was traded for it,
-    and wherever torchvision's own head takes a feature.
+    There is a feature after the last block of each resolution, where blocks with another dilation count as another
+    resolution, and wherever torchvision's own head takes a feature.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -78,12 +78,12 @@ class TappedEncoder(nn.Module):
         self.strides = [1, *(steps[names.index(name)][0] for name in self._features)]
 
     def place(self, returned: str) -> int:
-        """Place in the list of the feature that torchvision calls so, such as "low"."""
+        """The place in the returned list of a feature by torchvision's name, such as "low"."""
         at = next(block for block, name in self._returned.items() if name == returned)
         return 1 + self._features.index(at)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """(N, channels, H, W) to the list of features."""
+        """Maps images (N, channels, H, W) to the list of the images and all features."""
         features, x = [image], image
         for name, block in self.blocks.items():
             x = block(x)
@@ -93,19 +93,19 @@ class TappedEncoder(nn.Module):
 
 
 class LastFeature(nn.Module):
-    """A classifier without its last layer, which sees the coarsest feature alone."""
+    """A decoder that takes the coarsest feature only: torchvision's classifier without its last layer."""
 
     def __init__(self, blocks: Iterable[nn.Module]) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """The list of features to (N, c, h, w)."""
+        """Maps the list of features to (N, c, h, w)."""
         return cast(Tensor, self.blocks(features[-1]))
 
 
 class LiteDecoder(nn.Module):
-    """Lite R-ASPP but for its two last convolutions: the fine feature and the pooled coarse one, side by side."""
+    """Lite R-ASPP without its last two convolutions: it concatenates the fine feature and the pooled coarse one."""
 
     def __init__(self, head: LRASPPHead, low: int, high: int) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class LiteDecoder(nn.Module):
         self._low, self._high = low, high
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """The list of features to (N, channels of both, h, w) at the fine one's size."""
+        """Maps the list of features to (N, channels of both, h, w) in the size of the fine one."""
         low, high = features[self._low], features[self._high]
         coarse = self.cbr(high) * self.scale(high)
         coarse = nn.functional.interpolate(coarse, size=low.shape[-2:], mode="bilinear", align_corners=False)
@@ -121,7 +121,7 @@ class LiteDecoder(nn.Module):
 
 
 class SummedHead(nn.Module):
-    """Lite R-ASPP's two last convolutions, whose logits are summed."""
+    """Lite R-ASPP's last two convolutions, whose logits are added."""
 
     def __init__(self, head: LRASPPHead) -> None:
         super().__init__()
@@ -129,13 +129,13 @@ class SummedHead(nn.Module):
         self.out_channels = self.low.out_channels
 
     def forward(self, both: Tensor) -> Tensor:
-        """(N, channels of both, h, w) to (N, classes, h, w)."""
+        """Maps (N, channels of both, h, w) to logits (N, classes, h, w)."""
         low, coarse = torch.split(both, [self.low.in_channels, self.high.in_channels], dim=1)
         return cast(Tensor, self.low(low) + self.high(coarse))
 
 
 def torchvision_network(arch: str, classes: int, channels: int = 3) -> nn.Module:
-    """torchvision's own network with random weights and no auxiliary head; nothing is downloaded."""
+    """torchvision's own network with random weights and without its auxiliary head. It downloads nothing."""
     network: nn.Module = getattr(segmentation, arch)(
         weights=None, weights_backbone=None, num_classes=classes, aux_loss=False
     )
@@ -145,9 +145,9 @@ def torchvision_network(arch: str, classes: int, channels: int = 3) -> nn.Module
 
 
 def load(folder: Path) -> TorchvisionModel:
-    """The network that config.json and model.safetensors describe, in eval mode.
+    """The network that config.json and model.safetensors in `folder` describe, in eval mode.
 
-    Raises RuntimeError, KeyError or AttributeError where they describe none.
+    Raises RuntimeError, KeyError or AttributeError when they describe none.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config["arch"] not in TORCHVISION:
@@ -159,7 +159,7 @@ def load(folder: Path) -> TorchvisionModel:
 
 
 def _take_channels(backbone: nn.Module, channels: int) -> None:
-    """Puts a first convolution of another number of channels in the place of the first."""
+    """Replaces the first convolution by one for another number of input channels."""
     name, first = next((name, layer) for name, layer in backbone.named_modules() if isinstance(layer, nn.Conv2d))
     arguments = {key: getattr(first, key) for key in ("kernel_size", "stride", "padding")}
     made = nn.Conv2d(channels, first.out_channels, **arguments, bias=first.bias is not None)
@@ -168,18 +168,18 @@ def _take_channels(backbone: nn.Module, channels: int) -> None:
 
 
 def _resolutions(blocks: Iterable[nn.Module]) -> list[tuple[int, int]]:
-    """(stride, largest dilation so far) after each block, without computing anything."""
-    found, dilation = [], 1
+    """The stride and the largest dilation so far after each block. It computes no values."""
+    resolutions, dilation = [], 1
     with torch.no_grad():
         x: Tensor | None = None
         for block in blocks:
             on_meta = copy.deepcopy(block).to("meta").eval()
             if x is None:
-                x = torch.empty(1, _first(on_meta).in_channels, PROBED, PROBED, device="meta")
+                x = torch.empty(1, _first(on_meta).in_channels, PROBE_SIDE, PROBE_SIDE, device="meta")
             x = on_meta(x)
             dilation = max([dilation, *(c.dilation[0] for c in on_meta.modules() if isinstance(c, nn.Conv2d))])
-            found.append((PROBED // x.shape[-1], dilation))
-    return found
+            resolutions.append((PROBE_SIDE // x.shape[-1], dilation))
+    return resolutions
 
 
 def _first(block: nn.Module) -> nn.Conv2d:

@@ -1,4 +1,4 @@
-"""The cars of a sample scene: boxes with the outline of a car, seen from anywhere."""
+"""Draws the cars of a sample scene, from any direction."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _PAINTS: list[Colour] = [
 ]
 
 _RIM = tuple((float(np.cos(a)), float(np.sin(a))) for a in np.arange(12) * (np.pi / 6))
-# Beyond this distance, in metres, lamps and bumpers are less than a pixel.
+# Beyond this distance, in metres, lamps and bumpers are smaller than a pixel.
 _FINE = 45.0
 
 Point = tuple[float, float, float]
@@ -45,9 +45,10 @@ Point = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class _Body:
-    """A car seen from its side: outline (length from the rear, height) in metres, and what each edge is.
+    """The shape of a car from its side. `outline` are points (length from the rear, height) in metres.
 
-    Edges are b body, r rear window, t roof, w windscreen.
+    `edges` has a letter for each edge of the outline: b body, r rear window, t roof, w windscreen. `window` is the
+    outline of the side windows.
     """
 
     outline: tuple[tuple[float, float], ...]
@@ -62,8 +63,10 @@ class _Body:
 
 @dataclass(frozen=True)
 class _Face:
-    """A flat piece of a car: points (length from the rear, metres to the right, height), anticlockwise when
-    seen from outside; `part` says what colours it; `fine` ones are left out far away."""
+    """A flat piece of a car, whose colour is that of its `part`. A `fine` one is not drawn in the distance.
+
+    `points` are (length from the rear, metres to the right, height), anticlockwise when seen from outside.
+    """
 
     part: str
     points: tuple[Point, ...]
@@ -109,7 +112,7 @@ _BODIES = (
 
 
 class Car:
-    """A car on the ground at (x, z); `turn` 0 drives away from the camera, pi towards it."""
+    """A car on the ground at (x, z). With `turn` 0 it drives away from the camera, with pi towards it."""
 
     def __init__(self, rng: Rng, x: float, z: float, turn: float) -> None:
         kind = int(rng.choice(len(_BODIES), p=[0.38, 0.27, 0.25, 0.1]))
@@ -120,7 +123,7 @@ class Car:
         self.sin, self.cos = float(np.sin(turn)), float(np.cos(turn))
 
     def project(self, camera: Camera, local: Iterable[Point]) -> Doubles:
-        """Pixels (N, 2) of points given as (length from the rear, metres to the right, height)."""
+        """The pixels (N, 2) of points (length from the rear, metres to the right, height)."""
         along, across, up = np.array(list(local), float).T
         along -= self.body.length / 2
         x = self.x + across * self.cos + along * self.sin
@@ -128,12 +131,12 @@ class Car:
         return camera.project(x, up, np.maximum(z, 0.8))
 
     def footprint(self, camera: Camera, grow: float = 0.1) -> Doubles:
-        """The ground under the car, as a polygon (4, 2) in pixels."""
+        """The ground under the car, enlarged by `grow` metres, as a polygon (4, 2) in pixels."""
         half, end = self.body.width / 2 + grow, self.body.length + grow
         return self.project(camera, [(-grow, -half, 0), (-grow, half, 0), (end, half, 0), (end, -half, 0)])
 
     def draw(self, canvas: Canvas, camera: Camera, light: Light) -> None:
-        """Paint the faces that are seen: wheels under the body, panels far to near, flanks, ends."""
+        """Paints the visible faces: first the wheels, then panels from far to near, then the sides and both ends."""
         wheels, panels, sides = self.faces
         across = (face for panel in (panels[::-1] if self.cos > 0 else panels) for face in panel)
         faces = [face for face in (*wheels, *across, *sides) if self.z < _FINE or not face.fine]
@@ -172,7 +175,7 @@ class Car:
 
 
 def _panels(body: _Body) -> list[tuple[_Face, ...]]:
-    """The strips across the car from the rear over the roof to the front."""
+    """The strips across the car, from the rear over the roof to the front."""
     half = body.width / 2
     panels: list[tuple[_Face, ...]] = []
     for ((l0, y0), (l1, y1)), kind in zip(pairwise(body.outline), body.edges, strict=True):
@@ -185,7 +188,7 @@ def _panels(body: _Body) -> list[tuple[_Face, ...]]:
 
 
 def _pane(strip: _Face) -> _Face:
-    """The glass in a strip: the same shape, a little smaller."""
+    """The glass in a strip, which has the same shape and is a little smaller."""
     corners = np.array(strip.points)
     middle = corners.mean(axis=0)
     shrunk = (middle + (corners - middle) * 0.84).tolist()
@@ -193,7 +196,7 @@ def _pane(strip: _Face) -> _Face:
 
 
 def _sides(body: _Body) -> list[_Face]:
-    """Both flanks with windows and wheels, then rear and front with lamps, bumper and plate."""
+    """Both sides with windows and wheels, then rear and front with lamps, bumper and number plate."""
     faces: list[_Face] = []
     half, end = body.width / 2, body.length
     middle = (body.window[1][0] + body.window[2][0]) / 2
@@ -221,7 +224,7 @@ def _sides(body: _Body) -> list[_Face]:
 
 
 def _tyres(body: _Body) -> list[_Face]:
-    """What shows of the wheels below the body, whichever way it stands."""
+    """The parts of the wheels below the body, which are visible from all sides."""
     return [
         _Face("tyre", _upright(_wheel(centre, 0.32), across))
         for across in (-0.43 * body.width, 0.43 * body.width)
@@ -234,7 +237,7 @@ def _wheel(centre: float, radius: float) -> tuple[tuple[float, float], ...]:
 
 
 def _upright(shape: tuple[tuple[float, float], ...], across: float) -> tuple[Point, ...]:
-    """A shape seen from the left (length, height) on the left flank, or turned over on the right one."""
+    """A shape (length, height), seen from the left, on the left side of the car or mirrored on the right side."""
     points = tuple((along, across, up) for along, up in shape)
     return points[::-1] if across > 0 else points
 

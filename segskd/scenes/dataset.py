@@ -1,4 +1,4 @@
-"""The built-in sample dataset: street scenes drawn by code, the same on every machine and without a network."""
+"""The built-in sample dataset: street scenes drawn by code, which are the same on every machine."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from filelock import FileLock
 
+from segskd.callbacks import OnProgress
 from segskd.config import named
 from segskd.errors import DiskError, UserError
 from segskd.scenes.ground import cast_shadows, paint_ground, paint_sky, paint_skyline
@@ -22,13 +23,13 @@ from segskd.scenes.parts import IGNORED, SKY, Bytes, Canvas, Floats, Light, Rng,
 from segskd.scenes.street import Street, furnish, lay_out
 from segskd.workers import ignore_interrupts, processes_for, report_piece, split_among
 
-# To be raised with every change of what is drawn, so that folders of the old scenes are drawn anew.
+# Raise it with every change of the scenes, so that existing folders are drawn again.
 VERSION = "1"
 SIZES: dict[str, int] = {"train": 400, "val": 100, "test": 100}
 HEIGHT = 192
 WIDTH = 256
-# A process takes as long to begin as ten scenes to draw.
-LEAST_APART = 50
+# The least number of scenes of a process: to start one takes as long as to draw ten scenes.
+LEAST_PER_PROCESS = 50
 
 _VERSION_FILE = "VERSION"
 _BONNETS = 0.15
@@ -37,9 +38,9 @@ _BONNETS = 0.15
 def draw_scene(split: str, index: int) -> tuple[Bytes, Bytes]:
     """One scene: image uint8 (HEIGHT, WIDTH, 3) RGB and mask uint8 (HEIGHT, WIDTH).
 
-    The mask holds 0 … 8 for sky, building, road, marking, pavement, tree, pole, car and person, and 255 on
-    the camera car's own bonnet. Any index of at least 0 gives a scene, always the same one. Raises
-    ValueError for a split that is not in SIZES.
+    The mask holds 0 … 8 for sky, building, road, marking, pavement, tree, pole, car and person, and 255 on the bonnet
+    of the camera's own car. Each index from 0 on always gives the same scene. Raises ValueError for a split that is not
+    in SIZES.
     """
     if split not in SIZES:
         raise ValueError(f"no split '{split}': it is one of {', '.join(SIZES)}")
@@ -59,13 +60,14 @@ def draw_scene(split: str, index: int) -> tuple[Bytes, Bytes]:
 
 
 def _expose(canvas: Canvas, rng: Rng, street: Street) -> tuple[Bytes, Bytes]:
-    """What the camera makes of the street: halved in size, with fog, colour cast, vignette, blur and noise."""
+    """Turns the painted street into a photograph: halves its size, and adds fog, colour cast, vignette, blur and
+    noise."""
     light = street.light
     if rng.random() < _BONNETS:
         _draw_bonnet(canvas, rng, light)
     mask = canvas.mask[::2, ::2]
     picture = cv2.resize(canvas.image, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA).astype(np.float32)
-    # Close to exp(-fog · depth), in operations that round alike everywhere.
+    # Close to exp(-fog · depth), in operations that round in the same way on every machine.
     clear = np.square(np.square(1 / (1 + canvas.depth[::2, ::2] * np.float32(light.fog / 4))))[..., None]
     clear[mask == SKY] = 1
     picture = picture * clear + np.array(light.haze, np.float32) * (1 - clear)
@@ -79,7 +81,7 @@ def _expose(canvas: Canvas, rng: Rng, street: Street) -> tuple[Bytes, Bytes]:
 
 
 def _draw_bonnet(canvas: Canvas, rng: Rng, light: Light) -> None:
-    """The camera car's own bonnet at the lower edge, which counts for no class."""
+    """Paints the bonnet of the camera's own car at the lower edge. Its pixels are ignored."""
     height, width = canvas.mask.shape
     rise = float(rng.uniform(18, 44))
     across = np.linspace(-1, 1, width, dtype=np.float32)
@@ -99,13 +101,13 @@ def _vignette(strength: float) -> Floats:
 
 
 def _sensor_noise(rng: Rng, deviation: float) -> Floats:
-    """Noise (HEIGHT, WIDTH, 3) from sums of integers, which no platform's mathematics library rounds."""
+    """Noise (HEIGHT, WIDTH, 3) from sums of integers, which are the same on every machine."""
     sums = rng.integers(-8, 9, (2, HEIGHT, WIDTH, 3), dtype=np.int8).sum(axis=0, dtype=np.int8)
     return np.asarray(sums * np.float32(deviation / 6.9), np.float32)
 
 
 def is_current(folder: Path) -> bool:
-    """Whether the folder holds all scenes of this version."""
+    """Whether the folder holds all scenes of this VERSION."""
     try:
         if (folder / _VERSION_FILE).read_text(encoding="utf-8").strip() != VERSION:
             return False
@@ -118,13 +120,12 @@ def is_current(folder: Path) -> bool:
     )
 
 
-def generate(folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
-    """Write all scenes to `folder/<split>/images` and `folder/<split>/masks` as `scene_0000.png` and so on.
+def generate(folder: Path, progress: OnProgress | None = None) -> None:
+    """Writes all scenes to `folder/<split>/images` and `folder/<split>/masks` as `scene_0000.png` and so on.
 
-    Nothing is done when they are there already; scenes of an older version are replaced. The folder appears
-    whole or not at all, and of several processes one draws while the others wait. `progress` is called with
-    the number of scenes written and of all scenes. Raises UserError when the folder holds something else or
-    can't be written.
+    It does nothing when they are there already, and replaces scenes of another version. The folder appears only when it
+    is complete. If several processes call this, one draws and the others wait. `progress` is called with the number of
+    scenes that are written and of all scenes. Raises UserError when the folder holds other files or can't be written.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -146,55 +147,55 @@ def _refuse_foreign(folder: Path) -> None:
         raise UserError(f"{foreign} {named('data.folder')}", "data.folder")
 
 
-def _generate_beside(folder: Path, progress: Callable[[int, int], None] | None) -> None:
+def _generate_beside(folder: Path, progress: OnProgress | None) -> None:
     for leftover in folder.parent.glob(f".{folder.name}-*.tmp"):
         shutil.rmtree(leftover)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".tmp", dir=folder.parent))
     try:
         _write_all(work / "new", progress)
         if folder.exists():
-            # Moved away whole: a deletion that is cut short would leave half a dataset in its place.
+            # The old folder is moved first, since a deletion that is cut short would leave half a dataset.
             os.replace(folder, work / "old")
         os.replace(work / "new", folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _write_all(folder: Path, progress: Callable[[int, int], None] | None) -> None:
-    """Draws all scenes, in several processes where there are many."""
+def _write_all(folder: Path, progress: OnProgress | None) -> None:
+    """Draws all scenes, in several processes if there are enough."""
     for split in SIZES:
         for kind in ("images", "masks"):
             (folder / split / kind).mkdir(parents=True)
     total, lock = sum(SIZES.values()), threading.Lock()
     numbers = iter(range(1, total + 1))
 
-    def told() -> None:
+    def on_scene() -> None:
         with lock:
             done = next(numbers)
             if progress is not None:
                 progress(done, total)
 
-    processes = processes_for(total, LEAST_APART)
+    processes = processes_for(total, LEAST_PER_PROCESS)
     if processes > 1:
-        split_among(processes, "segskd.scenes.dataset", [str(folder)], told)
+        split_among(processes, "segskd.scenes.dataset", [str(folder)], on_scene)
     else:
-        _write_part(folder, 0, 1, told)
+        _write_part(folder, 0, 1, on_scene)
     (folder / _VERSION_FILE).write_text(f"{VERSION}\n", encoding="utf-8")
 
 
-def _write_part(folder: Path, part: int, parts: int, told: Callable[[], None]) -> None:
-    """Every scene whose place among all of them leaves `part` when divided by `parts`."""
+def _write_part(folder: Path, part: int, parts: int, on_scene: Callable[[], None]) -> None:
+    """Draws the scenes of process `part` out of `parts`: every `parts`-th scene."""
     scenes = [(split, index) for split, size in SIZES.items() for index in range(size)]
     for split, index in scenes[part::parts]:
         image, mask = draw_scene(split, index)
         name = f"scene_{index:04d}.png"
         _write_png(folder / split / "images" / name, image[..., ::-1])
         _write_png(folder / split / "masks" / name, mask)
-        told()
+        on_scene()
 
 
 def _write_png(path: Path, pixels: Bytes) -> None:
-    # OpenCV's own imwrite hides why a file could not be written.
+    # OpenCV's imwrite doesn't say why a file couldn't be written.
     done, encoded = cv2.imencode(".png", pixels)
     if not done:
         raise RuntimeError(f"OpenCV can't encode {path.name} as PNG")
@@ -202,9 +203,9 @@ def _write_png(path: Path, pixels: Bytes) -> None:
 
 
 def _main(folder: str, part: str, parts: str) -> None:
-    """One of the processes in which scenes are drawn."""
+    """The main function of a process that draws scenes."""
     ignore_interrupts()
-    cv2.setNumThreads(1)  # the cores are taken by the other processes
+    cv2.setNumThreads(1)  # the other processes use the other cores
     try:
         _write_part(Path(folder), int(part), int(parts), report_piece)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The parts of a sample scene that nothing stands behind: sky, skyline, road, markings and pavement."""
+"""Draws the background of a sample scene: sky, skyline, road, markings and pavement."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _SKYLINE: list[Colour] = [(142, 146, 156), (120, 128, 140), (164, 158, 152), (13
 
 @dataclass(frozen=True)
 class Crossroad:
-    """A side street between two distances; `side` is -1 on the left, 1 on the right."""
+    """A side street between two distances in metres. `side` is -1 on the left, 1 on the right."""
 
     side: int
     start: float
@@ -55,7 +55,7 @@ class Crossroad:
 
 @dataclass(frozen=True)
 class Road:
-    """The street's cross section in metres from the centre line, and what is painted on it."""
+    """The street's cross section in metres from the centre line, its zebra crossing and its side streets."""
 
     left: float
     right: float
@@ -67,7 +67,7 @@ class Road:
 
 
 def paint_sky(canvas: Canvas, rng: Rng, camera: Camera, light: Light) -> None:
-    """Gradient from zenith to haze, and clouds."""
+    """Paints a gradient from zenith to haze, and clouds."""
     # Nothing in the sky is sharp, so half the canvas's resolution will do.
     height, width = min(CANVAS_HEIGHT, int(camera.horizon) + 24) // 2, CANVAS_WIDTH // 2
     rows = np.arange(height, dtype=np.float32) * np.float32(2 / camera.horizon)
@@ -83,7 +83,7 @@ def paint_sky(canvas: Canvas, rng: Rng, camera: Camera, light: Light) -> None:
 
 
 def paint_skyline(canvas: Canvas, rng: Rng, camera: Camera, light: Light) -> None:
-    """Distant houses and woods along the whole horizon."""
+    """Paints distant houses and woods along the whole horizon."""
     for distance, height in ((260.0, 26.0), (170.0, 13.0)):
         column = -40.0
         while column < CANVAS_WIDTH + 40:
@@ -120,7 +120,7 @@ def _paint_wood(canvas: Canvas, rng: Rng, place: tuple[float, float, float, floa
 
 
 def paint_ground(canvas: Canvas, rng: Rng, camera: Camera, light: Light, road: Road) -> None:
-    """Road, kerb and pavement, then what is painted on the road; fills image, mask and depth."""
+    """Paints road, kerb, pavement and road markings, and fills image, mask and depth of the canvas."""
     first = max(0, int(camera.horizon - abs(camera.roll) * CANVAS_WIDTH / 2) - 1)
     x, z = camera.ground(first)
     on_road = _on_road(x, z, road)
@@ -141,7 +141,7 @@ def paint_ground(canvas: Canvas, rng: Rng, camera: Camera, light: Light, road: R
 
 
 def cast_shadows(canvas: Canvas, light: Light, casts: list[Doubles], soft: list[Doubles]) -> None:
-    """Darken the ground: `casts` as the sun's on_meta_all, `soft` as the dim ones right under things."""
+    """Darkens the ground in the polygons `casts`, the sun's shadows, and `soft`, the dim shadows right under things."""
     sunlit: Bytes = np.zeros((CANVAS_HEIGHT, CANVAS_WIDTH), np.uint8)
     for shape in casts:
         fill_ground(sunlit, shape, 255)
@@ -153,7 +153,7 @@ def cast_shadows(canvas: Canvas, light: Light, casts: list[Doubles], soft: list[
     dark = cv2.blur(sunlit[below], (5, 5)).astype(np.float32) * np.float32(0.62 * light.direct / 255)
     under = cv2.blur(contact[below], (7, 5)).astype(np.float32) * np.float32(0.5 / 255)
     keep = (1 - dark) * (1 - under) * ground[below] + ~ground[below]
-    # What the sun doesn't reach is lit by the sky, so on_meta_all turn blue.
+    # Shadows are lit by the sky, so they turn blue.
     for channel, tint in enumerate((-0.06, -0.02, 0.08)):
         plane = canvas.image[below, :, channel]
         plane[:] = np.minimum(plane * keep * (1 + np.float32(tint) * dark), 255).astype(np.uint8)
@@ -168,7 +168,7 @@ def _on_road(x: Floats, z: Floats, road: Road, margin: float = 0.0) -> NDArray[n
 
 
 def _tiled(rng: Rng, x: Floats, z: Floats, scale: float) -> Floats:
-    """Noise in [0, 1] that lies on the ground; features are about `scale` metres wide."""
+    """Noise in [0, 1] on the ground, whose patches are about `scale` metres wide."""
     tile = (noise(rng, 128, 128, 16, octaves=4) * 255).astype(np.uint8)
     step = np.float32(12 / scale)
     laid = cv2.remap(tile, x * step, z * step, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
@@ -178,7 +178,7 @@ def _tiled(rng: Rng, x: Floats, z: Floats, scale: float) -> Floats:
 def _surface(rng: Rng, x: Floats, z: Floats, on_road: NDArray[np.bool_], road: Road) -> Floats:
     """Asphalt and paving without paint, float32 (h, w, 3)."""
     asphalt = vary(rng, pick(rng, _ASPHALT), 14)
-    # A pavement in the road's own colour leaves kerb, joints and place to tell the two apart.
+    # A pavement in the road's colour differs from it only by kerb, joints and place.
     paving = vary(rng, asphalt, 8) if rng.random() < 0.25 else vary(rng, pick(rng, _PAVING), 14)
     fade = np.float32(1) / (1 + z * np.float32(0.06))
     tone = np.where(on_road, _asphalt(rng, x, z, fade, road), _paving(rng, x, z, fade))
@@ -190,7 +190,7 @@ def _surface(rng: Rng, x: Floats, z: Floats, on_road: NDArray[np.bool_], road: R
 
 
 def _asphalt(rng: Rng, x: Floats, z: Floats, fade: Floats, road: Road) -> Floats:
-    """Brightness to add: grain, stains, worn tracks and mended patches."""
+    """Brightness to add to asphalt: grain, stains, worn tracks and mended patches."""
     grain = rng.integers(-15, 16, x.shape, dtype=np.int8) * fade
     stains = (_tiled(rng, x, z * np.float32(0.4), 2.5) - np.float32(0.5)) * np.float32(rng.uniform(15, 50))
     rut = x * np.float32(2 / road.lane)
@@ -204,7 +204,7 @@ def _asphalt(rng: Rng, x: Floats, z: Floats, fade: Floats, road: Road) -> Floats
 
 
 def _paving(rng: Rng, x: Floats, z: Floats, fade: Floats) -> Floats:
-    """Brightness to add: grain, stains, slabs that differ and the joints between them."""
+    """Brightness to add to paving: grain, stains, different slabs and the joints between them."""
     grain = rng.integers(-12, 13, x.shape, dtype=np.int8) * fade
     stains = (_tiled(rng, x, z, 2.0) - np.float32(0.5)) * 34
     slab = np.float32(rng.choice([0.4, 0.6, 0.9]))
@@ -217,20 +217,20 @@ def _paving(rng: Rng, x: Floats, z: Floats, fade: Floats) -> Floats:
 
 
 def _put_paint(rng: Rng, x: Floats, z: Floats, surface: Floats, paint: NDArray[np.bool_]) -> None:
-    """White or yellow paint, worn in places."""
+    """Adds white or yellow paint, which is worn in places."""
     worn = (_tiled(rng, x, z, 1.3)[paint] * np.float32(rng.uniform(0.05, 0.6)))[:, None]
     colour = np.array((236, 234, 226) if rng.random() < 0.85 else (226, 188, 84), np.float32)
     surface[paint] = colour * (1 - worn) + surface[paint] * worn
 
 
 def _put_puddles(rng: Rng, x: Floats, z: Floats, surface: Floats, haze: Colour) -> None:
-    """Water that shows the sky: as bright as a marking, without its shape."""
+    """Adds puddles that reflect the sky. They are as bright as markings, but have another shape."""
     water = np.clip(_tiled(rng, x, z * np.float32(0.5), 6.0) * 14 - np.float32(8.2), 0, 1)[..., None]
     surface += (np.array(haze, np.float32) * np.float32(0.9) - surface) * water * np.float32(0.75)
 
 
 def _put_guide_strip(rng: Rng, x: Floats, surface: Floats, paved: NDArray[np.bool_], road: Road) -> None:
-    """A pale strip of tiles for the blind along the kerb: looks like a marking, is pavement."""
+    """Adds a pale strip of tiles for the blind along the kerb. It looks like a marking, but is pavement."""
     away = np.maximum(road.left - x, x - road.right)
     strip = np.abs(away - np.float32(rng.uniform(0.6, 1.2))) < np.float32(rng.uniform(0.1, 0.2))
     strip &= paved

@@ -1,4 +1,4 @@
-"""The houses of a sample scene: boxes along the street with textured fronts."""
+"""Draws the houses of a sample scene: boxes along the street with textured fronts."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ _SIGNS: list[Colour] = [
 
 @dataclass(frozen=True)
 class House:
-    """A box beside the street: `side` -1 left or 1 right, `wall` the x of its front, lengths in metres.
+    """A box beside the street, with lengths in metres. `side` is -1 left or 1 right, `wall` is the x of its front.
 
-    A `joined` house hides behind the one before it all that faces the camera.
+    The wall that faces the camera is hidden by the house before it if the house is `joined`.
     """
 
     side: int
@@ -78,12 +78,12 @@ class _Style:
 
 
 def draw_house(canvas: Canvas, rng: Rng, camera: Camera, light: Light, house: House) -> None:
-    """Paint roof, the wall along the street and the wall towards the camera."""
+    """Paints the roof, the wall along the street and the wall that faces the camera."""
     style = _style(rng)
     if house.pitched:
         _draw_roof(canvas, rng, camera, light, house)
     near, far, wall, top = house.start, house.end, house.wall, house.height
-    # The near end is on the left of a wall on the left-hand side, on its right on the right-hand side.
+    # Of a wall on the left-hand side, the near end is on the left; on the right-hand side, it is on the right.
     ends = (near, far) if house.side < 0 else (far, near)
     distances = np.array([ends[0], ends[1], ends[1], ends[0]])
     along = camera.project(wall, np.array([top, top, 0, 0]), distances)
@@ -111,7 +111,8 @@ def _hang(
     distances: Doubles,
     brightness: float,
 ) -> None:
-    """Paint a wall of `size` metres between four corners, in a texture about as fine as it is seen."""
+    """Paints a wall of `size` (width, height) metres between four corners. The texture has about the picture's
+    resolution."""
     if bounding_box(corners) is None:
         return
     extent = np.ptp(corners, axis=0)
@@ -157,7 +158,7 @@ def _lit(texture: Bytes, brightness: float) -> Bytes:
 
 
 def _front(rng: Rng, style: _Style, light: Light, size: tuple[float, float], pixels: tuple[int, int]) -> Bytes:
-    """Texture (rows, columns, 3) of a wall of `size` metres."""
+    """The texture (rows, columns, 3) of a wall of `size` (width, height) metres."""
     (width, height), (columns, rows) = size, pixels
     across = (np.arange(columns, dtype=np.float32) + np.float32(0.5)) * np.float32(width / columns)
     down = (np.arange(rows, dtype=np.float32) + np.float32(0.5)) * np.float32(height / rows)
@@ -181,7 +182,7 @@ def _masonry(rng: Rng, style: _Style, across: Floats, up: Floats) -> Floats:
     tone = (noise(rng, rows, columns, 48, octaves=3) - np.float32(0.5)) * 40 + grain
     if style.brick and rows > 40:
         tone += _bricks(across, up)
-    # Walls are grimy at the foot.
+    # Walls are darker at the foot.
     grime = np.minimum(np.float32(0.8) + up * np.float32(0.06), 1)[:, None]
     surface: Floats = np.empty((rows, columns, 3), np.float32)
     for channel, value in enumerate(style.colour):
@@ -190,7 +191,7 @@ def _masonry(rng: Rng, style: _Style, across: Floats, up: Floats) -> Floats:
 
 
 def _bricks(across: Floats, up: Floats) -> Floats:
-    """Brightness to add (rows, columns): joints, and bricks that differ."""
+    """Brightness (rows, columns) to add for joints and bricks of different brightness."""
     course = up / np.float32(0.28)
     level = np.floor(course)
     bond = across[None, :] / np.float32(0.6) + (level % 2)[:, None] * np.float32(0.5)
@@ -201,7 +202,7 @@ def _bricks(across: Floats, up: Floats) -> Floats:
 
 
 def _put_windows(rng: Rng, style: _Style, light: Light, surface: Floats, across: Floats, up: Floats) -> None:
-    """Panes in bays and storeys, each with its own darkness, curtain or lamp; a light frame around."""
+    """Adds windows with light frames. Each is dark, reflects the sky, or shows a curtain or a lamp."""
     bay, storey = across / np.float32(style.bay), (up - np.float32(0.35)) / np.float32(style.storey)
     column, row = np.floor(bay).astype(int), np.floor(storey).astype(int)
     beside = np.abs(bay - column - np.float32(0.5)) * 2
@@ -217,7 +218,7 @@ def _put_windows(rng: Rng, style: _Style, light: Light, surface: Floats, across:
 
 
 def _panes(rng: Rng, style: _Style, light: Light, shape: tuple[int, int]) -> Floats:
-    """Colour of each window (rows, columns, 3)."""
+    """The colour (rows, columns, 3) of each window."""
     dark = rng.uniform(28, 74, shape)[..., None] * np.array([0.9, 1.0, 1.15])
     sky = np.array(light.haze) * rng.uniform(0.5, 1.0, shape)[..., None]
     curtain = rng.uniform(120, 190, shape)[..., None] * np.array([1.0, 0.97, 0.9])
@@ -228,7 +229,7 @@ def _panes(rng: Rng, style: _Style, light: Light, shape: tuple[int, int]) -> Flo
 
 
 def _put_shop(rng: Rng, surface: Floats, across: Floats, up: Floats) -> None:
-    """Shop windows on the ground floor under a coloured sign or a striped awning."""
+    """Adds shop windows on the ground floor under a coloured sign or a striped awning."""
     sign = np.array(vary(rng, pick(rng, _SIGNS), 20), np.float32)
     unit = float(rng.uniform(2.5, 5.0))
     place = across / np.float32(unit) - np.floor(across / np.float32(unit))

@@ -1,7 +1,7 @@
-"""What the sample scenes are drawn with: camera, canvas, light and noise.
+"""The tools that draw sample scenes: camera, canvas, light and noise.
 
-Scenes are drawn at twice their final size from the far to the near. Coordinates are those of a street:
-x metres to the right of the centre line, y metres above the ground, z metres ahead of the camera.
+Scenes are drawn at twice their final size, from far to near. Coordinates are metres in the street: x to the right of
+the centre line, y above the ground, z ahead of the camera.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ def shade(colour: Sequence[int], factor: float) -> Colour:
 
 
 def vary(rng: Rng, colour: Sequence[int], by: int) -> Colour:
-    """The colour with brightness and each channel moved at random by up to `by` in all."""
+    """The colour, randomly changed: its brightness by up to `by`, and each channel by up to a third of that."""
     common = int(rng.integers(-by, by + 1))
     red, green, blue = (min(255, max(0, c + common + int(rng.integers(-by // 3, by // 3 + 1)))) for c in colour)
     return red, green, blue
 
 
 def pick(rng: Rng, colours: Sequence[Colour]) -> Colour:
-    """One of the colours."""
+    """One of the colours, at random."""
     return colours[int(rng.integers(len(colours)))]
 
 
 def noise(rng: Rng, height: int, width: int, cell: int, octaves: int = 1) -> Floats:
-    """Smooth noise (height, width), float32 in [0, 1]; its largest features are `cell` pixels apart.
+    """Smooth noise float32 (height, width) in [0, 1], whose largest patches are `cell` pixels wide.
 
-    Each further octave halves the features' size and weight, down to two pixels.
+    Each further octave adds patches of half the size with half the weight, down to two pixels.
     """
     total: Floats = np.zeros((height, width), np.float32)
     weight, sum_of_weights = 1.0, 0.0
@@ -66,7 +66,7 @@ def noise(rng: Rng, height: int, width: int, cell: int, octaves: int = 1) -> Flo
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera above a flat street that bends; lengths in metres, focal and centre in pixels."""
+    """A pinhole camera above a flat street that curves. Lengths are in metres, focal and centre in pixels."""
 
     focal: float
     centre: float
@@ -77,7 +77,7 @@ class Camera:
     roll: float
 
     def project(self, x: float | Doubles, y: float | Doubles, z: float | Doubles) -> Doubles:
-        """Points (N, 2) on the canvas, column and row, of points in the street; z above 0."""
+        """Points (N, 2) on the canvas, as column and row, of points in the street, whose z must be above 0."""
         column = self.focal * (x - self.side + self.curve * z * z) / z
         row = self.focal * (self.height - y) / z
         across = self.centre + column - self.roll * row
@@ -87,7 +87,7 @@ class Camera:
         return points
 
     def ground(self, first: int) -> tuple[Floats, Floats]:
-        """x and z of the ground in each pixel from row `first` down; where there is none or beyond, z is FAR."""
+        """x and z of the ground at each pixel from row `first` down. z is at most FAR, also above the horizon."""
         columns = np.arange(CANVAS_WIDTH, dtype=np.float32)[None, :] - np.float32(self.centre)
         rows = np.arange(first, CANVAS_HEIGHT, dtype=np.float32)[:, None] - np.float32(self.horizon)
         level = rows - np.float32(self.roll) * columns
@@ -102,9 +102,10 @@ class Camera:
 class Light:
     """Time of day and weather.
 
-    `sun` is where the on_meta_all fall: metres to the right and ahead for each metre of height; `direct` is the
-    share of the light that casts on_meta_all, 0 overcast to 1; `fog` is lost contrast per metre; `lit` the
-    share of windows with a lamp behind them.
+    `sun` is the direction of shadows: metres to the right and ahead for each metre of height. `direct` is the share of
+    the light that casts shadows, from 0 for an overcast sky to 1. `gain` multiplies the channels of the photograph.
+    `zenith` and `haze` are the sky's colours. `fog` is the loss of contrast per metre. `lit` is the share of lit
+    windows.
     """
 
     sun: tuple[float, float]
@@ -117,38 +118,38 @@ class Light:
     lit: float
 
     def wall(self, facing_left: bool) -> float:
-        """Brightness of a wall along the street that faces left or right."""
+        """The brightness of a wall along the street that faces left or right."""
         towards = self.sun[0] if facing_left else -self.sun[0]
         return 0.92 + self.direct * (0.22 if towards > 0 else -0.3)
 
     @property
     def front(self) -> float:
-        """Brightness of surfaces that face the camera."""
+        """The brightness of surfaces that face the camera."""
         return 0.92 + self.direct * (0.15 if self.sun[1] > 0 else -0.25)
 
 
 @dataclass
 class Canvas:
-    """The picture being painted, with a class and a distance for each pixel."""
+    """The picture that is painted, with the class and the distance of each pixel."""
 
     image: Bytes = field(default_factory=lambda: np.zeros((CANVAS_HEIGHT, CANVAS_WIDTH, 3), np.uint8))
     mask: Bytes = field(default_factory=lambda: np.zeros((CANVAS_HEIGHT, CANVAS_WIDTH), np.uint8))
     depth: Floats = field(default_factory=lambda: np.full((CANVAS_HEIGHT, CANVAS_WIDTH), FAR, np.float32))
 
     def polygon(self, points: Doubles, colour: Sequence[int], label: int, depth: float) -> None:
-        """Fill the polygon (N, 2) with one colour."""
+        """Fills the polygon (N, 2) with one colour, one class `label` and one `depth`."""
         self.fill(fixed_point(points), colour, label, depth)
 
     def fill(self, shape: NDArray[np.int32], colour: Sequence[int], label: int, depth: float) -> None:
-        """Fill the polygon (N, 2), given as `fixed_point` makes it, with one colour."""
+        """As `polygon`, for a polygon that `fixed_point` has converted."""
         cv2.fillPoly(self.image, [shape], [int(c) for c in colour], cv2.LINE_8, _SUBPIXEL_BITS)
         cv2.fillPoly(self.mask, [shape], label, cv2.LINE_8, _SUBPIXEL_BITS)
         cv2.fillPoly(self.depth, [shape], depth, cv2.LINE_8, _SUBPIXEL_BITS)
 
     def wall(self, corners: Doubles, depths: Sequence[float], texture: Bytes, label: int) -> None:
-        """Hang the texture (h, w, 3) on a flat quadrangle (4, 2).
+        """Paints the texture (h, w, 3) onto a flat quadrangle (4, 2).
 
-        Corners and their distances come in the order top left, top right, bottom right, bottom left.
+        Corners and their distances are in the order top left, top right, bottom right, bottom left.
         """
         box = bounding_box(corners)
         if box is None:
@@ -172,9 +173,9 @@ class Canvas:
         label: int,
         depth: float | Floats,
     ) -> None:
-        """Put the picture (h, w, 3) where `inside` (h, w) is true, with its corner at (left, top).
+        """Copies the picture (h, w, 3) where `inside` (h, w) is true, with its corner at (left, top).
 
-        What lies outside the canvas is cut off.
+        Parts outside the canvas are cut off.
         """
         height, width = inside.shape
         y0, y1 = max(0, top), min(CANVAS_HEIGHT, top + height)
@@ -189,18 +190,18 @@ class Canvas:
 
 
 def fixed_point(points: Doubles) -> NDArray[np.int32]:
-    """Points as OpenCV's fixed point numbers; far outside the canvas they are pulled nearer."""
+    """Points as OpenCV's fixed-point numbers. Points far outside the canvas are moved closer to it."""
     near = np.minimum(np.maximum(points, -1500), 2000)
     return np.asarray(np.rint(near * (1 << _SUBPIXEL_BITS)), np.int32)
 
 
 def fill_ground(target: Bytes, points: Doubles, value: int) -> None:
-    """Fill the polygon (N, 2) in a plane of the canvas's size."""
+    """Fills the polygon (N, 2) in an array of the canvas's size."""
     cv2.fillPoly(target, [fixed_point(points)], value, cv2.LINE_8, _SUBPIXEL_BITS)
 
 
 def bounding_box(corners: Doubles) -> tuple[int, int, int, int] | None:
-    """The part of the canvas (left, top, right, bottom) that a shape may touch; None when it is outside."""
+    """The part (left, top, right, bottom) of the canvas that a shape may touch, None if it lies outside."""
     left, top = np.floor(corners.min(axis=0)).astype(int)
     right, bottom = np.ceil(corners.max(axis=0)).astype(int) + 1
     left, top = max(0, int(left)), max(0, int(top))
@@ -209,7 +210,7 @@ def bounding_box(corners: Doubles) -> tuple[int, int, int, int] | None:
 
 
 def _plane(corners: Doubles, depths: Sequence[float], box: tuple[int, int, int, int]) -> Floats:
-    """Distance of each pixel in the box: on a flat surface its inverse is linear in column and row."""
+    """The distance of each pixel in the box. On a flat surface its inverse is linear in column and row."""
     left, top, right, bottom = box
     (x0, y0, w0), (x1, y1, w1), _, (x3, y3, w3) = np.column_stack([corners, 1 / np.asarray(depths)]).tolist()
     # A wall seen edge-on has no area to spread the distances over.

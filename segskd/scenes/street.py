@@ -1,4 +1,4 @@
-"""What stands where in a sample scene: weather, road, houses, traffic and people, all drawn by lot."""
+"""Chooses at random what stands where in a sample scene: weather, road, houses, traffic and people."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Painter = partial[None]
 
 @dataclass(frozen=True)
 class Street:
-    """One scene before it is painted."""
+    """The street of a scene. `walk_left` and `walk_right` are x of the house fronts."""
 
     camera: Camera
     light: Light
@@ -39,7 +39,7 @@ class Street:
     walk_right: float
 
     def walk(self, side: int) -> tuple[float, float]:
-        """x of the kerb and of the house fronts on a side, -1 left or 1 right."""
+        """x of the kerb and of the house fronts on a side, which is -1 left or 1 right."""
         return (self.road.left, self.walk_left) if side < 0 else (self.road.right, self.walk_right)
 
     def crossroad(self, side: int) -> Crossroad | None:
@@ -51,7 +51,7 @@ class Street:
 
 
 def lay_out(rng: Rng) -> Street:
-    """Draw the street itself by lot."""
+    """Chooses a street at random."""
     light = _light(rng)
     lane = float(rng.uniform(2.9, 3.5))
     left, right = (int(n) for n in rng.choice([1, 1, 2], 2))
@@ -72,7 +72,7 @@ def lay_out(rng: Rng) -> Street:
 
 
 def furnish(canvas: Canvas, rng: Rng, street: Street) -> Furniture:
-    """Put houses, traffic, trees, poles and people into the street; nothing is painted yet."""
+    """Puts houses, traffic, trees, poles and people into the street. It paints nothing yet."""
     stage = Furniture(canvas, rng, street)
     stage.place_houses()
     stage.place_traffic()
@@ -117,7 +117,7 @@ def _camera(rng: Rng, road: Road) -> Camera:
 
 
 def _row(rng: Rng, side: int, wall: float, road: Road) -> list[House]:
-    """Houses along one side with gaps for side streets, yards and parks."""
+    """Houses along one side, with gaps for side streets, yards and parks."""
     cross = next((c for c in road.crossroads if c.side == side), None)
     tall = float(rng.uniform(5, 17))
     houses: list[House] = []
@@ -148,10 +148,10 @@ def _house(rng: Rng, side: int, wall: float, start: float, end: float, tall: flo
 
 
 class Furniture:
-    """What stands in the street.
+    """All things in the street.
 
-    `things` are (distance, painter) pairs in no order; `casts` the ground that the sun's on_meta_all cover and
-    `soft` the ground right under things, both as polygons (N, 2) in pixels.
+    `things` are unordered pairs of a distance and a function that paints the thing. `casts` are the sun's shadows on
+    the ground, and `soft` are the places right under things, both as polygons (N, 2) in pixels.
     """
 
     def __init__(self, canvas: Canvas, rng: Rng, street: Street) -> None:
@@ -287,7 +287,7 @@ class Furniture:
         return self.camera.project(x + radius * across, 0, np.maximum(z + radius * along, 1.0))
 
     def _cast(self, base: list[tuple[float, float]], heights: list[float]) -> None:
-        """The on_meta of an upright rectangle that stands on `base`, two points (x, z)."""
+        """Adds the shadow of an upright rectangle that stands on `base`, two points (x, z)."""
         (x0, z0), (x1, z1) = base
         sun = self.light.sun
         x = np.array([x0, x1, x1 + sun[0] * heights[1], x0 + sun[0] * heights[0]])

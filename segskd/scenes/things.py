@@ -1,4 +1,4 @@
-"""What stands along the street in a sample scene: persons, trees and poles."""
+"""Draws persons, trees and poles of a sample scene."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _METAL: list[Colour] = [(92, 96, 98), (136, 140, 142), (58, 62, 60), (70, 84, 72
 
 
 def draw_person(canvas: Canvas, rng: Rng, camera: Camera, light: Light, x: float, z: float) -> None:
-    """Paint a standing or walking person of 1.1 to 1.9 m who faces anywhere."""
+    """Paints a standing or walking person of 1.1 to 1.9 m."""
     height = float(rng.uniform(1.55, 1.9) if rng.random() < 0.86 else rng.uniform(1.1, 1.4))
     broad = float(rng.uniform(0.2, 0.28)) * height / 1.75
     stride = float(rng.uniform(0.0, 0.22)) * (1 if rng.random() < 0.6 else 0.2)
@@ -97,7 +97,7 @@ def draw_person(canvas: Canvas, rng: Rng, camera: Camera, light: Light, x: float
 
 
 def draw_tree(canvas: Canvas, rng: Rng, camera: Camera, light: Light, x: float, z: float, height: float) -> None:
-    """Paint a trunk with a crown of leaves, or bare branches."""
+    """Paints a trunk with a crown of leaves or with bare branches."""
     thick = max(float(rng.uniform(0.1, 0.22)), 1.1 * z / camera.focal)
     bark = shade(vary(rng, pick(rng, _BARK), 12), light.front)
     crown = height * float(rng.uniform(0.3, 0.45))
@@ -123,7 +123,7 @@ def draw_foliage(
     centre: tuple[float, float, float],
     radii: tuple[float, float],
 ) -> None:
-    """Paint a clump of leaves with a ragged edge and gaps: `radii` in metres across and up."""
+    """Paints a clump of leaves with a ragged edge and gaps. `radii` are in metres across and up."""
     z = centre[2]
     (column, row) = camera.project(*centre)
     wide, high = (max(2, int(radius * camera.focal / z)) for radius in radii)
@@ -150,7 +150,7 @@ def _grow(
     thick: float,
     generations: int,
 ) -> None:
-    """Bare branches, each forking until `generations` is used up."""
+    """Paints a bare branch, which forks `generations` times."""
     x, y, z = base
     tip = (x + reach[0], y + reach[1])
     half = max(thick * 0.6, 0.9 * z / camera.focal)
@@ -170,7 +170,7 @@ def _grow(
 
 
 def draw_pole(canvas: Canvas, rng: Rng, camera: Camera, light: Light, x: float, z: float, kind: str) -> None:
-    """Paint a street lamp, a traffic light, a sign on its post or a bollard; all of it is class pole."""
+    """Paints a street lamp, a traffic light, a sign on its post or a bollard. All of it has the class pole."""
     metal = shade(vary(rng, pick(rng, _METAL), 12), light.front)
     half = max(0.07, 1.1 * z / camera.focal)
     height = {"lamp": rng.uniform(5, 8), "signal": 3.4, "sign": rng.uniform(2.2, 2.8), "bollard": 0.95}[kind]

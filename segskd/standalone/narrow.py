@@ -1,6 +1,6 @@
-"""Pruned networks on disk: a network of segmentation_models_pytorch with fewer channels than its config says.
+"""Loads pruned networks: networks of segmentation_models_pytorch with fewer channels than their config says.
 
-Goes into packages beside predict.py as it is, so it knows nothing of SegSKD.
+Packages of pruned networks contain this file, so it imports nothing of SegSKD.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 PRUNED = "pruning_ratio"
-"""What config.json says of a pruned network beside the network's own arguments: the share of channels taken away."""
+"""The key in config.json of the share of channels that was pruned. It isn't an argument of the network."""
 
 
 def load(folder: Path) -> nn.Module:
-    """The network that config.json and model.safetensors of a pruned network describe, in eval mode.
+    """The pruned network that config.json and model.safetensors in `folder` describe, in eval mode.
 
-    Raises RuntimeError where the weights are not those of the config's network with other numbers of channels.
+    Raises RuntimeError when the weights aren't those of the config's network with fewer channels.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     ratio, name = config.pop(PRUNED), config.pop("_model_class")
@@ -34,10 +34,11 @@ def load(folder: Path) -> nn.Module:
 
 
 def narrow(model: nn.Module, weights: Mapping[str, Tensor], ratio: float) -> None:
-    """Gives every convolution, linear and normalisation layer as many channels as its tensors in `weights` have.
+    """Gives each convolution, linear and normalisation layer the numbers of channels of its tensors in `weights`.
 
-    What stands in the changed layers is no longer defined: load `weights` next, strictly. The model's config notes
-    `ratio`, the share of channels that was taken away.
+    The values of the changed layers are undefined afterwards, so `weights` must be loaded next, strictly. `ratio`, the
+    share of channels that was pruned, is added to the model's config. Raises RuntimeError for a layer that can't be
+    changed.
     """
     cast(Any, model).config[PRUNED] = ratio
     for name, layer in model.named_modules():
@@ -54,7 +55,10 @@ def narrow(model: nn.Module, weights: Mapping[str, Tensor], ratio: float) -> Non
 
 
 def _count(layer: nn.Module, weight: Tensor) -> None:
-    """Makes the layer's own numbers those of its new weight: (out, in / groups, …), or (in, …) of a transposed one."""
+    """Sets the layer's numbers of channels to those of its new weight.
+
+    The weight is (out, in / groups, …), or (in, out / groups, …) for a transposed convolution.
+    """
     if isinstance(layer, nn.Conv2d):
         depthwise = 1 < layer.groups == layer.in_channels == layer.out_channels
         layer.groups = weight.shape[0] if depthwise else layer.groups

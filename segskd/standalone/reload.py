@@ -1,8 +1,9 @@
-"""Run as a program of its own: opens an exported network as anybody would, by the predict.py beside it.
+"""A program that opens an exported network by its own predict.py and computes logits. It imports nothing of SegSKD.
 
-Knows nothing of SegSKD. Arguments: the folder, threads. Reads from standard input: int32 number of dimensions,
-int32 each, bytes a value, then one input: float32, or uint8 where a value has one byte. Writes to standard
-output: float64 seconds that the network took, int32 dimensions, int32 each, float32 logits.
+Its arguments are the folder of the package and the number of threads. For each input it reads from standard input:
+the number of dimensions, each dimension and the bytes of a value as int32, then the values, which are uint8 where a
+value has one byte and else float32. It writes to standard output: the seconds that the network took as float64, the
+number of dimensions and each dimension as int32, then the logits as float32.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import numpy as np
 
 
 def main(folder: str, threads: int) -> None:
-    """Answers until there is no more to read."""
+    """Computes the logits of each input until standard input ends."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # libraries may print to stdout, which carries the logits
     sys.path.insert(0, folder)
     import predict  # type: ignore[import-not-found]
 

@@ -1,4 +1,4 @@
-"""The data-efficiency curve of a study: mIoU against the share of the images, a line a method."""
+"""Draws a study's data-efficiency curve: mIoU against the share of the images, with one line for each method."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from segskd.study.figures import AXES, Facts
 from segskd.study.folder import CURVE_PNG, CURVE_SVG
 from segskd.study.table import line_names, varying
 
-# Okabe & Ito (2008), told apart by colour-blind eyes too; without yellow, which white paper swallows.
+# Okabe & Ito (2008), which colour-blind people can distinguish, without yellow, which is hard to see on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STYLES = ("-", "--", ":", "-.")
 INK, FAINT = "#333333", "#DDDDDD"
 DPI = 200
 LOGARITHMIC = 20.0
-"""Fractions that span more than this many times lie on a logarithmic axis."""
+"""The axis is logarithmic when the largest fraction is more than this many times the smallest."""
 MOST_TICKS = 8
 BESIDE = 0.12
-"""How far single seeds stand beside their mean, as a share of the room of a point."""
-# Text stays text in the SVG, and the same study gives the same bytes.
+"""How far the points of single seeds are from that of their mean, as a share of the distance of two means."""
+# The SVG holds text as text, and the same study gives the same bytes.
 SVG: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "segskd"}
 Line = tuple[str, list[Facts]]
 
 
 def write_curve(read: dict[str, Any], folder: Path) -> None:
-    """Writes curve.png and curve.svg from what `read_study` gives; nothing while no cell is finished.
+    """Writes curve.png and curve.svg from what `read_study` returns, once a cell is finished.
 
-    Raises UserError when the disk won't take them.
+    Raises UserError when the disk is full or can't be written.
     """
     if not read["done"]:
         return
@@ -51,10 +51,10 @@ def write_curve(read: dict[str, Any], folder: Path) -> None:
 
 
 def draw_curve(read: dict[str, Any]) -> Figure:
-    """A line a method (and a student, rule and share of labels, where these vary), mIoU in percent.
+    """One line for each method (and student, rule and share of labels, if these vary), with mIoU in percent.
 
-    Where a point has several seeds it has a bar of one standard deviation to either side, and a band joins
-    such neighbours. A study of a single fraction has its points beside one another instead.
+    A point of several seeds has a bar of one standard deviation to both sides, and a band connects such points. For a
+    study of a single fraction, the points are drawn side by side instead.
     """
     lines = _lines(read["rows"])
     figure = Figure(figsize=(7.0, 4.4), layout="constrained")
@@ -82,7 +82,7 @@ def draw_curve(read: dict[str, Any]) -> Figure:
 
 
 def _lines(rows: Sequence[Facts]) -> list[Line]:
-    """The rows that have figures, by what their line is called, in the order of the images' share."""
+    """The rows with figures by the name of their line, sorted by the fraction of the images."""
     lines: dict[str, list[Facts]] = {}
     for row, name in sorted(zip(rows, line_names(rows), strict=True), key=lambda named: float(named[0]["fraction"])):
         lines.setdefault(name, [])
@@ -135,7 +135,7 @@ def _share_axis(axes: Axes, fractions: Sequence[float], images: int | None) -> N
 
 
 def _look(number: int) -> dict[str, Any]:
-    """Colour and marker of a line, told apart by its style after the last colour."""
+    """Colour, marker and style of a line. Lines of the same colour have different styles."""
     return {
         "color": COLORS[number % len(COLORS)],
         "marker": MARKERS[number % len(MARKERS)],

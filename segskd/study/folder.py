@@ -1,4 +1,4 @@
-"""A study's folder: its config, how far it has got, and the runs that are its cells."""
+"""A study's folder: its config, its progress, and the runs that are its cells."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 from segskd.errors import UserError
 from segskd.files import writing
 from segskd.runs import FOREIGN, STUDY, Run
-from segskd.study.config import Cell, Study, check_same, dump_study, load_study
 from segskd.study.figures import NO_FIGURES, Facts, run_figures
+from segskd.study.grid import Cell, Study, check_same, dump_study, load_study
 
 PROGRESS, RESULT = "progress.json", "result.json"
 TABLE, ROWS, CELLS = "table.md", "table.csv", "cells.csv"
@@ -22,18 +22,18 @@ CURVE_PNG, CURVE_SVG = "curve.png", "curve.svg"
 
 @dataclass
 class StudyProgress:
-    """What the cells' own directories don't say. Plain values, kept in progress.json."""
+    """What the directories of the cells don't say. It is stored in progress.json."""
 
     images: int = 0
     """Images of the training split."""
     working: list[str] = field(default_factory=list)
-    """Cells that have a process, while the study itself has one."""
+    """Names of cells that have a process. They count only while the study itself has one."""
     failed: dict[str, str] = field(default_factory=dict)
-    """The last word of each cell that ended with an error, by name."""
+    """The error of each cell that failed, by name."""
 
 
 class StudyFolder:
-    """One folder below checkpoints/ (or anywhere). It has a lock and a stop file like a run's."""
+    """A study's folder, by default below checkpoints/. It has a lock and a stop file as a run has."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,9 +41,9 @@ class StudyFolder:
 
     @classmethod
     def begin(cls, path: Path, study: Study) -> StudyFolder:
-        """The study's folder, new or gone on with.
+        """Creates the folder of a study, or opens it if the study has begun.
 
-        Raises UserError when it is another study's, a run's or a model's, or can't be written.
+        Raises UserError when the folder is that of another study, of a run or of a model, or can't be written.
         """
         foreign = [name for name in ("recipe.yaml", *FOREIGN) if (path / name).exists()]
         if foreign:
@@ -58,21 +58,21 @@ class StudyFolder:
     def working(self, study: Study) -> Iterator[None]:
         """Holds the folder's lock and writes the config. Raises UserError when another process holds it."""
         if self.is_alive():
-            raise UserError(f"study {self.path.name} is being carried out by another process: stop that one first")
+            raise UserError(f"study {self.path.name} is run by another process: stop that one first")
         with self.desk.working():
             self.desk.write(STUDY, dump_study(study).encode())
             yield
 
     def is_alive(self) -> bool:
-        """Whether a process is carrying the study out."""
+        """Whether a process runs the study."""
         return self.desk.is_alive()
 
     def run(self, cell: Cell) -> Run:
-        """The directory of a cell, which may not be there yet."""
+        """The run of a cell, whose directory may not exist yet."""
         return Run(self.path / cell.name)
 
     def figures(self, cell: Cell) -> Facts | None:
-        """Figures of a finished cell (`figures.run_figures`); None while there is no result, or a damaged one."""
+        """Figures of a finished cell (see `run_figures`), None if it has no result or a damaged one."""
         result = None
         with suppress(UserError, OSError):
             result = self.run(cell).read_json(RESULT)
@@ -80,7 +80,7 @@ class StudyFolder:
         return known if known["miou"] is not None else None
 
     def drop_damaged(self, cell: Cell) -> bool:
-        """Deletes the result of a cell that has no figures, so that resuming its run makes it anew."""
+        """Deletes a result without figures, so that resuming the run makes it anew. Returns whether there was one."""
         path = self.run(cell).path / RESULT
         damaged = path.is_file() and self.figures(cell) is None
         if damaged:
@@ -89,11 +89,11 @@ class StudyFolder:
         return damaged
 
     def study(self) -> Study:
-        """Raises UserError when it is damaged."""
+        """The study's config. Raises UserError when it is damaged."""
         return load_study(self.path / STUDY)
 
     def progress(self) -> StudyProgress:
-        """As it was written last; empty when it is missing or damaged."""
+        """The progress as it was written last; empty if the file is missing or damaged."""
         with suppress(OSError, ValueError, TypeError, LookupError, OverflowError):
             content: dict[str, Any] = json.loads((self.path / PROGRESS).read_text(encoding="utf-8"))
             return StudyProgress(int(content["images"]), list(content["working"]), dict(content["failed"]))

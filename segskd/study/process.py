@@ -42,7 +42,7 @@ class CellProcess:
         return self._worker.is_over()
 
     def stop(self) -> None:
-        """Asks it to stop at its next safe point."""
+        """Asks the process to stop at its next safe point."""
         self._asked = True
         self._worker.ask_to_stop()
 
@@ -74,7 +74,7 @@ class AdoptedCell:
         return self._given_up or not self.run.is_alive()
 
     def stop(self) -> None:
-        """Asks it to stop at its next safe point."""
+        """Asks the run to stop at its next safe point."""
         self.run.request_stop()
 
     def give_up(self) -> None:

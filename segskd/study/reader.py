@@ -1,4 +1,4 @@
-"""What a study's folder says: plain data for the page, the table and the curve. Safe beside a study in progress."""
+"""Reads a study's folder into plain data for the page, the table and the curve, also while the study runs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, Literal
 from segskd.data.subset import subset_size
 from segskd.errors import UserError
 from segskd.runs import STUDY
-from segskd.study.config import Cell, Study
 from segskd.study.figures import NO_FIGURES, Facts, rows_of
 from segskd.study.folder import CURVE_PNG, CURVE_SVG, TABLE, StudyFolder, StudyProgress
+from segskd.study.grid import Cell, Study
 
 CellState = Literal["waiting", "running", "finished", "interrupted", "failed"]
 
@@ -20,13 +20,13 @@ CellState = Literal["waiting", "running", "finished", "interrupted", "failed"]
 def read_study(folder: Path) -> dict[str, Any]:
     """A study as plain data.
 
-    `cells` holds a dictionary a cell in the order of the grid, with its `state`, the `error` of a failed one,
-    and figures that are None until it is finished; `rows` one for all cells that differ in their seeds alone
-    (`figures.rows_of`); `table`, `curve` and `curve_svg` are paths, None while there is no such file.
-    Raises UserError when the folder holds no study, or a damaged one.
+    `cells` has a dictionary for each cell in the order of the grid, with its `state`, the `error` if it failed, and
+    figures that are None until it is finished. `rows` has a dictionary for all cells that differ in their seeds alone
+    (see `rows_of`). `table`, `curve` and `curve_svg` are paths, or None if the file doesn't exist. Raises UserError
+    when the folder holds no study, or a damaged one.
     """
     if not (folder / STUDY).is_file():
-        raise UserError(f"no study at {folder}: 'python -m segskd study --config FILE' begins one")
+        raise UserError(f"no study at {folder}: begin one with 'python -m segskd study --config FILE'")
     place = StudyFolder(folder)
     study, progress, running = place.study(), place.progress(), place.is_alive()
     cells = [_cell(place, study, cell, progress, running) for cell in study.cells()]
@@ -57,9 +57,9 @@ def read_study(folder: Path) -> dict[str, Any]:
 
 
 def list_studies(runs: Path) -> list[dict[str, Any]]:
-    """All studies below the folder `runs`, the one begun or gone on with last first, as `read_study` gives them.
+    """All studies below the folder `runs` as `read_study` returns them, the one that was started last first.
 
-    Of one that is damaged there are `name`, `folder` and `problem`, a line that says what is wrong with it.
+    A damaged one has only `name`, `folder` and `problem`, which says in one line what is wrong.
     """
     written: dict[Path, float] = {}
     for path in runs.glob(f"*/{STUDY}"):
@@ -85,7 +85,7 @@ def _cell(place: StudyFolder, study: Study, cell: Cell, progress: StudyProgress,
 
 
 def _state(place: StudyFolder, cell: Cell, progress: StudyProgress, running: bool) -> CellState:
-    """Of a cell without a result."""
+    """The state of a cell without a result."""
     run = place.run(cell)
     if (running and cell.name in progress.working) or run.is_alive():
         return "running"

@@ -1,4 +1,4 @@
-"""Carries a study out: cell after cell, or several at a time; a study that was stopped goes on where it was."""
+"""Runs the cells of a study, one after another or several at once. Finished cells are skipped."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from segskd.callbacks import OnActivity
 from segskd.data.cards import data_folder, load_card
 from segskd.data.dataset import list_pairs
-from segskd.data.fetch import Report, fetch
+from segskd.data.fetch import fetch
 from segskd.data.subset import subset_size
 from segskd.devices import visible_gpus
 from segskd.distill.planning.methods import METHODS
@@ -19,43 +20,44 @@ from segskd.distill.running.flops import epochs_within
 from segskd.errors import Stopped, UserError
 from segskd.models.build import create, model_folder, parse_spec
 from segskd.models.cut import cut
-from segskd.study.config import Cell, Study
 from segskd.study.curve import write_curve
-from segskd.study.figures import Facts
+from segskd.study.figures import Durations, Facts
 from segskd.study.folder import StudyFolder
+from segskd.study.grid import Cell, Study
 from segskd.study.process import AdoptedCell, CellProcess
 from segskd.study.reader import read_study
-from segskd.study.remaining import Durations
 from segskd.study.table import write_tables
 
 TICK_SECONDS = 0.1
 GRACE_SECONDS = 60.0
-"""How long a cell that was asked to stop may take. Then it is killed; resumed, it goes on from its last saved state."""
+"""How long a cell that was asked to stop may take before it is killed. It can be resumed from its last saved state."""
 Tell = Callable[[str], None]
 
 
-def carry_out(study: Study, folder: Path, tell: Tell, jobs: int = 1, report: Report | None = None) -> dict[str, Any]:
-    """Trains all cells that are not finished, `jobs` of them at a time; returns what `read_study` gives.
+def carry_out(
+    study: Study, folder: Path, tell: Tell, jobs: int = 1, report: OnActivity | None = None
+) -> dict[str, Any]:
+    """Runs all cells that are not finished, `jobs` at once, and returns what `read_study` returns.
 
-    `tell` is called with a line when a cell begins or ends, `report` with how far the built-in dataset is drawn. Table
-    and curve are written anew after each cell. When a cell fails, that is written down and the others go on.
-    Raises UserError when the study can't be carried out; nothing is written then. Raises Stopped when the study was
-    asked to stop and its cells have saved their states, and when somebody stopped one of its cells.
+    `tell` is called with a line when a cell begins or ends, `report` while the built-in dataset is drawn. Table and
+    curve are written after each cell. The failure of a cell is noted, and the other cells are run.
+    Raises UserError before anything is written when the study can't be run. Raises Stopped when the study was asked to
+    stop, after its cells have saved their states, or when one of its cells was stopped.
     """
     if jobs < 1:
-        raise UserError(f"--jobs {jobs}: at least one cell has to be worked on")
+        raise UserError(f"--jobs {jobs}: at least one cell must run at a time")
     images = _check(study, report)
     place = StudyFolder.begin(folder, study)
     with place.working(study), place.desk.listening_to_signals():
         _Runner(place, study, images, tell, jobs).work()
     read = read_study(folder)
     if left := read["total"] - read["done"] - read["failed"]:
-        raise Stopped(f"stopped with {left} of {read['total']} cells left; the same command goes on")
+        raise Stopped(f"stopped with {left} of {read['total']} cells left; the same command continues the study")
     return read
 
 
 class _Runner:
-    """Starts cells, notices when they end, and keeps the study's files up to date."""
+    """Starts cells, notices when they end, and updates the study's files."""
 
     def __init__(self, place: StudyFolder, study: Study, images: int, tell: Tell, jobs: int) -> None:
         self._place, self._study, self._jobs, self._say = place, study, jobs, tell
@@ -72,7 +74,7 @@ class _Runner:
         self._durations = Durations()
 
     def work(self) -> None:
-        """Trains cells until none is left, or until the study is asked to stop."""
+        """Runs cells until none is left, or until the study is asked to stop."""
         done = len(self._cells) - len(self._waiting)
         self._say(f"{self._study.name}: {len(self._cells)} cells" + (f", {done} of them finished" if done else ""))
         self._write()
@@ -90,16 +92,16 @@ class _Runner:
         images = subset_size(self._progress.images, cell.fraction, None)
         if run.is_alive():
             self._working[cell] = AdoptedCell(run)
-            self._tell(cell, "is worked on by another process; its end is awaited")
+            self._tell(cell, "another process runs it already; waiting for its end")
         else:
             if self._place.drop_damaged(cell):
-                self._tell(cell, "its result is damaged and is made anew")
+                self._tell(cell, "its result is damaged; it is run again")
             try:
                 epochs = self._epochs(cell, images)
             except UserError as error:
                 self._fail(cell, str(error))
                 return
-            begins = "goes on" if (run.path / "recipe.yaml").exists() else "begins"
+            begins = "resumes" if (run.path / "recipe.yaml").exists() else "begins"
             self._tell(cell, f"{begins}: {images} images, {epochs} epoch{'s' * (epochs > 1)} a stage")
             self._progress.failed.pop(cell.name, None)
             recipe = self._study.recipe_of(cell, epochs, self._threads)
@@ -107,7 +109,7 @@ class _Runner:
         self._write_progress()
 
     def _free_gpu(self, cell: Cell) -> str | None:
-        """The GPU on which the fewest cells are trained; None where there is no choice."""
+        """The GPU on which the fewest cells run, None if there are fewer than two."""
         if len(self._gpus) < 2:
             return None
         taken = [self._on_gpu[other] for other in self._working if other in self._on_gpu]
@@ -147,7 +149,7 @@ class _Runner:
         self._write()
 
     def _stop(self) -> None:
-        """Asks all cells that are being trained to save their states and stop, and waits for them."""
+        """Stops all running cells, which save their states."""
         if self._working:
             self._say(f"stopping at the next step: {', '.join(cell.name for cell in self._working)}")
         for process in self._working.values():
@@ -191,10 +193,11 @@ def _in_words(figures: Facts) -> str:
     return f"mIoU {figures['miou']:.4f}{kept}{trained}"
 
 
-def _check(study: Study, report: Report | None) -> int:
-    """Checks what all cells share, before anything is written; the number of images of the training split.
+def _check(study: Study, report: OnActivity | None) -> int:
+    """Checks what would make every cell fail, and returns the number of training images.
 
-    The built-in dataset is drawn if it is not there yet. Raises UserError for what every cell would fail of.
+    The built-in dataset is drawn if it is missing. Raises UserError when a method, a student, the teacher or the
+    dataset can't be used, or a fraction is too small.
     """
     if unknown := [method for method in study.methods if method not in METHODS]:
         raise UserError(f"no method '{unknown[0]}': name one of {', '.join(METHODS)}")

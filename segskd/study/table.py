@@ -1,4 +1,4 @@
-"""The table of a study: Markdown for reading, CSV for reckoning."""
+"""Writes the tables of a study: Markdown for people, CSV for programs."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ CELL_COLUMNS = ("name", *AXES, "seed", "images", "state", *FROM_RESULT, "error")
 
 
 def write_tables(read: dict[str, Any], folder: Path) -> None:
-    """Writes table.md, table.csv and cells.csv from what `read_study` gives. Raises UserError for a full disk."""
+    """Writes table.md, table.csv and cells.csv from what `read_study` returns.
+
+    Raises UserError when the disk is full or can't be written.
+    """
     write_whole(folder / TABLE, markdown(read).encode())
     write_whole(folder / ROWS, as_csv(read["rows"], ROW_COLUMNS).encode())
     write_whole(folder / CELLS, as_csv(read["cells"], CELL_COLUMNS).encode())
 
 
 def markdown(read: dict[str, Any]) -> str:
-    """Heading, a line of what all cells share, the table with the best mean of each fraction in bold, notes."""
+    """A line of what all cells share, the table with the best mean of each fraction in bold, and notes."""
     rows = read["rows"]
     best = best_rows(rows)
     columns = _columns(rows, best)
@@ -44,7 +47,7 @@ def markdown(read: dict[str, Any]) -> str:
 
 
 def as_csv(facts: Sequence[Facts], columns: Sequence[str]) -> str:
-    """A line each under a heading; fields that are None are empty."""
+    """CSV with a heading and one line for each of `facts`. Fields that are None are empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -53,12 +56,12 @@ def as_csv(facts: Sequence[Facts], columns: Sequence[str]) -> str:
 
 
 def varying(rows: Sequence[Facts], axis: str) -> bool:
-    """Whether an axis has several values, so that the table and the curve have to name them."""
+    """Whether an axis has several values in these rows."""
     return len({row[axis] for row in rows}) > 1
 
 
 def best_rows(rows: Sequence[Facts]) -> list[Facts]:
-    """Of each fraction with several rows, the row with the highest mean mIoU."""
+    """The row with the highest mean mIoU of each fraction that has several rows."""
     best = []
     for fraction in dict.fromkeys(row["fraction"] for row in rows):
         rivals = [row for row in rows if row["fraction"] == fraction and row["miou_mean"] is not None]
@@ -68,15 +71,16 @@ def best_rows(rows: Sequence[Facts]) -> list[Facts]:
 
 
 def line_names(rows: Sequence[Facts]) -> list[str]:
-    """What tells each row from the others of its fraction: its method, and those of the other axes that vary."""
+    """A name for each row that differs from those of other rows of its fraction: its method, and other axes that
+    vary."""
     named = [axis for axis in ("student", "rule", "labels") if varying(rows, axis)]
     by_method = varying(rows, "method") or not named
     axes = [*(["method"] if by_method else []), *named]
-    return [", ".join(_said(axis, row[axis]) for axis in axes) for row in rows]
+    return [", ".join(_axis_text(axis, row[axis]) for axis in axes) for row in rows]
 
 
 def shared(read: dict[str, Any]) -> str:
-    """What all cells share, in one line."""
+    """One line that says what all cells share."""
     rows = read["rows"]
     height, width = read["size"]
     parts = [f"{read['dataset']} at {height}x{width}"]
@@ -98,7 +102,7 @@ def _epochs(count: int) -> str:
     return f"{count} epoch{'s' * (count != 1)} a stage"
 
 
-def _said(axis: str, value: Any) -> str:
+def _axis_text(axis: str, value: Any) -> str:
     if axis == "student":
         return str(value).removeprefix("unet:")
     if axis in ("method", "rule"):
@@ -157,7 +161,7 @@ def _tera(count: float | None) -> float | None:
 
 
 def _number(value: float | None) -> str:
-    """A whole number with its thousands apart; small ones keep three digits that say something."""
+    """A whole number with spaces between thousands, or a small fraction with three significant digits."""
     if value is None:
         return NONE
     return f"{value:.3g}" if 0 < abs(value) < 10 and value != int(value) else f"{value:,.0f}".replace(",", " ")

@@ -21,7 +21,7 @@ from serving import LIMIT, Server
 from segskd.distill.running.session import start
 from segskd.run_admin import write_note
 from segskd.runs import Run
-from segskd.study.config import dump_study, make_study
+from segskd.study.grid import dump_study, make_study
 
 MARKUP = "<img src=x onerror=alert(1)>"
 NAMED = "a run's name has letters, digits"
@@ -124,7 +124,7 @@ def add(page: Page, archive: Path, classes: str = "") -> Locator:
     ("make", "said"),
     [
         (no_zip, "'bad.zip' is no zip file"),
-        (bomb, "unpacks to 101 MB from next to nothing"),
+        (bomb, "unpacks to 101 MB from far fewer bytes"),
         (leading_out, "its member '../../out.png' leads outside the dataset's folder"),
         (no_pictures, "can't read image"),
     ],
@@ -388,7 +388,7 @@ def test_a_recipe_that_cannot_be_loaded(form: Page, tmp_path: Path) -> None:
 
 def test_an_uploaded_teacher_that_is_none(form: Page, tmp_path: Path) -> None:
     form.get_by_label("On this server, or upload it", exact=True).check()
-    for make, name, said in [(bomb, "bomb.zip", "next to nothing"), (leading_out, "out.zip", "leads outside")]:
+    for make, name, said in [(bomb, "bomb.zip", "far fewer bytes"), (leading_out, "out.zip", "leads outside")]:
         make(tmp_path / name)
         field(form, "known").locator("input[type=file]").set_input_files(tmp_path / name)
         expect(field(form, "known").locator(".notice")).to_contain_text(said)

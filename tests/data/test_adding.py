@@ -20,7 +20,7 @@ from segskd.data.cards import load_card
 from segskd.data.check import check
 from segskd.data.dataset import list_pairs, read_mask
 from segskd.data.palette import OKABE_ITO
-from segskd.data.unpack import Limits
+from segskd.data.unpack import ArchiveLimits
 from segskd.errors import UserError
 
 SIZE = (8, 12)
@@ -82,16 +82,16 @@ def test_numbers_with_gaps_are_mapped(put: Callable[..., Path], tmp_path: Path) 
     assert added.place == tmp_path / "data" / "mine.yaml"
     assert classes(added) == dict(zip(("class 0", "class 7", "class 11"), OKABE_ITO, strict=False))
     assert decoded(added, tmp_path / "data") == [[0] * 4 + [1] * 4 + [255] * 4, [2] * 4 + [1] * 4 + [0] * 4, [0] * 12]
-    assert load_card(added.place).model_dump() == added.card.model_dump() == added.found.card.model_dump()
-    assert (added.layout, added.found.images) == ("images and masks", {"train": 2, "val": 1})
-    assert [problem for problem in added.found.problems if problem.kind != "empty class"] == []
+    assert load_card(added.place).model_dump() == added.card.model_dump() == added.report.card.model_dump()
+    assert (added.layout, added.report.images) == ("images and masks", {"train": 2, "val": 1})
+    assert [problem for problem in added.report.problems if problem.kind != "empty class"] == []
     assert told == sorted(told)
     assert told[-1] == (1000, 1000)
 
 
 def test_what_was_found_is_what_a_check_finds(put: Callable[..., Path], tmp_path: Path) -> None:
     added = add_folder(put(grid(0, 1), grid(1, 0), grid(2, 0)), tmp_path / "data")
-    assert added.found.as_dict() == check(load_card(added.place), tmp_path / "data").as_dict()
+    assert added.report.as_dict() == check(load_card(added.place), tmp_path / "data").as_dict()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -114,7 +114,7 @@ def test_a_number_beyond_the_names_makes_a_mask_unusable(put: Callable[..., Path
     folder = put(grid(0, 1), grid(2, 9), grid(2, 1), grid(1, 0))
     (folder / "classes.txt").write_text("a\nb\nc\n")
     added = add_folder(folder, tmp_path / "data")
-    (odd,) = [problem for problem in added.found.problems if problem.kind == "unknown values"]
+    (odd,) = [problem for problem in added.report.problems if problem.kind == "unknown values"]
     assert odd.file == str(folder / "masks" / "1.png")
     assert "value 9" in odd.text
     assert len(decoded(added, tmp_path / "data")) == 3
@@ -168,7 +168,7 @@ def test_cvat_has_the_colours_of_its_label_map(tmp_path: Path) -> None:
     assert added.layout == "CVAT segmentation mask"
     assert classes(added) == {"background": black, "car": car, "bus": (1, 2, 3)}
     assert decoded(added, tmp_path / "data") == [[1] * 6 + [0] * 6, [255] * 6 + [1] * 6, [0] * 6 + [1] * 6]
-    assert next(p.text for p in added.found.problems if p.kind == "unknown values").count("#090908") == 1
+    assert next(p.text for p in added.report.problems if p.kind == "unknown values").count("#090908") == 1
     renamed = add_folder(tmp_path / "data" / "c", tmp_path / "data", class_names=["x", "y", "z"])
     assert classes(renamed) == {"x": black, "y": car, "z": (1, 2, 3)}
     assert renamed.card.name == "c-2"
@@ -227,7 +227,7 @@ def test_one_photograph_among_masks_is_left_out(put: Callable[..., Path], tmp_pa
     save_mask(folder / "masks" / "3.png", np.random.default_rng(1).integers(0, 255, (40, 40, 3), dtype=np.uint8))
     added = add_folder(folder, tmp_path / "data")
     assert list(classes(added).values()) == [black, red]
-    assert [Path(p.file).name for p in added.found.problems if p.kind == "unknown values"] == ["3.png"]
+    assert [Path(p.file).name for p in added.report.problems if p.kind == "unknown values"] == ["3.png"]
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_one_photograph_among_masks_is_left_out(put: Callable[..., Path], tmp_pa
         ([grid(4, 4)] * 3, None, "hold nothing but 4, and a dataset needs two classes"),
         ([grid((1, 2, 3), (1, 2, 3))] * 3, None, "hold one colour, and a dataset needs two"),
         ([grid((1, 2, 3), (0, 0, 0))] * 3, ["a", "b", "c"], "the given names: 3 names for 2 classes"),
-        ([grid(0, 1)] * 3, ["a", "a"], "'a' is there twice"),
+        ([grid(0, 1)] * 3, ["a", "a"], "'a' is named twice"),
         ([grid(0, 1)] * 2, None, r"the split 'val' has 0 images with a mask that can be used, and needs 1"),
         ([grid(0, 1)], None, r"the split 'train' has 1 image with"),
         ([grid(8, 9, 7)] * 3, ["a", "b"], r"'train' has 0 images .*3 files can't be used, the first: .*values 7, 8, 9"),
@@ -258,7 +258,7 @@ def test_a_split_of_which_nothing_counts_is_refused(tmp_path: Path) -> None:
         for name in ("a.png", "b.png"):
             save_image(tmp_path / "data/mine" / split / "images" / f"{split}-{name}")
             save_mask(tmp_path / "data/mine" / split / "masks" / f"{split}-{name}", mask)
-    with pytest.raises(UserError, match="no pixel of the split 'val' counts, all are ignored"):
+    with pytest.raises(UserError, match="all pixels of the split 'val' are ignored"):
         add_folder(tmp_path / "data/mine", tmp_path / "data")
     assert not list((tmp_path / "data").glob("*.yaml"))
 
@@ -281,8 +281,8 @@ def test_bad_files_are_listed_and_left_out(put: Callable[..., Path], tmp_path: P
     save_mask(masks / "lonely.png", grid(0, 1))
     save_image(images / "4.bmp")
     added = add_folder(folder, tmp_path / "data")
-    named = {(p.kind, Path(p.file).relative_to(folder).as_posix()) for p in added.found.problems}
-    assert len(named) == len(added.found.problems)
+    named = {(p.kind, Path(p.file).relative_to(folder).as_posix()) for p in added.report.problems}
+    assert len(named) == len(added.report.problems)
     assert named == {
         ("unreadable", "images/0.png"),
         ("sizes differ", "masks/1.png"),
@@ -292,7 +292,7 @@ def test_bad_files_are_listed_and_left_out(put: Callable[..., Path], tmp_path: P
         ("unpaired", "images/4.png"),
     }
     # Five pairs are left; train has the first four fifths of them.
-    assert added.found.images == {"train": 4, "val": 1}
+    assert added.report.images == {"train": 4, "val": 1}
     assert len(decoded(added, tmp_path / "data")) == 5
     again = check(load_card(added.place), tmp_path / "data")
     assert {problem.kind for problem in again.problems} == {"unpaired"}
@@ -306,8 +306,8 @@ def test_names_like_anything(tmp_path: Path) -> None:
     added = add_folder(folder, tmp_path / "data")
     assert added.card.name == "b-bold-hohe"
     assert added.card.folder == "<b>bold & höhe"
-    assert sum(added.found.images.values()) == 7
-    assert [problem for problem in added.found.problems if problem.kind != "empty class"] == []
+    assert sum(added.report.images.values()) == 7
+    assert [problem for problem in added.report.problems if problem.kind != "empty class"] == []
 
 
 def test_a_control_character_in_a_file_name(put: Callable[..., Path], tmp_path: Path) -> None:
@@ -486,12 +486,12 @@ def test_an_encrypted_zip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("limits", "said"),
     [
-        (Limits(files=5), "it holds 6 files, and at most 5 are allowed"),
-        (Limits(total_bytes=sum(map(len, GOOD.values())) - 1), "it holds 0.0 GB, and .* are allowed"),
-        (Limits(ratio=50, ratio_from_bytes=10_000), "'top/zeros.bin' unpacks to 0 MB from next to nothing"),
+        (ArchiveLimits(files=5), "it holds 6 files, and at most 5 are allowed"),
+        (ArchiveLimits(total_bytes=sum(map(len, GOOD.values())) - 1), "it holds 0.0 GB, and .* are allowed"),
+        (ArchiveLimits(ratio=50, ratio_from_bytes=10_000), "'top/zeros.bin' unpacks to 0 MB from far fewer bytes"),
     ],
 )
-def test_bombs_are_refused_unopened(tmp_path: Path, limits: Limits, said: str) -> None:
+def test_bombs_are_refused_unopened(tmp_path: Path, limits: ArchiveLimits, said: str) -> None:
     files = {**GOOD, "top/zeros.bin": b"\0" * 100_000} if limits.ratio == 50 else GOOD
     with pytest.raises(UserError, match=said):
         add_archive(zipped(tmp_path / "bomb.zip", files), tmp_path / "data", limits=limits)
@@ -499,9 +499,11 @@ def test_bombs_are_refused_unopened(tmp_path: Path, limits: Limits, said: str) -
 
 
 def test_limits_allow_what_they_say(tmp_path: Path) -> None:
-    limits = Limits(files=6, total_bytes=sum(map(len, GOOD.values())), ratio_from_bytes=0, ratio=2)
+    limits = ArchiveLimits(files=6, total_bytes=sum(map(len, GOOD.values())), ratio_from_bytes=0, ratio=2)
     assert add_archive(zipped(tmp_path / "a.zip", GOOD), tmp_path / "data", limits=limits).card.name == "a"
-    assert Limits() == Limits(total_bytes=20_000_000_000, files=200_000, ratio=200, ratio_from_bytes=100_000_000)
+    assert ArchiveLimits() == ArchiveLimits(
+        total_bytes=20_000_000_000, files=200_000, ratio=200, ratio_from_bytes=100_000_000
+    )
 
 
 def test_a_member_that_is_there_twice(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import filelock
 import numpy as np
 import pytest
 
-from segskd.data.cache import Arrays, cache_folder, kept
+from segskd.data.cache import Arrays, cache_folder, cached
 from segskd.errors import UserError
 
 FIGURES = {"counts": np.array([[1, 2], [3, 4]]), "entropy": np.array([0.5], dtype=np.float32)}
@@ -40,7 +40,7 @@ def test_no_damage_gives_wrong_figures(file: Path, tmp_path: Path) -> None:
         return FIGURES
 
     def ask() -> Arrays:
-        return kept(tmp_path / "kept", "test", ["about"], [file], find)
+        return cached(tmp_path / "kept", "test", ["about"], [file], find)
 
     assert same(ask())
     assert same(ask())
@@ -68,7 +68,7 @@ def test_about_and_files_are_told_apart(file: Path, tmp_path: Path) -> None:
     answers = iter([np.array(number) for number in range(len(questions))])
     for _ in range(2):
         for number, (about, files) in enumerate(questions):
-            assert kept(tmp_path, "test", about, files, lambda: {"n": next(answers)})["n"] == number
+            assert cached(tmp_path, "test", about, files, lambda: {"n": next(answers)})["n"] == number
 
 
 def test_two_who_ask_at_once_find_out_once(file: Path, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_two_who_ask_at_once_find_out_once(file: Path, tmp_path: Path) -> None:
         return FIGURES
 
     def ask() -> None:
-        answers.append(kept(tmp_path / "kept", "test", [], [file], find))
+        answers.append(cached(tmp_path / "kept", "test", [], [file], find))
 
     first, second = threading.Thread(target=ask), threading.Thread(target=ask)
     first.start()
@@ -95,10 +95,10 @@ def test_two_who_ask_at_once_find_out_once(file: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_kept_is_read_without_waiting(file: Path, tmp_path: Path) -> None:
-    kept(tmp_path / "kept", "test", [], [file], lambda: FIGURES)
+    cached(tmp_path / "kept", "test", [], [file], lambda: FIGURES)
     (lock,) = (tmp_path / "kept").glob("*.lock")
     with filelock.FileLock(lock):
-        asking = threading.Thread(target=kept, args=(tmp_path / "kept", "test", [], [file], dict), daemon=True)
+        asking = threading.Thread(target=cached, args=(tmp_path / "kept", "test", [], [file], dict), daemon=True)
         asking.start()
         asking.join(300)
         assert not asking.is_alive()
@@ -109,13 +109,13 @@ def test_a_failure_keeps_nothing_and_locks_nobody_out(file: Path, tmp_path: Path
         raise UserError("no")
 
     with pytest.raises(UserError, match="no"):
-        kept(tmp_path / "kept", "test", [], [file], fail)
-    assert same(kept(tmp_path / "kept", "test", [], [file], lambda: FIGURES))
+        cached(tmp_path / "kept", "test", [], [file], fail)
+    assert same(cached(tmp_path / "kept", "test", [], [file], lambda: FIGURES))
 
 
 def test_what_a_user_can_mend(file: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"can't write .*file/"):
-        kept(file / "kept", "test", [], [file], lambda: FIGURES)
+        cached(file / "kept", "test", [], [file], lambda: FIGURES)
     file.unlink()
     with pytest.raises(UserError, match=r"can't read .*file: No such file"):
-        kept(tmp_path / "kept", "test", [], [file], lambda: FIGURES)
+        cached(tmp_path / "kept", "test", [], [file], lambda: FIGURES)

@@ -157,7 +157,9 @@ def test_masks_with_soft_edges_are_told(copy: Path, card_path: Path, greys: int,
         put(path, mask)
     problems = check(of_shades(card_path, shades), copy).problems
     assert [problem.kind for problem in problems] == ["soft edges"] * told
-    assert not told or problems[0].text.startswith("12 of 14 classes have no pixel between four of their own")
+    assert not told or problems[0].text.startswith(
+        "12 of 14 classes have no pixel whose four neighbours are of that class"
+    )
 
 
 def test_many_small_things_are_no_soft_edges(copy: Path, card_path: Path) -> None:

@@ -405,7 +405,7 @@ def test_uploads_that_are_no_single_whole_picture(tmp_path: Path) -> None:
         **dict.fromkeys(("film.gif", "pages.tif", "film.png"), "is animated or has several pages"),
         **dict.fromkeys(("cut.png", "cut.jpg"), "is damaged or cut short"),
         **dict.fromkeys(("text.png", "page.jpg", "empty.png"), "is no picture: upload a PNG"),
-        **dict.fromkeys(("float.tif", "wide.tif"), "holds measurements of more than 16 bits"),
+        **dict.fromkeys(("float.tif", "wide.tif"), "holds values that don't fit into 16 bits"),
     }
     for name, reason in said.items():
         with pytest.raises(UserError, match=f"^'{name}' {reason}"):

@@ -237,7 +237,7 @@ def test_an_archive_that_lacks_images_is_said(tmp_path: Path, server: Server) ->
 def test_a_broken_download_goes_on(tmp_path: Path, server: Server) -> None:
     card = make_card(offer(server, BIG))
     server.break_after = 100_000
-    with pytest.raises(UserError, match=rf"{server.url}/things\.zip.*run it again and it goes on") as said:
+    with pytest.raises(UserError, match=rf"{server.url}/things\.zip.*run it again to resume") as said:
         fetch(card, tmp_path)
     assert "\n" not in str(said.value)
     kept = (tmp_path / "things" / ".fetch" / "things.zip.part").stat().st_size

@@ -50,8 +50,8 @@ def test_colour_says_nothing_new(tmp_path: Path) -> None:
     added = add(tmp_path, [plain(1, 2, 3)] * 9 + [plain(7)])
     content = yaml.safe_load(added.place.read_text())
     assert not {"channels", "white", "mean", "std"} & content.keys()
-    assert added.found.kinds == {"3 channels of 8 bits": 9, "1 channel of 8 bits": 1}
-    assert added.found.problems == []
+    assert added.report.kinds == {"3 channels of 8 bits": 9, "1 channel of 8 bits": 1}
+    assert added.report.problems == []
 
 
 def test_a_fourth_band_that_varies(tmp_path: Path) -> None:
@@ -72,14 +72,14 @@ def test_a_sensor_of_12_bits(tmp_path: Path, largest: int, white: int | None) ->
     assert (added.card.channels, added.card.white) == (1, white)
     share = (5 * 1000 + largest) / 6 / (white or 65535)
     assert added.card.mean == (pytest.approx(share, abs=1e-4),)
-    assert added.found.kinds == {"1 channel of 16 bits": 6}
+    assert added.report.kinds == {"1 channel of 16 bits": 6}
 
 
 def test_files_that_disagree_are_named(tmp_path: Path) -> None:
     added = add(tmp_path, [plain(9, dtype=np.uint16)] * 5 + [plain(9)])
     assert added.card.white is None
-    assert [(p.kind, Path(p.file).name) for p in added.found.problems] == [("bits differ", "5.png")]
-    assert "has 8 bits a channel, and most others have 16" in added.found.problems[0].text
+    assert [(p.kind, Path(p.file).name) for p in added.report.problems] == [("bits differ", "5.png")]
+    assert "has 8 bits a channel, and most others have 16" in added.report.problems[0].text
     Image.new("RGB", (2, 2), "red").save(tmp_path / "data" / "mine" / "images" / "0.png")
     found = check(added.card, tmp_path / "data").problems
     assert ("kind differs", "0.png") in [(p.kind, Path(p.file).name) for p in found]

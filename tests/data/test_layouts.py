@@ -8,7 +8,7 @@ import pytest
 
 from segskd.data.cards import Card
 from segskd.data.dataset import list_split
-from segskd.data.layouts import Layout, recognise
+from segskd.data.layouts import DatasetLayout, recognise
 from segskd.errors import UserError
 
 
@@ -19,7 +19,7 @@ def touch(root: Path, *names: str) -> None:
         path.write_text("")
 
 
-def pairs(layout: Layout, folder: Path) -> dict[str, list[tuple[str, str]]]:
+def pairs(layout: DatasetLayout, folder: Path) -> dict[str, list[tuple[str, str]]]:
     """What a card with these splits lists, as paths below the layout's root."""
     card = Card.model_validate(
         {
@@ -158,7 +158,7 @@ def test_cvat_lists_all_in_default_with_blanks_in_names(tmp_path: Path) -> None:
 
 def test_masks_of_voc_without_images(tmp_path: Path) -> None:
     touch(tmp_path, "SegmentationClass/a.png")
-    with pytest.raises(UserError, match="there is no JPEGImages with images"):
+    with pytest.raises(UserError, match="no folder JPEGImages with images lies beside it"):
         recognise(tmp_path)
 
 
@@ -191,7 +191,7 @@ def test_names_of_classes_beside_the_folder_that_wraps_the_dataset(tmp_path: Pat
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [
-        ("classes.txt", "a\nb\na\n", "'a' is there twice"),
+        ("classes.txt", "a\nb\na\n", "'a' is named twice"),
         ("labels.txt", "only\n", "1 classes; a dataset has 2 to 254"),
         ("class_names.txt", "a\nb\x07\n", r"'b\\x07' is no name for a class"),
         ("labelmap.txt", "road 1 2 3\n", r"line 'road 1 2 3' is not of the form 'name:r,g,b::'"),

@@ -200,7 +200,9 @@ def test_what_the_teacher_chooses_is_nested(rule: SubsetRule) -> None:
 
 def test_a_rule_that_asks_a_teacher_says_so() -> None:
     for rule in ("diverse", "hardest"):
-        with pytest.raises(UserError, match=rf"rule {rule} asks a teacher.*--rule random or balanced, or .* --teacher"):
+        with pytest.raises(
+            UserError, match=rf"rule {rule} needs a teacher.*--rule random or balanced, or .* --teacher"
+        ):
             draw_subset(listed("abc"), 2, 0, rule, CARD)
 
 

@@ -84,7 +84,7 @@ def test_no_grafts_of_a_run_that_was_not_trained_stage_by_stage(finished: Run, t
     assert Grafts.open(run, "cpu").stages == STAGES
     state["progress"]["phases"].pop()
     run.save_state(state)
-    with pytest.raises(UserError, match="trains as a whole now"):
+    with pytest.raises(UserError, match="is in its joint phase"):
         Grafts.open(run, "cpu")
     run.write_recipe(recipe)
     state["progress"]["phases"], state["adapters"] = [{"phase": "encoder.0"}], {"other": torch.zeros(1)}

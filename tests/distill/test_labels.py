@@ -79,7 +79,7 @@ def test_the_trial_has_labels_for_the_head(
 
 def test_a_list_with_images_without_labels_is_no_list_of_names(tmp_path: Path) -> None:
     (tmp_path / "subset.txt").write_text("a\nb\n# without labels\nc\n")
-    with pytest.raises(UserError, match="used some of its images without labels: leave out what stands below"):
+    with pytest.raises(UserError, match="names images that a run used without labels: leave out the lines below"):
         read_names(tmp_path / "subset.txt")
 
 
@@ -150,7 +150,7 @@ def test_a_folder_of_pictures_joins_in(recipe: Callable[..., Any], pictures: Pat
 
 def test_a_datasets_own_files_are_no_further_images(recipe: Callable[..., Any], data: Path, tmp_path: Path) -> None:
     """Its masks would be taken for photographs, its validation images be trained on."""
-    with pytest.raises(UserError, match=r"files that belong to a dataset \(32, such as b00\.png\), masks or images"):
+    with pytest.raises(UserError, match=r"files of a dataset \(32, such as b00\.png\), which are masks or have masks"):
         prepare(recipe(data={"unlabelled": str(data / "bands")}), tmp_path / "run")
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "one.png").symlink_to(data / "bands" / "val" / "images" / "b00.png")

@@ -25,7 +25,7 @@ from segskd.distill.training.job import Job
 from segskd.distill.training.module import PhaseModule, epoch_batches
 from segskd.distill.training.ranks import Ranks, gather_ranks, is_first, started_by_others
 from segskd.errors import UserError
-from segskd.evaluate.predict import Predictor, evaluate
+from segskd.evaluate.predictor import Predictor, evaluate
 from segskd.models.build import load
 from segskd.models.stages import freeze
 from segskd.runs import Run

@@ -100,7 +100,7 @@ def test_a_run_without_a_teacher_says_so(
 ) -> None:
     made = recipe().model_copy(update={"teacher": None, **changes})
     made = made.model_copy(update={"subset": made.subset.model_copy(update={"rule": rule, "count": 4})})
-    with pytest.raises(UserError, match=rf"rule {rule} asks a teacher .*this run has none"):
+    with pytest.raises(UserError, match=rf"rule {rule} needs a teacher.*this run has none"):
         prepare(made, tmp_path / "run")
 
 

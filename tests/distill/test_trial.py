@@ -21,7 +21,7 @@ from segskd.distill.training import trainer
 from segskd.distill.training.graft_scores import GraftScorer
 from segskd.distill.training.module import PhaseModule
 from segskd.errors import UserError
-from segskd.evaluate.predict import Predictor
+from segskd.evaluate.predictor import Predictor
 from segskd.runs import Run
 
 LOAD_SECONDS = {0: 0.004, 1: 0.006, 2: 0.01}

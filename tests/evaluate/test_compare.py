@@ -15,8 +15,8 @@ from PIL import Image
 from segskd.data.cards import Card
 from segskd.data.dataset import Pair
 from segskd.errors import UserError
-from segskd.evaluate.compare import AGREEMENT, AGREEMENT_COLORS, Comparison, ImageGap, agreement, compare
-from segskd.evaluate.predict import Predictor
+from segskd.evaluate.comparison import AGREEMENT, AGREEMENT_COLORS, ImageGap, NetworkComparison, agreement, compare
+from segskd.evaluate.predictor import Predictor
 
 SIZE = (4, 4)
 HALF = [[0] * 4, [0] * 4, [2] * 4, [2] * 4]
@@ -26,7 +26,7 @@ LAST = [[0] * 4, [0] * 4, [0] * 4, [2] * 4]
 @pytest.fixture
 def compared(
     network: Any, make_card: Callable[..., Card], make_pair: Callable[..., Pair], tmp_path: Path
-) -> Comparison:
+) -> NetworkComparison:
     """The teacher is right but for one pixel; the student calls blue green."""
     one_off = [list(row) for row in LAST]
     one_off[0][0], one_off[0][1] = 1, 255
@@ -55,7 +55,7 @@ def test_agreement_by_hand() -> None:
     assert kinds.dtype == np.uint8
 
 
-def test_scores_and_retention_by_hand(compared: Comparison) -> None:
+def test_scores_and_retention_by_hand(compared: NetworkComparison) -> None:
     # Truth without "void": red 16 + 8 + 10, green 1, blue 8 + 4. The teacher calls the one green pixel red.
     assert compared.support == {"red": 34, "green": 1, "blue": 12}
     assert compared.teacher.per_class == pytest.approx({"red": 34 / 35, "green": 0.0, "blue": 1.0})
@@ -68,7 +68,7 @@ def test_scores_and_retention_by_hand(compared: Comparison) -> None:
     assert [row["pixels"] for row in rows] == [34, 1, 12]
 
 
-def test_images_by_falling_gap(compared: Comparison) -> None:
+def test_images_by_falling_gap(compared: NetworkComparison) -> None:
     assert [image.name for image in compared.images] == ["town/hard", "mixed", "easy", "void"]
     # hard: teacher 1, student red 1, green 0, blue 0; mixed: red 10 of 11, green 0, blue 1 against 0
     assert [image.teacher_miou for image in compared.images] == pytest.approx([1, (10 / 11 + 1) / 3, 1, 0])
@@ -76,7 +76,7 @@ def test_images_by_falling_gap(compared: Comparison) -> None:
     assert [image.gap for image in compared.images] == pytest.approx([2 / 3, 1 / 3, 0, 0])
 
 
-def test_pixels_of_agreement(compared: Comparison) -> None:
+def test_pixels_of_agreement(compared: NetworkComparison) -> None:
     hard, mixed, easy, void = (list(image.pixels.values()) for image in compared.images)
     assert hard == [8, 8, 0, 0, 0]
     assert mixed == [10, 4, 0, 1, 1]
@@ -84,7 +84,7 @@ def test_pixels_of_agreement(compared: Comparison) -> None:
     assert list(compared.pixels.values()) == [34, 12, 0, 1, 17]
 
 
-def test_files(compared: Comparison, tmp_path: Path) -> None:
+def test_files(compared: NetworkComparison, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
         "agreement",
@@ -104,7 +104,7 @@ def test_files(compared: Comparison, tmp_path: Path) -> None:
     assert [row["teacher only"] for row in rows] == ["8", "4", "0", "0"]
 
 
-def test_agreement_pictures(compared: Comparison, tmp_path: Path) -> None:
+def test_agreement_pictures(compared: NetworkComparison, tmp_path: Path) -> None:
     folder = tmp_path / "out/agreement"
     drawn = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
     assert drawn == ["easy.png", "mixed.png", "town/hard.png", "void.png"]
@@ -115,7 +115,7 @@ def test_agreement_pictures(compared: Comparison, tmp_path: Path) -> None:
     assert (pixels[3] == AGREEMENT_COLORS[1]).all()
 
 
-def test_gallery_shows_the_widest_gap_first(compared: Comparison, tmp_path: Path) -> None:
+def test_gallery_shows_the_widest_gap_first(compared: NetworkComparison, tmp_path: Path) -> None:
     with Image.open(tmp_path / "out/gallery.png") as picture:
         sheet = np.asarray(picture)
     # A caption and a legend of 22; four rows and five columns of 4 pixels, each shown as 40, with gaps of 4
@@ -147,4 +147,4 @@ def test_an_image_of_which_nothing_counts_comes_last() -> None:
     void = ImageGap("void", 0.0, 0.0, {**counted, "ignored": 16})
     better = ImageGap("better", 0.2, 0.9, {**counted, "student only": 15, "ignored": 1})
     worse = ImageGap("worse", 0.9, 0.2, {**counted, "teacher only": 16})
-    assert sorted((void, better, worse), key=lambda image: image.place) == [worse, better, void]
+    assert sorted((void, better, worse), key=lambda image: image.sort_key) == [worse, better, void]

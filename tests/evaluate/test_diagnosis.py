@@ -19,7 +19,7 @@ from segskd.data.transforms import ViewMaker
 from segskd.distill.running.session import start
 from segskd.errors import UserError
 from segskd.evaluate.diagnosis import Diagnosis, chance, diagnose
-from segskd.models.importing import Mends
+from segskd.models.importing import Adjustments
 from segskd.runs import Run
 
 SIZE = (64, 96)
@@ -101,14 +101,14 @@ def test_the_same_teacher_is_asked_once(sound: nn.Module, ask: Asked) -> None:
     assert len(calls) == asked > 0
     hook.remove()
     other = copy.deepcopy(sound)
-    Mends(bgr=True).apply(other)
+    Adjustments(bgr=True).apply(other)
     with pytest.raises(UserError, match="BGR"):
         ask(other)
 
 
 def test_bgr(sound: nn.Module, ask: Asked) -> None:
     broken = copy.deepcopy(sound)
-    Mends(bgr=True).apply(broken)
+    Adjustments(bgr=True).apply(broken)
     with pytest.raises(UserError, match=r"fits images in BGR with the card's mean and std better.* --bgr .*--trust"):
         ask(broken)
 
@@ -134,14 +134,14 @@ def test_another_normalisation(sound: nn.Module, ask: Asked, mean: float, std: f
 )
 def test_outputs_in_another_order(sound: nn.Module, ask: Asked, outputs: tuple[int, ...], message: str) -> None:
     broken = copy.deepcopy(sound)
-    Mends(outputs=outputs).apply(broken)
+    Adjustments(outputs=outputs).apply(broken)
     with pytest.raises(UserError, match=rf"has its outputs in another order: mIoU [01].*{message}"):
         ask(broken)
 
 
 def test_bgr_and_another_order(sound: nn.Module, ask: Asked) -> None:
     broken = copy.deepcopy(sound)
-    Mends(bgr=True, outputs=(1, 2, 0)).apply(broken)
+    Adjustments(bgr=True, outputs=(1, 2, 0)).apply(broken)
     with pytest.raises(UserError, match=r"BGR .* and has its outputs in another order.*--outputs 2 0 1.*--bgr"):
         ask(broken)
 

@@ -22,7 +22,7 @@ from segskd.errors import UserError
 from segskd.evaluate.image_statistics import ImageStatistics, image_statistics
 from segskd.models.build import load
 from segskd.models.cut import cut
-from segskd.models.stages import ChainStage, Features, Stage, StagedNetwork, Step
+from segskd.models.stages import ChainStage, ChainStep, Features, Stage, StagedNetwork
 
 SIZE = (48, 40)
 RED, GREEN = 0, 1
@@ -51,7 +51,7 @@ def colour_teacher(outputs: int = 3) -> tuple[StagedNetwork, list[int]]:
     head.outputs = outputs
     stages = [
         ChainStage("encoder.0", ["image"], [], model),
-        ChainStage("encoder.1", ["encoder.0"], [Step("pool")], model),
+        ChainStage("encoder.1", ["encoder.0"], [ChainStep("pool")], model),
         head,
     ]
     return StagedNetwork(model, stages), seen
@@ -180,7 +180,7 @@ def test_teachers_and_images_that_say_nothing(
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(ColourHead, "factor", float("nan"))
-        with pytest.raises(UserError, match="no numbers for images such as 'red'"):
+        with pytest.raises(UserError, match="outputs for images such as 'red' aren't finite numbers"):
             ask(pairs, make_card(), tmp_path)
     pairs[1].image.write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"can't read image .*half\.png"):

@@ -14,7 +14,7 @@ from PIL import Image
 from segskd.data.cards import Card
 from segskd.data.dataset import Pair
 from segskd.errors import UserError
-from segskd.evaluate.predict import Predictor, evaluate, predict_files, predict_pairs, scaled_classes
+from segskd.evaluate.predictor import Predictor, evaluate, predict_files, predict_pairs, scaled_classes
 
 SEEN = [[0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [2, 2, 2, 2]]
 TRUTH = [[0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1], [1, 1, 255, 255]]

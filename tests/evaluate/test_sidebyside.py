@@ -19,8 +19,8 @@ from torch import nn
 from segskd.config import make_recipe
 from segskd.errors import UserError
 from segskd.evaluate import predictions, sidebyside
-from segskd.evaluate.compare import AGREEMENT
-from segskd.evaluate.sidebyside import TEACHER_TOO, SideBySide, first_errors, shown
+from segskd.evaluate.comparison import AGREEMENT
+from segskd.evaluate.sidebyside import TEACHER_TOO, SideBySide, display_image, first_errors
 from segskd.runs import Run
 
 COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
@@ -148,8 +148,8 @@ def test_pieces_that_a_network_does_not_take_are_refused(opened: Opened, monkeyp
 
 
 def test_a_photograph_has_the_aspect_of_the_run() -> None:
-    assert shown(np.zeros((1000, 2000, 3), dtype=np.uint8), SIZE).shape == (819, 1024, 3)
-    assert shown(np.zeros((50, 100, 3), dtype=np.uint8), SIZE).shape == (80, 100, 3)
+    assert display_image(np.zeros((1000, 2000, 3), dtype=np.uint8), SIZE).shape == (819, 1024, 3)
+    assert display_image(np.zeros((50, 100, 3), dtype=np.uint8), SIZE).shape == (80, 100, 3)
 
 
 def test_gaps_by_hand(opened: Opened) -> None:

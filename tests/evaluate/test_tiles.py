@@ -17,10 +17,10 @@ from segskd.data.cards import Card
 from segskd.data.dataset import Pair
 from segskd.errors import UserError
 from segskd.evaluate import memory, tiles
-from segskd.evaluate.compare import compare
+from segskd.evaluate.comparison import compare
 from segskd.evaluate.memory import pass_bytes
-from segskd.evaluate.predict import Predictor, evaluate, predict_files, predict_pairs
 from segskd.evaluate.predictions import Predictions
+from segskd.evaluate.predictor import Predictor, evaluate, predict_files, predict_pairs
 from segskd.evaluate.tiles import Tiles, blended, choose_tiles, strips
 
 MakePair = Callable[[str, Any, Any], Pair]
@@ -51,10 +51,10 @@ def test_tile_and_overlap_are_rounded_up_to_the_grid(tile: str, overlap: int | N
 @pytest.mark.parametrize(
     ("tile", "overlap", "message"),
     [
-        (None, 32, "--overlap is by how much tiles overlap: give their size"),
+        (None, 32, "--overlap needs the size of the tiles: add --tile"),
         ("512", None, "--tile: '512' is no size"),
         ("512x20000", None, "--tile: size 512x20000 must lie between"),
-        ("32x512", None, "tiles of less than 64x64 can't overlap"),
+        ("32x512", None, "tiles of less than 64x64 are too small to overlap"),
         ("128x256", 128, "--overlap 128 must lie between 0 and 96 for tiles of 128x256"),
         ("128x256", -1, "--overlap -1 must lie between 0 and 96"),
     ],

@@ -10,7 +10,7 @@ import pytest
 from filelock import FileLock
 
 from segskd.export import timing
-from segskd.export.existing import Package, find_package
+from segskd.export.certificate import Package, find_package
 from segskd.export.formats import Spec
 from segskd.export.package import package
 from segskd.runs import Run

@@ -19,10 +19,10 @@ from segskd.data.cards import load_card
 from segskd.data.dataset import Pair, list_pairs
 from segskd.data.pixels import read_image
 from segskd.errors import UserError
-from segskd.evaluate.predict import Predictor
+from segskd.evaluate.predictor import Predictor
 from segskd.export import reopen as processes
 from segskd.export.certificate import Difference, _Count, compare, evenly, failures, other_sizes
-from segskd.export.formats import Limits, Spec
+from segskd.export.formats import ExportLimits, Spec
 from segskd.export.reopen import ReopeningProcess
 from segskd.export.timing import _after_a_pause, _latency
 from segskd.models.build import load
@@ -50,8 +50,8 @@ def test_differences_are_counted(run: Run, unpacked: Callable[[Spec], Path]) -> 
         one, other = (Predictor(p.model, card, size).logits(images).argmax(1) for p in (before, moved))
         expected += int((one != other).sum())
     heard: list[tuple[int, int]] = []
-    with ReopeningProcess(folder) as fresh:
-        found = compare(fresh, moved, pairs(run), False, report=lambda done, total: heard.append((done, total)))
+    with ReopeningProcess(folder) as reopened:
+        found = compare(reopened, moved, pairs(run), False, report=lambda done, total: heard.append((done, total)))
     assert heard == [(n, 12) for n in range(1, 13)]
     assert expected > 0
     assert found.differing == pytest.approx(expected, abs=3)
@@ -64,19 +64,19 @@ def test_what_lies_beyond_the_limits() -> None:
     found = Difference(
         images=4, sizes=(SIZE,), pixels=1000, differing=20, largest=0.5, mean=0.1, scale=10.0, before=0.61, after=0.6
     )
-    assert failures(found, 0.3, Limits(0.98, 0.05, 1.1, 0.3)) == []
-    assert failures(found, 0.31, Limits(0.99, 0.04, 0.9, 0.3)) == [
+    assert failures(found, 0.3, ExportLimits(0.98, 0.05, 1.1, 0.3)) == []
+    assert failures(found, 0.31, ExportLimits(0.99, 0.04, 0.9, 0.3)) == [
         "2 % of 1000 pixels differ from the checkpoint's (at most 1 %)",
         "a logit differs by 0.05 of the largest (at most 0.04)",
         "1.00 points of mIoU are lost (at most 0.9)",
         "it weighs 0.31 of the network in float (at most 0.3)",
     ]
-    assert failures(found, 5.0, Limits(0.9)) == []
+    assert failures(found, 5.0, ExportLimits(0.9)) == []
     broken = _Count()
     broken.add(torch.ones(1, 2, 1, 2), torch.tensor([[[[1.0, 1.0]], [[1.0, float("nan")]]]]))
     worst = replace(found, largest=broken.largest, mean=broken.total / broken.logits)
     assert json.loads(json.dumps(asdict(worst), allow_nan=False))["scale"] == 10.0
-    assert failures(worst, 0.1, Limits(0.9)) == ["it answers with values that are no numbers"]
+    assert failures(worst, 0.1, ExportLimits(0.9)) == ["it returns logits that are not finite numbers"]
 
 
 def test_ratios_are_those_of_each_turn() -> None:
@@ -113,10 +113,10 @@ def test_a_file_that_its_runtime_refuses(
     monkeypatch.setattr(processes, "PROGRAM", silent)
     checkpoint = Predictor(load(run.model_folder), load_card(run.recipe.data.card), SIZE)
     with (
-        ReopeningProcess(tmp_path) as fresh,
+        ReopeningProcess(tmp_path) as reopened,
         pytest.raises(UserError, match=f"can't be opened by its own runtime: .*{said}"),
     ):
-        compare(fresh, checkpoint, pairs(run), False)
+        compare(reopened, checkpoint, pairs(run), False)
 
 
 def test_the_seconds_are_those_of_the_network(tmp_path: Path) -> None:
@@ -124,10 +124,10 @@ def test_the_seconds_are_those_of_the_network(tmp_path: Path) -> None:
     lines = "import time\ndef network(folder, threads):\n    return lambda image: time.sleep(0.2) or image + 1\n"
     (tmp_path / "predict.py").write_text(lines)
     image: Any = np.arange(12, dtype=np.float32).reshape(1, 3, 2, 2)
-    with ReopeningProcess(tmp_path) as fresh:
-        answer, seconds = fresh.logits(image)
+    with ReopeningProcess(tmp_path) as reopened:
+        answer, seconds = reopened.logits(image)
         time.sleep(0.5)
-        again = fresh.logits(image)[1]
+        again = reopened.logits(image)[1]
     assert np.array_equal(answer, image + 1)
     assert min(seconds, again) >= 0.2
     assert again < 0.5

@@ -25,7 +25,7 @@ from segskd.data.pixels import read_image
 from segskd.distill.planning.methods import _softened
 from segskd.distill.running.session import start
 from segskd.errors import UserError
-from segskd.evaluate.predict import Predictor, predict_files
+from segskd.evaluate.predictor import Predictor, predict_files
 from segskd.export import timing
 from segskd.export.formats import Spec
 from segskd.export.package import package
@@ -146,7 +146,7 @@ def test_a_package_gives_the_checkpoints_masks(
 
 
 def test_pixels_of_16_bits_do_not_go_into_a_file_of_8(run_of: Callable[[str], Run], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--pixels puts 8 bits of each channel in, and .*0\.tif has more"):
+    with pytest.raises(UserError, match=r"--pixels takes images with 8 bits a channel, but .*0\.tif has more"):
         package(run_of("grey"), Spec("onnx", pixels=True), tmp_path)
 
 

@@ -21,19 +21,16 @@ from segskd.data.cards import load_card
 from segskd.errors import UserError
 from segskd.export import quantize as quantizing
 from segskd.export.formats import Spec
+from segskd.export.formats.onnx import metadata, write_onnx
+from segskd.export.formats.openvino import OpenvinoQuantizer, write_openvino
+from segskd.export.formats.pt2 import write_pt2
 from segskd.export.graph import FromPixels, Logits, PoolingByProducts
-from segskd.export.onnx import metadata, write_onnx
-from segskd.export.openvino import write_openvino
 from segskd.export.quantize import (
     OnnxQuantizer,
-    OpenvinoQuantizer,
     agreeing,
     balanced,
-    onnx_classes,
-    openvino_classes,
     quantize,
 )
-from segskd.export.torch_export import write_pt2
 from segskd.models.build import create, load
 from segskd.runs import Run
 
@@ -192,21 +189,21 @@ def test_layers_that_cost_too_much_stay_in_float(tmp_path: Path, monkeypatch: py
     given = [images(1, 3, 32, 32) for _ in range(4)]
     quantizer = OnnxQuantizer(tmp_path / "model.onnx", given, tmp_path)
     assert quantizer.layers == ["encoder", "decoder", "segmentation_head"]
-    expected = onnx_classes(tmp_path / "model.onnx", given)
+    expected = OnnxQuantizer.classes(tmp_path / "model.onnx", given)
     uneven = quantizer.by_sensitivity(given, expected)[:2]
     assert sorted(uneven) == ["decoder", "encoder"]  # the one gives what the other takes
     quantizer([], tmp_path / "all.onnx")
-    assert agreeing(onnx_classes(tmp_path / "all.onnx", given), expected) < 0.9
-    made = quantize(tmp_path / "model.onnx", tmp_path / "made.onnx", given, to_openvino=False)
+    assert agreeing(OnnxQuantizer.classes(tmp_path / "all.onnx", given), expected) < 0.9
+    made = quantize(tmp_path / "model.onnx", tmp_path / "made.onnx", given, OnnxQuantizer)
     assert made.floats[:2] == uneven
     assert made.agreement > 0.99
-    assert made.agreement == agreeing(onnx_classes(tmp_path / "made.onnx", given), expected)
-    assert made.balance == balanced(onnx_classes(tmp_path / "made.onnx", given), expected) > 0.96
+    assert made.agreement == agreeing(OnnxQuantizer.classes(tmp_path / "made.onnx", given), expected)
+    assert made.balance == balanced(OnnxQuantizer.classes(tmp_path / "made.onnx", given), expected) > 0.96
     assert made.images == 4
     monkeypatch.setattr(quantizing, "AGREEMENT", -1.0)
-    assert quantize(tmp_path / "model.onnx", tmp_path / "made.onnx", given, to_openvino=False).floats != []
+    assert quantize(tmp_path / "model.onnx", tmp_path / "made.onnx", given, OnnxQuantizer).floats != []
     monkeypatch.setattr(quantizing, "BALANCE", -1.0)
-    assert quantize(tmp_path / "model.onnx", tmp_path / "made.onnx", given, to_openvino=False).floats == []
+    assert quantize(tmp_path / "model.onnx", tmp_path / "made.onnx", given, OnnxQuantizer).floats == []
 
 
 def test_balance_by_hand() -> None:
@@ -231,10 +228,10 @@ def test_where_no_file_is_good_enough_the_nearest_is_kept(tmp_path: Path, monkey
     every = ["encoder", "decoder", "segmentation_head"]
     monkeypatch.setattr(OnnxQuantizer, "candidates", lambda *_: iter([["encoder"], every, []]))
     monkeypatch.setattr(quantizing, "BALANCE", 2.0)
-    made = quantize(tmp_path / "model.onnx", tmp_path / "made.onnx", given, to_openvino=False)
+    made = quantize(tmp_path / "model.onnx", tmp_path / "made.onnx", given, OnnxQuantizer)
     assert made.floats == every
-    expected = onnx_classes(tmp_path / "model.onnx", given)
-    assert made.agreement == agreeing(onnx_classes(tmp_path / "made.onnx", given), expected)
+    expected = OnnxQuantizer.classes(tmp_path / "model.onnx", given)
+    assert made.agreement == agreeing(OnnxQuantizer.classes(tmp_path / "made.onnx", given), expected)
 
 
 def test_a_file_that_grows_too_large_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +240,7 @@ def test_a_file_that_grows_too_large_is_not_gone_on_with(tmp_path: Path, monkeyp
     monkeypatch.setattr(OnnxQuantizer, "candidates", lambda *_: iter([[], ["encoder"], ["encoder", "decoder"]]))
     sizes = iter([30, 100, 31, 100])  # of the file and its source, in turns
     monkeypatch.setattr(quantizing, "_bytes", lambda _: next(sizes))
-    made = quantize(tmp_path / "model.onnx", tmp_path / "made.onnx", given, to_openvino=False)
+    made = quantize(tmp_path / "model.onnx", tmp_path / "made.onnx", given, OnnxQuantizer)
     assert made.floats == []
 
 
@@ -268,7 +265,7 @@ def test_openvino_leaves_these_layers_in_float_too(tmp_path: Path) -> None:
     """Weights that are quantized are eight-bit constants, scaled on the way into their convolution."""
     write_onnx(Uneven().eval(), tmp_path / "model.onnx", {})
     given = [images(1, 3, 32, 32) for _ in range(4)]
-    expected = onnx_classes(tmp_path / "model.onnx", given)
+    expected = OnnxQuantizer.classes(tmp_path / "model.onnx", given)
     quantizer = OpenvinoQuantizer(tmp_path / "model.onnx", given)
     kinds, agreement = [], []
     for floats in ([], ["encoder", "decoder"]):
@@ -277,7 +274,7 @@ def test_openvino_leaves_these_layers_in_float_too(tmp_path: Path) -> None:
         operations = {one.get_friendly_name(): one for one in model.get_ops()}
         layers = [operations[f"{name}/WithoutBiases"] for name in ("encoder", "decoder", "segmentation_head")]
         kinds.append([layer.input_value(1).get_node().get_type_name() for layer in layers])
-        agreement.append(agreeing(openvino_classes(tmp_path / "model.xml", given), expected))
+        agreement.append(agreeing(OpenvinoQuantizer.classes(tmp_path / "model.xml", given), expected))
     assert kinds[0] == ["Multiply", "Multiply", "Multiply"]
     assert kinds[1][2] == "Multiply"
     assert "Multiply" not in kinds[1][:2]

@@ -22,15 +22,13 @@ from segskd.errors import UserError
 from segskd.events import PhaseEndEvent, PlannedPhase, StartEvent, StoppedEvent
 from segskd.export import formats, timing
 from segskd.export import package as packing
-from segskd.export.certificate import Difference
-from segskd.export.existing import Package, find_package
+from segskd.export.certificate import Difference, Package, find_package
 from segskd.export.formats import Spec, all_specs
-from segskd.export.graph import FromPixels, Logits
+from segskd.export.formats.pt2 import write_pt2
+from segskd.export.graph import FromPixels, Logits, example_input, free_axes, only_size
 from segskd.export.model_card import model_card
 from segskd.export.package import package
 from segskd.export.timing import Latency
-from segskd.export.torch_export import write_pt2
-from segskd.export.tracing import example, free_axes, only_size
 from segskd.models.build import create, load, save
 from segskd.runs import Run
 
@@ -79,8 +77,8 @@ def test_a_network_that_takes_one_size_comes_for_that(
 def test_one_size_is_that_of_the_images(run: Run) -> None:
     """Pixels are padded inside the file, normalised images before it."""
     model, card = load(run.model_folder), load_card(run.recipe.data.card)
-    assert example(Logits(model, card), (50, 90)).shape == (2, 3, 64, 96)
-    assert example(FromPixels(model, card), (50, 90)).shape == (2, 50, 90, 3)
+    assert example_input(Logits(model, card), (50, 90)).shape == (2, 3, 64, 96)
+    assert example_input(FromPixels(model, card), (50, 90)).shape == (2, 50, 90, 3)
     assert (free_axes(Logits(model, card), (50, 90)), only_size(model, (50, 90))) == ({0: "batch"}, None)
 
 
@@ -158,7 +156,7 @@ def test_a_package_that_is_missing_is_named_with_its_command(run: Run, monkeypat
 def test_one_that_differs_is_kept_aside(run: Run, tmp_path: Path, same: None, monkeypatch: pytest.MonkeyPatch) -> None:
     found = Difference(4, ((50, 90),), 200, 3, 0.5, 0.1, 2.0, 0.5, 0.5)
     monkeypatch.setattr(packing, "compare", lambda *_: found)
-    with pytest.raises(UserError, match=r"not offered: 1\.5 % of 200 pixels differ .*; a logit differs by 0\.25"):
+    with pytest.raises(UserError, match=r"is refused: 1\.5 % of 200 pixels differ .*; a logit differs by 0\.25"):
         package(run, out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["refused"]
     kept = tmp_path / "refused"

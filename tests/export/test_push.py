@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard, constants
 from segskd.cli import main
 from segskd.errors import UserError
 from segskd.export import timing
-from segskd.export.existing import Package
+from segskd.export.certificate import Package
 from segskd.export.formats import Spec
 from segskd.export.package import package
 from segskd.export.push import TOKEN, Hub

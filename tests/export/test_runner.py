@@ -20,7 +20,7 @@ from PIL import Image
 from segskd.data.cards import load_card
 from segskd.data.dataset import list_pairs
 from segskd.data.pixels import read_image
-from segskd.evaluate.predict import Predictor
+from segskd.evaluate.predictor import Predictor
 from segskd.export import timing
 from segskd.export.formats import FORMATS, Spec
 from segskd.export.package import package

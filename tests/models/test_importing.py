@@ -16,10 +16,10 @@ from torch import nn
 from segskd.cli import main
 from segskd.errors import UserError
 from segskd.models.build import create, load, output_classes
-from segskd.models.importing import Asked, Mends, import_model, import_teacher, read_network
+from segskd.models.importing import Adjustments, NetworkSpec, import_model, import_teacher, read_network
 from segskd.models.torchvision_models import torchvision_network
 
-ASKED = Asked("unet", "resnet18")
+ASKED = NetworkSpec("unet", "resnet18")
 IMAGE = torch.linspace(-1, 1, 3 * 64 * 96).view(1, 3, 64, 96)
 
 
@@ -83,14 +83,25 @@ def test_channels_are_told_by_the_weights(saved: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (Asked("unet", "resnet18", 12), r"segmentation_head\.0\.weight has 5 outputs in the file and 12 were asked"),
-        (Asked("unet", "resnet18", None, 4), r"conv1\.weight has 3 input channels .* 4 were asked: --channels 3"),
-        (Asked("unet", "resnet34"), r"missing encoder\.layer1\.2\.conv1\.weight, .* and 77 more.* --encoder resnet18"),
-        (Asked("unet", "resnet50"), r"of another shape .*64x64x3x3 in the file, 64x64x1x1 .* --encoder resnet18"),
-        (Asked("fcn_resnet50"), r"missing backbone\.conv1.*; unexpected encoder\.conv1\.weight"),
+        (
+            NetworkSpec("unet", "resnet18", 12),
+            r"segmentation_head\.0\.weight has 5 outputs in the file, but 12 are asked for",
+        ),
+        (
+            NetworkSpec("unet", "resnet18", None, 4),
+            r"conv1\.weight has 3 input channels .* 4 are asked for: take --channels 3",
+        ),
+        (
+            NetworkSpec("unet", "resnet34"),
+            r"missing encoder\.layer1\.2\.conv1\.weight, .* and 77 more.* --encoder resnet18",
+        ),
+        (NetworkSpec("unet", "resnet50"), r"of another shape .*64x64x3x3 in the file, 64x64x1x1 .* --encoder resnet18"),
+        (NetworkSpec("fcn_resnet50"), r"missing backbone\.conv1.*; unexpected encoder\.conv1\.weight"),
     ],
 )
-def test_what_does_not_fit_is_named(model: nn.Module, saved: Callable[..., Path], asked: Asked, message: str) -> None:
+def test_what_does_not_fit_is_named(
+    model: nn.Module, saved: Callable[..., Path], asked: NetworkSpec, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         read_network(saved(model.state_dict()), asked)
 
@@ -147,11 +158,11 @@ def test_programs_are_refused(tmp_path: Path) -> None:
 )
 def test_what_can_not_be_asked(asked: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Asked(*asked)
+        NetworkSpec(*asked)
 
 
 def test_a_network_of_bgr_images_takes_rgb(model: nn.Module, saved: Callable[..., Path], tmp_path: Path) -> None:
-    import_model(str(saved(model.state_dict())), ASKED, Mends(bgr=True), tmp_path / "out")
+    import_model(str(saved(model.state_dict())), ASKED, Adjustments(bgr=True), tmp_path / "out")
     made = load(tmp_path / "out")
     assert torch.allclose(made(IMAGE), model(IMAGE.flip(1)), atol=1e-4)
 
@@ -159,22 +170,22 @@ def test_a_network_of_bgr_images_takes_rgb(model: nn.Module, saved: Callable[...
 @pytest.mark.parametrize("arch", ["unet", "lraspp_mobilenet_v3_large"])
 def test_outputs_in_another_order(arch: str, saved: Callable[..., Path], tmp_path: Path) -> None:
     network = create("unet", "resnet18", 4) if arch == "unet" else torchvision_network(arch, 4)
-    asked = ASKED if arch == "unet" else Asked(arch)
+    asked = ASKED if arch == "unet" else NetworkSpec(arch)
     before = read_network(saved(network.state_dict()), asked).model
-    import_model(str(tmp_path / "weights.pth"), asked, Mends(outputs=(2, 0, 3)), tmp_path / "out")
+    import_model(str(tmp_path / "weights.pth"), asked, Adjustments(outputs=(2, 0, 3)), tmp_path / "out")
     made = load(tmp_path / "out")
     assert output_classes(made) == 3
     assert torch.allclose(made(IMAGE), before(IMAGE)[:, [2, 0, 3]], atol=1e-5)
-    with pytest.raises(UserError, match="each output once, from 0 to 2"):
-        import_model(str(tmp_path / "out"), None, Mends(outputs=(0, 3)), tmp_path / "out2")
+    with pytest.raises(UserError, match="each output from 0 to 2 once"):
+        import_model(str(tmp_path / "out"), None, Adjustments(outputs=(0, 3)), tmp_path / "out2")
 
 
 def test_nothing_is_overwritten(model: nn.Module, saved: Callable[..., Path], tmp_path: Path) -> None:
     file = saved(model.state_dict())
-    with pytest.raises(UserError, match="is there already"):
-        import_model(str(file), ASKED, Mends(), tmp_path)
+    with pytest.raises(UserError, match="exists already"):
+        import_model(str(file), ASKED, Adjustments(), tmp_path)
     with pytest.raises(UserError, match="needs no import"):
-        import_model(str(import_teacher(file, ASKED, tmp_path / "imported")), None, Mends(), tmp_path / "out")
+        import_model(str(import_teacher(file, ASKED, tmp_path / "imported")), None, Adjustments(), tmp_path / "out")
 
 
 def test_a_teacher_is_named_by_file_and_weights(model: nn.Module, saved: Callable[..., Path], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from segskd.models.build import create, parse_spec
 from segskd.models.cut import cut
-from segskd.models.pairing import lent, match, paired, shared
+from segskd.models.pairing import match, paired, shared, unpaired_inputs
 from segskd.models.stages import IMAGE, StagedNetwork
 
 SIZE = (96, 128)
@@ -55,8 +55,8 @@ def test_a_cnn_teacher_of_a_transformer() -> None:
     assert shared(student.names, teacher.names) == tuple(student.names)
     # Its own stem comes in from the side in the graft: the student has no such feature.
     assert teacher.sources(teacher.index("decoder.3")) == ["decoder.2", "own.encoder.0"]
-    assert lent("encoder.1", teacher, student.names) == ["own.encoder.0"]
-    assert lent("decoder.3", teacher, student.names) == []
+    assert unpaired_inputs("encoder.1", teacher, student.names) == ["own.encoder.0"]
+    assert unpaired_inputs("decoder.3", teacher, student.names) == []
 
 
 def test_a_decoder_of_one_stage() -> None:
@@ -69,8 +69,8 @@ def test_a_decoder_of_one_stage() -> None:
 def test_a_decoder_that_asks_for_tokens_is_lent_the_image() -> None:
     student = network("unet:resnet10")
     teacher = paired(network("dpt:tu-vit_tiny_patch16_224"), student, SIZE)
-    assert IMAGE in lent("encoder.4", teacher, student.names)
-    assert lent("decoder.3", teacher, student.names) == []
+    assert IMAGE in unpaired_inputs("encoder.4", teacher, student.names)
+    assert unpaired_inputs("decoder.3", teacher, student.names) == []
 
 
 def test_without_a_teacher_all_stages_are_there() -> None:

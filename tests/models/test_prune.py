@@ -14,7 +14,7 @@ from torch import nn
 from segskd.config import Size
 from segskd.errors import UserError
 from segskd.models import build
-from segskd.models.adapters import Adapters, at_every_feature, probe_adapters
+from segskd.models.adapters import Adapters, probe_adapters, with_identities
 from segskd.models.build import create, describe, load, save
 from segskd.models.cut import cut
 from segskd.models.pairing import paired, shared
@@ -226,7 +226,7 @@ def test_networks_that_would_lose_more_or_break(encoder: str, said: str) -> None
 def test_adapters_lie_where_the_student_lies() -> None:
     student = network()
     student.model.to("meta")
-    everywhere = at_every_feature(Adapters(), student, student.names[:-1], SIZE)
+    everywhere = with_identities(Adapters(), student, student.names[:-1], SIZE)
     assert len(everywhere) == 10
     assert {parameter.device.type for parameter in everywhere.parameters()} == {"meta"}
 

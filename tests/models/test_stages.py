@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from segskd.errors import UserError
 from segskd.models.build import create
 from segskd.models.cut import cut
-from segskd.models.stages import IMAGE, StagedNetwork, copy_matching, feature_shapes, freeze, ghost, set_trained
+from segskd.models.stages import IMAGE, StagedNetwork, copy_matching, feature_shapes, freeze, meta_copy, set_trained
 
 SIZES = [(64, 96), (96, 64), (72, 100), (45, 61)]
 NAMES = [f"encoder.{i}" for i in range(5)] + [f"decoder.{i}" for i in range(5)] + ["head"]
@@ -105,14 +105,14 @@ def test_feature_shapes_by_hand(small: nn.Module) -> None:
 
 def test_a_ghost_asks_no_other_process() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), BatchNormAct2d(4))
-    on_meta = ghost(convert_sync_batchnorm(network))
+    on_meta = meta_copy(convert_sync_batchnorm(network))
     assert [type(layer) for layer in on_meta] == [nn.Conv2d, nn.BatchNorm2d, BatchNormAct2d]
     assert on_meta(torch.empty(2, 3, 5, 7, device="meta")).shape == (2, 4, 5, 7)
 
 
 def test_a_ghost_has_no_storage_and_leaves_its_model_alone(small: nn.Module) -> None:
     before = state(small)
-    assert {tensor.device.type for tensor in ghost(small).state_dict().values()} == {"meta"}
+    assert {tensor.device.type for tensor in meta_copy(small).state_dict().values()} == {"meta"}
     assert small.training
     feature_shapes(cut(small), (64, 96))
     assert small.training

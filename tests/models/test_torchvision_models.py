@@ -10,7 +10,7 @@ import torch
 
 from segskd.errors import UserError
 from segskd.models.build import describe, load, output_classes, parse_spec, save
-from segskd.models.importing import Asked, read_network
+from segskd.models.importing import NetworkSpec, read_network
 from segskd.models.torchvision_models import TORCHVISION, TorchvisionModel, torchvision_network
 
 STRIDES = {"resnet": [1, 2, 4, 8, 8, 8], "deeplabv3_mobilenet": [1, 2, 4, 8, 16, 16], "lraspp": [1, 2, 4, 8, 8, 16, 16]}
@@ -43,14 +43,14 @@ def test_sides_that_scale_unevenly_are_refused() -> None:
 def test_the_auxiliary_head_of_a_file_is_left_out(tmp_path: Path) -> None:
     network = torchvision_network("fcn_resnet50", 7)
     torch.save({"model": {**network.state_dict(), "aux_classifier.0.weight": torch.ones(2)}}, tmp_path / "w.pth")
-    made = read_network(tmp_path / "w.pth", Asked("fcn_resnet50")).model
+    made = read_network(tmp_path / "w.pth", NetworkSpec("fcn_resnet50")).model
     assert output_classes(made) == 7
     with pytest.raises(UserError, match="They are those of fcn_resnet50"):
-        read_network(tmp_path / "w.pth", Asked("unet", "resnet50"))
+        read_network(tmp_path / "w.pth", NetworkSpec("unet", "resnet50"))
 
 
 def test_they_are_no_students() -> None:
-    with pytest.raises(UserError, match="can only teach"):
+    with pytest.raises(UserError, match="can only be a teacher"):
         parse_spec("deeplabv3_resnet50")
 
 

@@ -112,7 +112,7 @@ def test_four_bands_of_a_tiff_are_unchanged(
 
 def test_bands_that_lie_apart_are_refused(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "i.tif", noise(4), 1, [0, 0, 0], planar=2)
-    with pytest.raises(UserError, match=r"i\.tif keeps each band apart: save it with"):
+    with pytest.raises(UserError, match=r"i\.tif stores each band separately: save it with"):
         read_image(path, make_card(channels=4))
 
 

@@ -11,7 +11,7 @@ import pytest
 from stand_in import StandIn
 
 from segskd.study import process
-from segskd.study.config import Study, make_study
+from segskd.study.grid import Study, make_study
 
 
 @pytest.fixture

@@ -127,7 +127,7 @@ def test_real_runs_are_interrupted_and_go_on(
     status, out, err = call(*words)
     watcher.join()
     assert (status, out) == (130, "")
-    assert err.splitlines()[-1] == "segskd: stopped with 2 of 2 cells left; the same command goes on"
+    assert err.splitlines()[-1] == "segskd: stopped with 2 of 2 cells left; the same command continues the study"
     assert first.status() == "interrupted"
 
     status, out, _ = call(*words)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from segskd.errors import UserError
-from segskd.study.config import Cell, Study, check_same, dump_study, load_study, make_study
+from segskd.study.grid import Cell, Study, check_same, dump_study, load_study, make_study
 
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
 

@@ -12,8 +12,7 @@ import cv2
 import pytest
 
 from segskd.study.curve import COLORS, draw_curve, write_curve
-from segskd.study.figures import rows_of, run_figures
-from segskd.study.remaining import Durations
+from segskd.study.figures import Durations, rows_of, run_figures
 from segskd.study.table import ROW_COLUMNS, as_csv, line_names, markdown
 
 TEACHER = 0.6

@@ -17,7 +17,7 @@ from stand_in import StandIn
 from segskd.errors import Stopped, UserError
 from segskd.runs import Run, list_runs
 from segskd.study import list_studies, read_study, runner
-from segskd.study.config import Study, dump_study
+from segskd.study.grid import Study, dump_study
 from segskd.study.runner import carry_out
 
 FIRST, SECOND, THIRD, FOURTH = (f"{m}-resnet10-50pc-s{s}" for s in (0, 1) for m in ("stagewise", "supervised"))
@@ -128,7 +128,7 @@ def test_a_study_that_is_stopped_shows_what_it_has_and_goes_on(
 
     watcher = threading.Thread(target=look)
     watcher.start()
-    with pytest.raises(Stopped, match="3 of 4 cells left; the same command goes on"):
+    with pytest.raises(Stopped, match="3 of 4 cells left; the same command continues the study"):
         carry_out(study(), out, told.append)
     watcher.join()
     assert seen[0]["running"]
@@ -208,7 +208,7 @@ def test_a_cell_that_outlived_its_study_is_awaited(
 
     def tell(line: str) -> None:
         told.append(line)
-        if "its end is awaited" in line:
+        if "waiting for its end" in line:
             over.set()
 
     read = carry_out(study(seeds=[0]), tmp_path / "out", tell)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segskd.data.check import Report as Found
+from segskd.data.check import CheckReport
 from segskd.errors import UserError
 from ui.state.background import Report, Tasks
 from ui.state.dataset_report import plain_report, shares
@@ -182,7 +182,7 @@ def test_masks_that_cannot_be_counted_leave_the_rest_standing(datasets: Datasets
 def test_of_many_problems_the_first_twenty_are_shown_and_all_are_counted(
     datasets: Datasets, place: str, tmp_path: Path
 ) -> None:
-    found = Found(datasets.card(place), images={"train": 30})
+    found = CheckReport(datasets.card(place), images={"train": 30})
     for number in range(25):
         found.add("unpaired", tmp_path / f"{number:02}.png", f"image {tmp_path}/{number:02}.png has no mask")
     problems = plain_report(found, tmp_path)["problems"]

@@ -17,8 +17,8 @@ from segskd import run_admin
 from segskd.errors import UserError
 from segskd.events import StartEvent
 from segskd.runs import Run
-from segskd.study.config import dump_study, make_study
 from segskd.study.folder import StudyFolder, StudyProgress
+from segskd.study.grid import dump_study, make_study
 from ui.context import Context
 from ui.state import studies as module
 from ui.state.catalogue import Catalogue

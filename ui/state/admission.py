@@ -9,7 +9,7 @@ from typing import Any
 from segskd.config import Recipe
 from segskd.data.cards import CARDS_FOLDER, list_cards, load_card
 from segskd.errors import UserError
-from segskd.run_admin import EARLIER
+from segskd.run_admin import SOURCE_RUNS
 
 from ..context import Context
 from .form import FIELDS, SHARED, Form, TeachForm
@@ -67,7 +67,7 @@ def admit(context: Context, recipe: Recipe) -> Recipe:
     changes: dict[str, Any] = {}
     if recipe.teacher is not None:
         changes["teacher"] = teacher_place(context, recipe.teacher)
-    for key in EARLIER:
+    for key in SOURCE_RUNS:
         if part := getattr(recipe, key):
             with beside(key):
                 changes[key] = part.model_copy(update={"run": str(context.run(Path(part.run).name).path)})

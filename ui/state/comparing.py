@@ -13,7 +13,7 @@ from typing import Any
 from segskd.data.pixels import read_upload
 from segskd.distill.running.branch import branch_recipe
 from segskd.errors import UserError
-from segskd.evaluate.compare import AGREEMENT, AGREEMENT_COLORS
+from segskd.evaluate.comparison import AGREEMENT, AGREEMENT_COLORS
 from segskd.evaluate.sidebyside import IGNORED, TEACHER_TOO, Frame, SideBySide
 from segskd.models.stages import HEAD
 from segskd.runs import Run, free_name

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from segskd.data.check import Report
+from segskd.data.check import CheckReport
 
 Json = dict[str, Any]
 SHOWN_PROBLEMS = 20
 SHOWN_SIZES = 3
 
 
-def plain_report(found: Report, root: Path) -> Json:
+def plain_report(found: CheckReport, root: Path) -> Json:
     """A check's report for the page: pixels by split, the first problems by file name below `root`, all counted."""
     kinds: dict[str, int] = {}
     for problem in found.problems:

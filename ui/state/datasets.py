@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from segskd.data.adding import Added, add_archive, add_folder, candidate_folders
 from segskd.data.cards import Card, CardEntry, list_cards
-from segskd.data.check import Kind, check
+from segskd.data.check import ProblemKind, check
 from segskd.data.dataset import Listing, Pair, has_split, list_split
 from segskd.data.fetch import fetch, missing
 from segskd.data.pixel_counts import PixelCounts, pixel_counts
@@ -189,7 +189,7 @@ class Datasets:
             except UserError as error:
                 raise UserError(without(self.data, str(error))) from error
             opened = self.open(str(added.place), fresh=True)
-            found = self._keep(opened, plain_report(added.found, opened.root))
+            found = self._keep(opened, plain_report(added.report, opened.root))
             return {
                 "place": str(added.place),
                 "name": added.card.name,
@@ -265,7 +265,7 @@ def _state(card: Card, data: Path) -> Json:
 
 def _version(card: Card, listings: dict[str, Listing]) -> str:
     """What changes when a file comes, goes or changes, or more is looked for in it."""
-    digest = hashlib.sha256((card.model_dump_json() + str(get_args(Kind))).encode())
+    digest = hashlib.sha256((card.model_dump_json() + str(get_args(ProblemKind))).encode())
     for split, listing in listings.items():
         digest.update(f"{split} {len(listing.pairs)} {listing.listed_but_missing}".encode())
         lonely = [*listing.images_without_mask, *listing.masks_without_image]

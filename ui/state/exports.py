@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from segskd.errors import UserError
-from segskd.export.existing import Package, find_package
+from segskd.export.certificate import Package, find_package
 from segskd.export.formats import FORMATS, Spec, all_specs
 from segskd.runs import Run
 from segskd.supervisor import folder_variables, last_words, segskd, start

@@ -12,7 +12,7 @@ import numpy as np
 
 from segskd.data.cards import Colour
 from segskd.data.pixels import Uint8
-from segskd.evaluate.compare import AGREEMENT_COLORS, agreement
+from segskd.evaluate.comparison import AGREEMENT_COLORS, agreement
 from segskd.evaluate.pictures import resized
 from segskd.evaluate.sidebyside import Frame
 

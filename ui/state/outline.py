@@ -25,7 +25,7 @@ from segskd.errors import UserError
 from segskd.models.build import create, load, model_folder, parse_spec
 from segskd.models.cut import check_size, cut
 from segskd.models.pairing import paired
-from segskd.models.stages import HEAD, StagedNetwork, ghost
+from segskd.models.stages import HEAD, StagedNetwork, meta_copy
 
 from .form import FieldError, write_options
 
@@ -135,7 +135,7 @@ def stage_names(spec: str) -> tuple[str, ...]:
 @lru_cache(maxsize=8)
 def _built(spec: str) -> StagedNetwork:
     """A network by its name, without storage."""
-    return cut(ghost(create(*parse_spec(spec), classes=2)))
+    return cut(meta_copy(create(*parse_spec(spec), classes=2)))
 
 
 @lru_cache(maxsize=64)
@@ -159,7 +159,7 @@ def _partners(recipe: Recipe, stages: tuple[str, ...]) -> tuple[str, ...]:
 @lru_cache(maxsize=64)
 def _paired_names(student: str, teacher: Path, changed: int, size: Size) -> tuple[str, ...]:
     """Of the teacher in a folder whose config was last `changed` then."""
-    network = cut(ghost(load(teacher)))
+    network = cut(meta_copy(load(teacher)))
     check_size(network, size, f"teacher {teacher.name}")
     return tuple(paired(network, _built(student), size).names)
 

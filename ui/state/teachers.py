@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 from segskd.config import DataPart, Size
 from segskd.data.cards import Card
-from segskd.data.unpack import Limits, unpack
+from segskd.data.unpack import ArchiveLimits, unpack
 from segskd.errors import UserError
 from segskd.evaluate.metrics import check_channels, check_outputs
 from segskd.files import writing
 from segskd.models.build import HUB_ID, WEIGHTS_FILES, load
 from segskd.models.cut import cut
-from segskd.models.importing import Asked, Mends, import_model
+from segskd.models.importing import Adjustments, NetworkSpec, import_model
 from segskd.runs import IMPORTED, Run, free_name, list_runs
 
 from ..context import Context
@@ -27,7 +27,7 @@ from ..context import Context
 UPLOADS = ".teachers"
 CONFIG = "config.json"
 LARGEST_CONFIG = 1 << 20
-LIMITS = Limits(total_bytes=10 * 10**9, files=1000)
+LIMITS = ArchiveLimits(total_bytes=10 * 10**9, files=1000)
 LONGEST_NAME = 80
 COMING = ("waiting", "starting", "running")
 Origin = Literal["run", "upload", "data", "runs", "imported"]
@@ -190,7 +190,7 @@ def _imported(file: Path, scratch: Path, network: str) -> Path:
         )
     arch, _, encoder = network.partition(":")
     try:
-        import_model(str(file), Asked(arch, encoder or None), Mends(), scratch / "imported")
+        import_model(str(file), NetworkSpec(arch, encoder or None), Adjustments(), scratch / "imported")
     except UserError as error:
         raise UserError(str(error).replace(str(file), file.name)) from error
     return scratch / "imported"

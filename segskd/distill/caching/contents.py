@@ -9,7 +9,7 @@ from typing import NamedTuple
 from segskd.config import Recipe
 from segskd.distill.planning.images import Subset
 from segskd.distill.planning.phase import TEACHER, Phase, part_of
-from segskd.models.pairing import lent, taken_in
+from segskd.models.pairing import inputs_after, unpaired_inputs
 from segskd.models.stages import HEAD, IMAGE, StagedNetwork
 
 DATA, STUDENT = "data", "student"
@@ -73,15 +73,15 @@ def graft_inputs(
 ) -> Keys:
     """The tensors that a graft after the phase starts from, with the masks that it is scored on.
 
-    `compared` are the stages that have been compared with the teacher's by then; see `pairing.lent`.
+    `compared` are the stages that have been compared with the teacher's by then; see `pairing.unpaired_inputs`.
     """
     part = span(phase, student)
     inputs = entering(student, part.first, len(student.names) - 1) | {MASK_KEY}
     if teacher is None or HEAD in phase.trained:
         return frozenset(inputs)
     last = last_trained(phase, student)
-    inputs |= {feature_key(TEACHER, name) for name in lent(last, teacher, compared)}
-    own = taken_in(last, teacher) & set(compared)
+    inputs |= {feature_key(TEACHER, name) for name in unpaired_inputs(last, teacher, compared)}
+    own = inputs_after(last, teacher) & set(compared)
     return frozenset(inputs | {feature_key(STUDENT, name) for name in own if student.index(name) < part.first})
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segskd.callbacks import OnActivity
 from segskd.config import Recipe, named
 from segskd.data.cache import cache_folder
 from segskd.data.cards import Card
 from segskd.data.dataset import Pair, hash_order, list_pairs
-from segskd.data.fetch import Report
 from segskd.data.pixel_counts import pixel_counts
 from segskd.data.subset import (
     ASK_TEACHER,
@@ -55,7 +55,7 @@ def choose_images(
     data: Path,
     names: SubsetNames | None,
     teacher: StagedNetwork | None,
-    report: Report | None,
+    report: OnActivity | None,
 ) -> Subset:
     """The images with the `names` that the run has saved, or without these the images that its recipe describes.
 
@@ -114,7 +114,7 @@ def labelled_size(total: int, labels: float | None, images: int) -> int:
 
 
 def _picked(
-    recipe: Recipe, card: Card, pairs: Sequence[Pair], teacher: StagedNetwork | None, report: Report | None
+    recipe: Recipe, card: Card, pairs: Sequence[Pair], teacher: StagedNetwork | None, report: OnActivity | None
 ) -> tuple[list[Pair], list[Pair]]:
     """(picked images, those of them that have labels), sorted by name. Labelled are the first in the rule's order."""
     part, cache = recipe.subset, cache_folder(runs_folder())
@@ -143,7 +143,7 @@ def _picked(
     return picked, draw_subset(pairs, labels, recipe.seed, part.rule, card, statistics, counts) if labels else []
 
 
-def _stage_report(report: Report | None, stage: str) -> Callable[[int, int], None] | None:
+def _stage_report(report: OnActivity | None, stage: str) -> Callable[[int, int], None] | None:
     return None if report is None else lambda done, total: report(stage, done, total)
 
 

@@ -16,7 +16,7 @@ from segskd.distill.planning.settle import changed
 from segskd.distill.running.prepare import prepare
 from segskd.distill.training.job import Job
 from segskd.models.build import input_channels
-from segskd.models.stages import IMAGE, StagedNetwork, shape_ghost
+from segskd.models.stages import IMAGE, StagedNetwork, shape_copy
 
 PAIR = 2
 """Images that are counted at once; batch normalisation can refuse a single one."""
@@ -79,8 +79,7 @@ class _Counter:
         self._on_meta = job.on_meta
         self._networks = job.networks.by_name
         self._stages = {
-            name: self._forward(network.on(shape_ghost(network.model)))
-            for name, network in job.networks.by_name.items()
+            name: self._forward(network.on(shape_copy(network.model))) for name, network in job.networks.by_name.items()
         }
 
     def step(self, phase: Phase) -> int:

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from timm.layers import convert_sync_batchnorm
 
+from segskd.callbacks import OnActivity
 from segskd.config import Recipe, Size
 from segskd.data.cache import cache_folder
 from segskd.data.cards import Card
 from segskd.data.dataset import Pair
-from segskd.data.fetch import Report
 from segskd.data.transforms import padded_size
 from segskd.distill.caching.contents import STUDENT
 from segskd.distill.planning.images import Subset
@@ -105,7 +105,7 @@ def make_adapters(
 
 
 def diagnose_teacher(
-    recipe: Recipe, card: Card, subset: Subset, teacher: StagedNetwork | None, report: Report | None
+    recipe: Recipe, card: Card, subset: Subset, teacher: StagedNetwork | None, report: OnActivity | None
 ) -> Diagnosis | None:
     """Compares the teacher's masks of a few images with their labels; None without a teacher, or for a trusted one.
 

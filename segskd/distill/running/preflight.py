@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from segskd.callbacks import OnActivity
 from segskd.config import Recipe, named
-from segskd.data.fetch import Report
 from segskd.devices import choose_device, choose_precision, free_device_memory
 from segskd.distill.caching.budget import ADAM_COPIES, GIB, Sizes
 from segskd.distill.caching.contents import IMAGE_KEY, MASK_KEY, reach
@@ -67,7 +67,7 @@ class Preflight:
         return self.template and in_flags(self.template)
 
 
-def preflight(recipe: Recipe, folder: Path, report: Report | None = None) -> Preflight:
+def preflight(recipe: Recipe, folder: Path, report: OnActivity | None = None) -> Preflight:
     """Prepares the job as a run in `folder` would, and times a few steps of each phase; nothing is written there.
 
     Raises the UserError that would end the run, except for too little memory or disk, which is an answer.

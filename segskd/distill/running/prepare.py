@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
+from segskd.callbacks import OnActivity
 from segskd.config import Recipe
 from segskd.data.cards import Card, data_folder, load_card
-from segskd.data.fetch import Report, fetch
+from segskd.data.fetch import fetch
 from segskd.data.transforms import padded_size
 from segskd.distill.caching.budget import Room, Sizes, choose_store, choose_views, room
 from segskd.distill.caching.contents import STUDENT, plan_contents
@@ -68,7 +69,7 @@ def prepare(
     recipe: Recipe,
     folder: Path,
     names: SubsetNames | None = None,
-    report: Report | None = None,
+    report: OnActivity | None = None,
     ranks: Ranks | None = None,
     kind: Kind | None = None,
 ) -> Job:
@@ -94,7 +95,7 @@ def prepare(
     return Job(settled, card, subset, networks, plan, ranks, diagnosis)
 
 
-def read_sources(recipe: Recipe, folder: Path, names: SubsetNames | None, report: Report | None) -> Sources:
+def read_sources(recipe: Recipe, folder: Path, names: SubsetNames | None, report: OnActivity | None) -> Sources:
     """The first step: everything that is read from disk. See `prepare`."""
     data = data_folder(recipe.data.folder)
     card = load_card(recipe.data.card, data)

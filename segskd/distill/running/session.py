@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import torch
 
+from segskd.callbacks import OnActivity
 from segskd.config import Recipe, named
-from segskd.data.fetch import Report
 from segskd.data.transforms import RESIZE_FILTER
 from segskd.devices import out_of_memory
 from segskd.distill.planning.settle import changed, for_this_machine
@@ -26,7 +26,7 @@ from segskd.distill.training.trainer import Position, Trainer
 from segskd.errors import Echoed, Stopped, UserError, full_disk
 from segskd.evaluate.cost import cost, latencies
 from segskd.evaluate.metrics import Score
-from segskd.evaluate.predict import Predictor, evaluate
+from segskd.evaluate.predictor import Predictor, evaluate
 from segskd.events import (
     DiagnosisEvent,
     DoneEvent,
@@ -170,7 +170,7 @@ def train_pruned(recipe: Recipe, folder: Path, listeners: Sequence[Listener] = (
     return Run(folder)
 
 
-def _preparing(listeners: Sequence[Listener]) -> Report:
+def _preparing(listeners: Sequence[Listener]) -> OnActivity:
     """A report that tells the listeners what is drawn or computed before a run can begin."""
 
     def report(stage: str, done: int, total: int | None) -> None:

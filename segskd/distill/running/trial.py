@@ -22,7 +22,7 @@ from segskd.distill.planning.phase import Phase
 from segskd.distill.training.job import Job
 from segskd.distill.training.loop import Loop, Stores
 from segskd.distill.training.trainer import VALIDATIONS, Trainer
-from segskd.evaluate.predict import Predictor, evaluate
+from segskd.evaluate.predictor import Predictor, evaluate
 from segskd.models.build import save
 from segskd.models.stages import StagedNetwork, freeze
 from segskd.runs import Run

@@ -21,7 +21,7 @@ from segskd.distill.training.discriminators import discriminators_of
 from segskd.distill.training.module import PhaseModule
 from segskd.errors import NoRoom
 from segskd.models.adapters import Adapters
-from segskd.models.stages import StagedNetwork, feature_shapes, ghost
+from segskd.models.stages import StagedNetwork, feature_shapes, meta_copy
 
 Shapes = dict[str, tuple[int, int, int]]
 
@@ -68,9 +68,9 @@ class MetaNetworks:
     @cached_property
     def _ghosts(self) -> tuple[StagedNetwork, Adapters, nn.ModuleDict]:
         return (
-            self.networks.student.on(ghost(self.networks.student.model)),
-            ghost(self.networks.adapters),
-            ghost(self.networks.discriminators),
+            self.networks.student.on(meta_copy(self.networks.student.model)),
+            meta_copy(self.networks.adapters),
+            meta_copy(self.networks.discriminators),
         )
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Runs a network over images: masks at the size of evaluation, at the image's own, and scores of a split."""
+"""Runs a network over images: predicts masks, writes them to files, and scores a network on a split."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segskd.callbacks import OnProgress
 from segskd.config import Size
 from segskd.data.cards import Card
 from segskd.data.dataset import Pair, read_mask
@@ -27,16 +28,15 @@ from segskd.files import writing
 from segskd.models.build import describe
 from segskd.standalone.bands import Pixels
 
-Report = Callable[[int, int], None]
 PIXELS_AT_ONCE = 2**21
-"""Pixels of the images that are taken together: eight of 512x512."""
+"""Pixels of all images of a batch: eight images of 512x512."""
 
 
 class Predictor:
-    """A network with the pre-processing that it was trained with, in fp32 and eval mode.
+    """A network in fp32 and eval mode, with the pre-processing that it was trained with.
 
-    `size` is the (height, width) that images are resized to; None leaves each image at its own. With `tiles` larger
-    images go through the network by tiles.
+    `size` is the (height, width) to which images are resized; with None, each image keeps its own. With `tiles`, images
+    larger than a tile are predicted tile by tile. Raises UserError for a network that doesn't fit the card.
     """
 
     def __init__(
@@ -57,18 +57,18 @@ class Predictor:
 
     @property
     def size(self) -> Size:
-        """(height, width) of images and logits, the same for all. RuntimeError where each image has its own."""
+        """(height, width) of all images and logits. Raises RuntimeError where each image keeps its own."""
         if self.fixed_size is None:
-            raise RuntimeError("each image has its own size: ask the predictor that `fitted` gives")
+            raise RuntimeError("each image keeps its own size: take the predictor that `fitted` returns")
         return self.fixed_size
 
     @cached_property
     def view(self) -> ViewMaker:
-        """Makes what `logits` takes."""
+        """Turns images into the input of `logits`."""
         return ViewMaker(self.card, self.size)
 
     def fitted(self, image: Uint8) -> Predictor:
-        """This predictor, or where images keep their own size the same for that of `image` (H, W, C)."""
+        """This predictor or, where images keep their own size, one for the size of `image` (H, W, C)."""
         if self.fixed_size is not None:
             return self
         own = copy.copy(self)
@@ -76,16 +76,16 @@ class Predictor:
         return own
 
     def images_at_once(self, most: int) -> int:
-        """How many images to take together, so that large ones don't fill the memory."""
+        """The number of images, at most `most`, of a batch whose pixels don't exceed PIXELS_AT_ONCE."""
         if self.fixed_size is None:
             return 1
         return max(1, min(most, PIXELS_AT_ONCE // (self.size[0] * self.size[1])))
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
-        """(N, C, h, w) at the padded size to (N, K, height, width) at `size`, a logit a class.
+        """Logits (N, K, height, width) of the K classes at `size`, for images (N, C, h, w) at the padded size.
 
-        Raises UserError when a large pass would not fit the memory.
+        Raises UserError when the memory is too small for the pass.
         """
         if self.tiles is None or self.tiles.cover((images.shape[-2], images.shape[-1])):
             return unpad(self._pass(images), self.size)
@@ -97,14 +97,15 @@ class Predictor:
         return class_logits(out, self.card).float()
 
     def mask(self, image: Pixels) -> Uint8:
-        """Classes of an image (H, W, C) at its own size: logits are scaled up bilinearly, then argmax. (H, W)"""
+        """Classes uint8 (H, W) of an image (H, W, C): the argmax of its logits, bilinearly resized to the image's
+        size."""
         fitted = self.fitted(image)
         logits = fitted.logits(fitted.view.image_only(image)[None])
         return scaled_classes(logits, image.shape[:2])[0].cpu().numpy().astype(np.uint8)
 
 
 def scaled_classes(logits: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Argmax of (N, C, h, w) logits resized bilinearly to `size`: (N, H, W)."""
+    """Classes (N, H, W) of logits (N, C, h, w), bilinearly resized to `size`."""
     height, width = size
     if logits.shape[-2:] != (height, width):
         logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
@@ -114,9 +115,9 @@ def scaled_classes(logits: Tensor, size: tuple[int, ...]) -> Tensor:
 def predict_pairs(
     predictor: Predictor, pairs: Sequence[Pair], batch: int = 8
 ) -> Iterator[tuple[Sequence[Pair], Tensor, Tensor]]:
-    """Parts of (pairs, logits (N, K, h, w), masks int64 (N, h, w)) at the predictor's size, or at the image's own.
+    """Yields batches of (pairs, logits (N, K, h, w), masks int64 (N, h, w)) at the predictor's size or the image's own.
 
-    At most `batch` pairs a part, fewer where images are large.
+    A batch has at most `batch` pairs, and fewer of large images.
     """
     batch = predictor.images_at_once(batch)
     for start in range(0, len(pairs), batch):
@@ -127,7 +128,7 @@ def predict_pairs(
 
 
 def _loaded(predictor: Predictor, pairs: Sequence[Pair]) -> tuple[Predictor, Tensor, Tensor]:
-    """The predictor that fits these pairs, and their images and masks as it takes them."""
+    """The predictor for the size of these pairs, and their images and masks as its input."""
     views = []
     for pair in pairs:
         image = read_image(pair.image, predictor.card)
@@ -141,14 +142,16 @@ def evaluate(
     predictor: Predictor,
     pairs: Sequence[Pair],
     native: bool = False,
-    report: Report | None = None,
+    report: OnProgress | None = None,
     batch: int = 8,
     add: Callable[[Tensor], Tensor] | None = None,
 ) -> Score:
     """Scores a network on pairs.
 
-    Against masks resized to the predictor's size by nearest neighbour; `native` scales the logits up to
-    each mask's own size instead. `add` sums a tensor over processes that have other pairs.
+    Masks are resized to the predictor's size by nearest neighbour. With `native`, the logits are resized to each mask's
+    own size instead. `report` is called with the number of images that are scored and of all images. `add` sums a
+    tensor over processes that score other pairs. Raises UserError when an image can't be read or all pixels are
+    ignored.
     """
     matrix = ConfusionMatrix(predictor.card, predictor.device)
     for part, logits, masks in predict_pairs(predictor, pairs, batch):
@@ -168,12 +171,13 @@ def _add_native(matrix: ConfusionMatrix, pairs: Sequence[Pair], logits: Tensor) 
 
 
 def predict_files(
-    predictor: Predictor, images: Sequence[Path], out: Path, report: Report | None = None
+    predictor: Predictor, images: Sequence[Path], out: Path, report: OnProgress | None = None
 ) -> tuple[list[Path], list[str]]:
-    """Writes NAME.png, a palette PNG mask, and NAME_overlay.png for each image, at the image's size.
+    """Writes for each image a palette PNG mask NAME.png and NAME_overlay.png into `out`, at the image's size.
 
-    Returns the masks' paths, and the images that could not be read, which are skipped. Images of one name
-    from different folders get a number behind it, as do those whose masks would replace an image.
+    Returns the masks' paths, and the images that couldn't be read. The name gets a number when two images have the same
+    name, or when a mask would overwrite an image. `report` is called with the number of images that are done and of all
+    images. Raises UserError when `out` can't be written.
     """
     written: list[Path] = []
     unreadable: list[str] = []

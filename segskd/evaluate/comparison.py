@@ -1,4 +1,4 @@
-"""Teacher against student on the same images: who is right where, class by class and image by image."""
+"""Compares teacher and student on the same images, by pixel, by class and by image."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from segskd.callbacks import OnProgress
 from segskd.data.cards import Card
 from segskd.data.dataset import Pair
 from segskd.data.pixels import Uint8, displayed, read_image
 from segskd.errors import UserError
 from segskd.evaluate.metrics import ConfusionMatrix, Score
 from segskd.evaluate.pictures import class_legend, colourised, contact_sheet, enlarged, resized, shown_size, write_png
-from segskd.evaluate.predict import Predictor, Report, predict_pairs
+from segskd.evaluate.predictor import Predictor, predict_pairs
 from segskd.files import writing
 
 AGREEMENT = ("both right", "teacher only", "student only", "both wrong", "ignored")
-# Blue, orange, green and vermilion of Okabe and Ito's palette, told apart by colour-blind people too.
+# Blue, orange, green and vermilion of Okabe and Ito's palette, which colour-blind people can distinguish.
 AGREEMENT_COLORS = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (213, 94, 0), (0, 0, 0))
 SHOWN = 4
 
 
 @dataclass(frozen=True)
 class ImageGap:
-    """One image: both networks' mIoU on it, and pixels of each kind of agreement."""
+    """Both networks' mIoU on one image, and its pixels of each kind of agreement."""
 
     name: str
     teacher_miou: float
@@ -42,14 +43,15 @@ class ImageGap:
         return self.teacher_miou - self.student_miou
 
     @property
-    def place(self) -> tuple[bool, float]:
-        """What images are sorted by: the widest gap first, those of which no pixel counts behind all others."""
+    def sort_key(self) -> tuple[bool, float]:
+        """The sort key of images: the largest gap first, and images whose pixels are all ignored last."""
         return sum(self.pixels.values()) == self.pixels[AGREEMENT[-1]], -self.gap
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Both scores on the split, pixels of each kind of agreement, and the images, the widest gap first."""
+class NetworkComparison:
+    """Both networks' scores on a split, the pixels of each class in the truth (`support`), and the images by
+    `sort_key`."""
 
     teacher: Score
     student: Score
@@ -58,11 +60,11 @@ class Comparison:
 
     @property
     def pixels(self) -> dict[str, int]:
-        """Pixels of each kind of agreement over all images."""
+        """Pixels of each kind of agreement, summed over all images."""
         return {kind: sum(image.pixels[kind] for image in self.images) for kind in AGREEMENT}
 
     def retention(self) -> list[dict[str, Any]]:
-        """A row a class: both IoUs, their difference, and the pixels that the class has in truth."""
+        """One row for each class: both IoUs, their difference, and the pixels of the class in the truth."""
         rows = []
         for name, support in self.support.items():
             teacher, student = self.teacher.per_class[name], self.student.per_class[name]
@@ -72,18 +74,19 @@ class Comparison:
 
 
 def agreement(teacher: Uint8, student: Uint8, mask: Uint8, ignore_index: int) -> Uint8:
-    """Index into AGREEMENT for each pixel (H, W) of two predictions and the truth."""
+    """The index into AGREEMENT, uint8 (H, W), of each pixel of two predictions and the truth (H, W)."""
     kind = np.where(teacher == mask, np.where(student == mask, 0, 1), np.where(student == mask, 2, 3))
     return np.where(mask == ignore_index, 4, kind).astype(np.uint8)
 
 
 def compare(
-    teacher: Predictor, student: Predictor, pairs: Sequence[Pair], out: Path, report: Report | None = None
-) -> Comparison:
-    """Compares two networks of one card and size, or of images at their own, and writes the comparison into `out`.
+    teacher: Predictor, student: Predictor, pairs: Sequence[Pair], out: Path, report: OnProgress | None = None
+) -> NetworkComparison:
+    """Compares two networks on `pairs` and writes the comparison into `out`. Both must have the same card and size.
 
-    Writes comparison.json, retention.csv, images.csv (see ImageGap.place), agreement/NAME.png, and gallery.png
-    with the images on which the student falls most behind. Raises UserError when the sizes differ.
+    It writes comparison.json, retention.csv, images.csv (sorted by ImageGap.sort_key), agreement/NAME.png, and
+    gallery.png with the images that have the largest gap. `report` is called with the number of images that are
+    compared and of all images. Raises UserError when the sizes differ.
     """
     if teacher.fixed_size != student.fixed_size:
         raise UserError("teacher and student must be compared at one --size")
@@ -97,22 +100,23 @@ def compare(
             images.append(_compare_one(pair, classes, totals, card, out))
         if report:
             report(len(images), len(pairs))
-    found = Comparison(
-        totals[0].score(), totals[1].score(), _support(totals[0]), sorted(images, key=lambda image: image.place)
+    comparison = NetworkComparison(
+        totals[0].score(), totals[1].score(), _support(totals[0]), sorted(images, key=lambda image: image.sort_key)
     )
-    _write_tables(found, out)
-    _write(out / "gallery.png", gallery(teacher, student, pairs, [image.name for image in found.images[:SHOWN]]))
-    return found
+    _write_tables(comparison, out)
+    _write(out / "gallery.png", gallery(teacher, student, pairs, [image.name for image in comparison.images[:SHOWN]]))
+    return comparison
 
 
 def gallery(teacher: Predictor, student: Predictor, pairs: Sequence[Pair], names: Sequence[str]) -> bytes:
-    """PNG of the named images: image, truth, teacher, student, agreement side by side, all as large as the first."""
+    """A PNG with a row for each named image: image, truth, teacher, student, agreement, all in the size of the
+    first."""
     by_name = {pair.name: pair for pair in pairs}
-    chosen = [by_name[name] for name in names]
-    shown = shown_size(teacher.fitted(read_image(chosen[0].image, teacher.card)).size)
+    named = [by_name[name] for name in names]
+    shown = shown_size(teacher.fitted(read_image(named[0].image, teacher.card)).size)
     rows: list[list[Uint8]] = []
     for (part, ours, masks), (_, theirs, _) in zip(
-        predict_pairs(teacher, chosen), predict_pairs(student, chosen), strict=True
+        predict_pairs(teacher, named), predict_pairs(student, named), strict=True
     ):
         for pair, *tensors in zip(part, masks, ours.argmax(1), theirs.argmax(1), strict=True):
             mask, by_teacher, by_student = (_array(tensor) for tensor in tensors)
@@ -148,18 +152,18 @@ def _support(matrix: ConfusionMatrix) -> dict[str, int]:
     return dict(zip(matrix.card.class_names, matrix.counts.sum(1).tolist(), strict=True))
 
 
-def _write_tables(found: Comparison, out: Path) -> None:
-    retention = found.retention()
+def _write_tables(comparison: NetworkComparison, out: Path) -> None:
+    retention = comparison.retention()
     images = [
         {"image": i.name, "teacher": i.teacher_miou, "student": i.student_miou, "gap": i.gap, **i.pixels}
-        for i in found.images
+        for i in comparison.images
     ]
     _write(out / "retention.csv", _csv(retention))
     _write(out / "images.csv", _csv(images))
     content = {
-        "teacher": found.teacher.as_dict(),
-        "student": found.student.as_dict(),
-        "pixels": found.pixels,
+        "teacher": comparison.teacher.as_dict(),
+        "student": comparison.student.as_dict(),
+        "pixels": comparison.pixels,
         "retention": retention,
         "images": images,
     }

@@ -1,4 +1,4 @@
-"""Study: what a grid of runs shares and what varies in it. A YAML file and a validated object, one to one."""
+"""The config of a study: what all runs of a grid share, and what varies. It is a YAML file and a validated object."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Rule = Literal["random", "balanced", "diverse", "hardest"]
 Share = Annotated[float, Field(gt=0, le=1)]
 SomeOrNone = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-# What the axes set, so that the shared recipe can't.
+# Fields of a recipe that the axes set, so that the shared recipe must not.
 SET_BY_AXES = {
     "method": "methods",
     "student": "students",
@@ -34,7 +34,7 @@ NOT_STUDIED = ("kind", "begin", "prune")
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study. Its name depends on nothing but itself, so that a grid that grows keeps its cells."""
+    """One run of a study. Its name depends on its own fields alone, so that a larger grid finds its cells again."""
 
     method: str
     student: str
@@ -55,7 +55,7 @@ class Cell:
 
 
 class Study(BaseModel):
-    """A grid of runs with one budget: image passes, epochs a stage, or arithmetic, whatever images they choose from."""
+    """A grid of runs with the same budget: image passes or epochs a stage, or training operations a run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -72,13 +72,15 @@ class Study(BaseModel):
     seeds: dict[float, tuple[Seed, ...]] = Field(description="by fraction; a list counts for every fraction")
     passes: int | None = Field(default=None, ge=1, le=MOST, description="image passes a stage, the same for every cell")
     epochs: int | None = Field(default=None, ge=1, le=MOST, description="epochs a stage, instead of image passes")
-    tflops: float | None = Field(default=None, gt=0, description="training arithmetic of a cell, instead of passes")
+    tflops: float | None = Field(
+        default=None, gt=0, description="training operations of a cell in 10^12, instead of passes"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _seeds_of_each_fraction(cls, content: Any) -> Any:
         if not isinstance(content, dict) or not isinstance(content.get("fractions"), (list, tuple)):
-            return content  # left for validation to name
+            return content  # validation reports it
         seeds = content.get("seeds", [0])
         if not isinstance(seeds, (list, tuple)):
             return content
@@ -130,7 +132,8 @@ class Study(BaseModel):
         return self
 
     def cells(self) -> list[Cell]:
-        """The grid in the order in which it is carried out: all methods side by side, fraction after fraction."""
+        """The cells in the order in which they are run: fraction after fraction, with all methods of a cell in a
+        row."""
         return [
             Cell(method, student, fraction, rule, labels, seed)
             for fraction in self.fractions
@@ -142,11 +145,11 @@ class Study(BaseModel):
         ]
 
     def epochs_a_stage(self, images: int) -> int:
-        """Epochs that give a stage the study's image passes, at least one; those of `tflops` are counted as it runs."""
+        """Epochs a stage within the budget of passes or epochs. The runner computes those of a budget in `tflops`."""
         return self.epochs or max(1, round((self.passes or 0) / images))
 
     def recipe_of(self, cell: Cell, epochs: int, threads: int | None = None) -> Recipe:
-        """The cell's recipe. Raises UserError that names the field."""
+        """The cell's recipe. Raises UserError, which names the field, when it is not valid."""
         subset = {"fraction": cell.fraction, "rule": cell.rule}
         axes = {"method": cell.method, "student": cell.student, "seed": cell.seed}
         changes = {**axes, "subset": subset | ({} if cell.labels is None else {"labels": cell.labels})}
@@ -155,9 +158,9 @@ class Study(BaseModel):
 
 
 def make_study(content: object, where: str) -> Study:
-    """A study from plain data, each cell's recipe checked. Raises UserError that begins with `where`."""
+    """A study from plain data. Each cell's recipe is checked. Raises UserError, whose message begins with `where`."""
     if not isinstance(content, dict):
-        raise UserError(f"{where}: there is no study in it; studies/scenes.yaml is one")
+        raise UserError(f"{where}: it holds no study; see studies/scenes.yaml for one")
     try:
         study = Study.model_validate(content)
     except ValidationError as error:
@@ -175,18 +178,18 @@ def make_study(content: object, where: str) -> Study:
 
 
 def load_study(name_or_path: str | Path, changes: dict[str, Any] | None = None) -> Study:
-    """A study from its YAML file, with `changes` laid over its recipe and all places made absolute.
+    """A study from its YAML file. `changes` override its recipe, and all paths are made absolute.
 
-    A name without a suffix is one of the studies that come with SegSKD, unless a file here is called so.
+    A name without a suffix is one of the studies that come with SegSKD, unless a file here has that name.
 
-    A teacher may be a run's name, a hub id, or a path that begins at the file's folder, as a card's and the
-    data's may. Raises UserError.
+    A teacher is a run's name, a hub id, or a path. Paths of teacher, card and data are relative to the file's folder.
+    Raises UserError when the file can't be read or isn't valid.
     """
     path = _study_file(Path(name_or_path).expanduser())
     content = read_yaml(path)
     if isinstance(content, dict) and isinstance(content.get("recipe"), dict):
-        placed = _placed(content["recipe"], path.resolve().parent)
-        content = {**content, "recipe": merged(placed, changes or {})}
+        recipe = _with_absolute_paths(content["recipe"], path.resolve().parent)
+        content = {**content, "recipe": merged(recipe, changes or {})}
         data = content["recipe"].get("data")
         if isinstance(data, dict) and not data.get("folder"):
             data["folder"] = str(data_folder(None))
@@ -203,12 +206,13 @@ def _study_file(place: Path) -> Path:
 
 
 def dump_study(study: Study) -> str:
-    """The study as YAML; `load_study` gives the same object back."""
+    """The study as YAML, which `load_study` reads."""
     return yaml.safe_dump(study.model_dump(), sort_keys=False, allow_unicode=True)
 
 
 def teacher_place(given: str, beside: Path) -> str:
-    """A run's name or a path below `beside`, made absolute; anything else, such as a hub id, as it is."""
+    """The absolute path of a run's name or of a path relative to `beside`. Anything else, such as a hub id, is
+    unchanged."""
     for path in (runs_folder() / given, beside / Path(given).expanduser()):
         if path.exists():
             return str(path.resolve())
@@ -216,19 +220,19 @@ def teacher_place(given: str, beside: Path) -> str:
 
 
 def check_same(before: Study, now: Study, folder: Path) -> None:
-    """Raises UserError when what all cells share has changed since the study began; its axes may differ."""
+    """Raises UserError when something that all cells share has changed since the study began. Its axes may differ."""
     old, new = _shared(before), _shared(now)
     for field in [*old, *new]:
         if old.get(field) != new.get(field):
-            was, is_now = (_said(shared.get(field)) for shared in (old, new))
+            was, is_now = (_value_text(shared.get(field)) for shared in (old, new))
             raise UserError(
                 f"study {folder.name} was begun with {field} {was}, and now it would be {is_now}: "
-                "leave that as it was, or take another --out"
+                "change it back, or take another --out"
             )
 
 
 def _shared(study: Study) -> dict[str, Any]:
-    """What all cells share by dotted field, defaults filled in."""
+    """What all cells share, by dotted field, with defaults filled in."""
     recipe = make_recipe(merged(study.recipe, {"method": "supervised"})).model_dump(mode="json")
     for key in (*SET_BY_AXES, *NOT_STUDIED):
         del recipe[key]
@@ -244,7 +248,7 @@ def _flat(prefix: str, content: Any) -> Iterable[tuple[str, Any]]:
         yield from _flat(f"{prefix}.{key}", value)
 
 
-def _said(value: object) -> str:
+def _value_text(value: object) -> str:
     return "unset" if value is None else str(value)
 
 
@@ -253,16 +257,16 @@ def _check_once(values: Iterable[Any]) -> None:
         raise ValueError(f"{twice[0]} is given more than once")
 
 
-def _placed(recipe: dict[str, Any], beside: Path) -> dict[str, Any]:
-    """The recipe with its teacher, card and data folder as places that hold in any folder."""
-    placed = dict(recipe)
-    if isinstance(placed.get("teacher"), str):
-        placed["teacher"] = teacher_place(placed["teacher"], beside)
-    if isinstance(placed.get("data"), dict):
-        data = placed["data"] = dict(placed["data"])
+def _with_absolute_paths(recipe: dict[str, Any], beside: Path) -> dict[str, Any]:
+    """The recipe with absolute paths of teacher, card and data folder; they are relative to `beside`."""
+    recipe = dict(recipe)
+    if isinstance(recipe.get("teacher"), str):
+        recipe["teacher"] = teacher_place(recipe["teacher"], beside)
+    if isinstance(recipe.get("data"), dict):
+        data = recipe["data"] = dict(recipe["data"])
         if isinstance(data.get("card"), str):
             own = beside / Path(data["card"]).expanduser()
             data["card"] = str(own.resolve()) if own.is_file() else card_place(data["card"])
         if isinstance(data.get("folder"), str):
             data["folder"] = str((beside / Path(data["folder"]).expanduser()).resolve())
-    return placed
+    return recipe
