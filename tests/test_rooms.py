@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "scenes": {*BASE},
     "data": {*BASE, "standalone", "scenes"},
     "models": {*BASE, "standalone"},
-    "events": {"files"},
+    "events": {"errors", "files"},
     "run_progress": {"events"},
     "runs": {*BASE, "events", "run_progress"},
     "subset_file": {*BASE, "data", "runs"},
