@@ -154,13 +154,12 @@ class OptimisationPart(_Part):
     weight_decay: Annotated[float, Shown("Weight decay", shared=True)] = Field(
         default=0.0, ge=0, description="L2 penalty"
     )
-    patience: Annotated[int | None, Shown("Patience", "never, but stages that equal the teacher's are left out")] = (
-        Field(
-            default=None,
-            ge=0,
-            le=MOST,
-            description="epochs without 1 % less loss that cut a stage without labels short, 0: never",
-        )
+    patience: Annotated[int | None, Shown("Patience", "0, but stages that equal the teacher's are left out")] = Field(
+        default=None,
+        ge=0,
+        le=MOST,
+        description="a stage without labels is cut short when its loss fell by less than 1 % in so many epochs; "
+        "with 0 never",
     )
 
 
