@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run demo test test-all lint format screenshots clean
+.PHONY: run demo test test-all lint format docs linkcheck screenshots clean
 
 run: $(READY)
 	$(BIN)/python app.py
@@ -32,15 +32,23 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The pages of docs/ as a site: docs/_build/html/index.html. A warning or a broken internal link is an error.
+docs: $(READY)
+	$(BIN)/sphinx-build -W -n --keep-going -q docs docs/_build/html
+
+# Also asks for every address outside; it needs a network.
+linkcheck: $(READY)
+	$(BIN)/sphinx-build --keep-going -b linkcheck docs docs/_build/linkcheck
+
 screenshots: $(READY)
 	$(BIN)/python tests/browser/screenshots.py
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $(READY)
 
 clean:

@@ -1,6 +1,8 @@
-"""Starts the browser interface: python app.py [--host --port --auth --data --runs]."""
+"""Serves the page, as `segskd ui` does: python app.py [--host --port --auth --data --runs --open]."""
 
-from ui.server import main
+import sys
+
+from segskd.cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main(["ui", *sys.argv[1:]]))

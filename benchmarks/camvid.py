@@ -1,4 +1,4 @@
-"""Prints the README's CamVid table: stagewise and supervised training with the same images and about the same time.
+"""The CamVid table of docs/results.md: stagewise against supervised, with the same images and about the same time.
 
     python benchmarks/camvid.py --teacher FOLDER [--data DIR] [--fractions 0.1 1.0] [--seeds 0]
 

@@ -12,7 +12,7 @@ import tyro
 from tyro.conf import Positional
 
 from segskd.distill.running.pruning import plan_pruned
-from segskd.distill.running.session import pruned
+from segskd.distill.running.session import train_pruned
 from segskd.errors import UserError
 from segskd.export.certificate import Certificate
 from segskd.export.formats import Spec, all_specs
@@ -36,8 +36,8 @@ def main(
         prune_epochs: Epochs a stage of their repair (half of the run's).
         out: Where the packages are kept (nowhere).
     """
-    source = find_run(run)
-    runs = [source, *(pruned(*plan_pruned(source, ratio, prune_epochs)) for ratio in prune)]
+    found = find_run(run)
+    runs = [found, *(train_pruned(*plan_pruned(found, ratio, prune_epochs)) for ratio in prune)]
     print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         for one in runs:

@@ -27,8 +27,8 @@ from segskd.data.cards import data_folder, load_card
 from segskd.data.dataset import Pair, list_pairs
 from segskd.data.samples import THREADS, Samples
 from segskd.data.transforms import ViewMaker
-from segskd.distill.caching.inputs import IMAGE_KEY, MASK_KEY
-from segskd.distill.caching.store import FeatureStore, Networks
+from segskd.distill.caching.contents import IMAGE_KEY, MASK_KEY
+from segskd.distill.caching.store import FeatureComputer, FeatureStore
 
 CHUNK = 8
 
@@ -101,7 +101,7 @@ def _make(samples: Samples) -> None:
 
 
 def _fill(samples: Samples, size: Size) -> None:
-    networks = Networks({}, size, torch.device("cpu"), torch.float32, nullcontext)
+    networks = FeatureComputer({}, size, torch.device("cpu"), torch.float32, nullcontext)
     with tempfile.TemporaryDirectory() as place:
         store = FeatureStore(samples, networks, "memory", Path(place), CHUNK)
         store.advance(frozenset({IMAGE_KEY, MASK_KEY}))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import signal
 import statistics
@@ -142,7 +141,7 @@ def _training(run: Run, jobs: Jobs) -> Iterator[None]:
     started = jobs.submit(make_recipe(recipe), BESIDE)
     try:
         deadline = time.monotonic() + PATIENCE
-        while not any(event["kind"] == "step" for event in started.events()):
+        while not any(event.kind == "step" for event in started.events()):
             if time.monotonic() > deadline:
                 raise SystemExit("the training run did not begin")
             time.sleep(0.5)
@@ -152,7 +151,7 @@ def _training(run: Run, jobs: Jobs) -> Iterator[None]:
     finally:
         worker = jobs.worker(BESIDE)
         if worker and worker.process():
-            os.killpg(worker.pid, signal.SIGKILL)
+            worker.send(signal.SIGKILL)
             while worker.process():
                 time.sleep(0.1)
 

@@ -39,7 +39,7 @@ from segskd.config import make_recipe
 from segskd.data.samples import Samples
 from segskd.devices import synchronise, use_cpu
 from segskd.distill.caching.budget import Sizes
-from segskd.distill.caching.inputs import DATA, IMAGE_KEY, MASK_KEY, Key, Keys, feature_key, phase_inputs, reach
+from segskd.distill.caching.contents import DATA, IMAGE_KEY, MASK_KEY, Key, Keys, feature_key, phase_inputs, reach
 from segskd.distill.caching.store import Batch, FeatureStore
 from segskd.distill.planning.phase import TEACHER, Phase
 from segskd.distill.running.prepare import prepare
@@ -147,8 +147,8 @@ class _DecodedSamples:
 
 
 def loader(samples: Any, job: Job) -> Callable[[Tensor], dict[Key, Tensor]]:
-    """A function that returns images and masks of samples on the device."""
-    networks = job.networks()
+    """Images and masks of samples, on the device as networks take them."""
+    networks = job.feature_computer()
     store = FeatureStore(samples, networks, "recompute", Path(), job.batch)
     store.advance(frozenset({IMAGE_KEY, MASK_KEY}))
     return lambda numbers: store.batch(numbers).tensors
@@ -158,13 +158,13 @@ class _WholeTeacher:
     """Returns batches with images and all features of the teacher, which runs in each step."""
 
     def __init__(self, samples: Any, job: Job) -> None:
-        self._job, self._networks = job, job.networks()
+        self._job, self._networks = job, job.feature_computer()
         self._loaded = loader(samples, job)
 
     def batch(self, numbers: Tensor, _keys: Keys | None = None) -> Batch:
         known = self._loaded(numbers)
         pixels = known[IMAGE_KEY]
-        teacher = self._job.by_owner[TEACHER]
+        teacher = self._job.networks.by_name[TEACHER]
         with torch.no_grad(), self._networks.autocast():
             features = teacher.run({IMAGE: pixels}, self._job.size)
         return Batch({**known, **{Key(TEACHER, name): feature for name, feature in features.items()}})
@@ -198,7 +198,7 @@ class Bench:
         self.job = job
         self._options = options
         self.device = torch.device(job.recipe.device)
-        networks = job.networks()
+        networks = job.feature_computer()
         self.store = job.feature_store(job.subset.train, job.recipe.data.views or 1, place / "store")
         held: Any = self.store.samples if options.only else _DecodedSamples(self.store.samples)
         self.store.samples = held
@@ -213,8 +213,8 @@ class Bench:
     def stated(self) -> int:
         """The most bytes that the store says it will hold at once."""
         job = self.job
-        sizes = Sizes(job.by_owner, job.size, job.networks().dtype)
-        train, *_ = job.contents.to_be(job.subset)
+        sizes = Sizes(job.networks.by_name, job.size, job.feature_computer().dtype)
+        train, *_ = job.plan.contents.planned_stores(job.subset)
         return sizes.most(train, job.recipe.data.views or 1)
 
     def peak(self, way: Way) -> float:
@@ -251,19 +251,19 @@ class Bench:
         freeze([self.job.student.model])
         if "stop" in ways:
             self._stop.advance(phase_inputs(phase, self.job.student))
-        return self._timed(lambda: self.store.advance(self.job.contents.train[place])) if "store" in ways else 0.0
+        return self._timed(lambda: self.store.advance(self.job.plan.contents.train[place])) if "store" in ways else 0.0
 
     def _passes(self, place: int) -> float:
-        """Seconds that the stages computed to fill the store for this phase, without copying and reading."""
-        held = self.job.contents.train
+        """Seconds of those stages that had to be run for this phase, over all views: no copies, no reading."""
+        held = self.job.plan.contents.train
         before = held[place - 1] if place else frozenset({IMAGE_KEY, MASK_KEY})
-        networks = self.job.networks()
+        networks = self.job.feature_computer()
         values = dict(loader(self.store.samples, self.job)(torch.arange(self.job.batch)))
-        computed = reach(before, held[place], networks.by_owner) - before - values.keys()
+        fresh = reach(before, held[place], networks.by_name) - before - values.keys()
         taken = 0.0
         with torch.no_grad(), networks.autocast():
-            for owner, name in sorted(computed, key=lambda key: networks.by_owner[key.owner].index(key.name)):
-                network = networks.by_owner[owner]
+            for owner, name in sorted(fresh, key=lambda key: networks.by_name[key.network].index(key.name)):
+                network = networks.by_name[owner]
                 sources = network.sources(network.index(name))
                 keys = frozenset(feature_key(owner, source) for source in sources)
                 given = networks.compute(values, keys)
@@ -277,14 +277,14 @@ class Bench:
         job = self.job
         made = _WholeModule if way == "whole" else PhaseModule
         phase = replace(phase, epochs=ENDLESS)
-        module = made(phase, job.student, job.adapters, job.card, job.size)
+        module = made(phase, job.student, job.networks.adapters, job.card, job.size)
         module.start_training()
         return Loop(job, module), {"whole": self._whole, "stop": self._stop, "store": self.store}[way]
 
     def _bare(self, module: PhaseModule, phase: Phase) -> Callable[[], None]:
         """A function that runs forward and backward pass of the trained stages on a batch in memory."""
         batch = self.store.batch(next(iter(self._batches(phase, 1))))
-        mixed = self.job.networks().autocast if self.job.recipe.precision != "32" else nullcontext
+        mixed = self.job.feature_computer().autocast if self.job.recipe.precision != "32" else nullcontext
         gradients: dict[str, Tensor] = {}
 
         def run() -> None:
@@ -321,7 +321,7 @@ class Bench:
 
 def _walk(loop: Loop, source: Any, batches: Sequence[Tensor]) -> None:
     for numbers in batches:
-        loop.step(source.batch(numbers, loop.needs))
+        loop.step(source.batch(numbers, loop.inputs))
 
 
 def _figures(options: Options, bench: Bench, phases: Sequence[PhaseTimes]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch
 from architectures import PAIRS, check_table, replace_table, table, train_pair
 
 from segskd.distill.running.pruning import plan_pruned
-from segskd.distill.running.session import pruned
+from segskd.distill.running.session import train_pruned
 from segskd.errors import UserError
 from segskd.export.formats import Spec, all_specs
 from segskd.export.package import package
@@ -46,7 +46,7 @@ def row(student: str, teacher: str, folder: Path) -> list[str]:
     run = Run.open(folder / "run")
     cells = [student, f"{parameters(run) / 1e6:.2f} M", *(exported(run, spec) for spec in SPECS)]
     try:
-        narrow = pruned(*plan_pruned(run, SHARE, 1))
+        narrow = train_pruned(*plan_pruned(run, SHARE, 1))
     except UserError as error:
         return [*cells, f"none: {str(error).rpartition(' pruned: ')[2]}", ""]
     return [*cells, f"{parameters(narrow) / 1e6:.2f} M", exported(narrow, Spec("onnx"))]

@@ -1,4 +1,8 @@
-"""Recipe: everything that a run depends on. A YAML file and a validated object, one to one."""
+"""Recipe: everything that a run depends on. A YAML file and a validated object, one to one.
+
+A field is written down here and nowhere else: its meaning, bounds and default in `Field`, its label, its flag and what
+an empty value means in `Shown`. Flags, forms, previews and messages are made from that.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +22,10 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
-from segskd.errors import UserError
+from segskd.errors import UserError, in_flags
+from segskd.schema import Schema, Shown
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -60,76 +66,116 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
+class Refused(ValueError):
+    """A validator's refusal that is about another field than the one where pydantic found it."""
+
+    def __init__(self, message: str, about: str) -> None:
+        super().__init__(message)
+        self.about = about
+
+
 class DataPart(_Part):
     """What the run sees."""
 
-    card: str = Field(description="name of a card in datasets/, or the path of one")
-    folder: str | None = Field(default=None, description="where datasets lie; SEGSKD_DATA, else datasets/")
-    size: SizeField = Field(default=(192, 256), description="height and width that images are resized to")
-    views: int | None = Field(default=None, ge=1, le=1000, description="augmentations an image; 4, or what fits")
-    unlabelled: str | None = Field(default=None, description="folder of further training images, without masks")
+    card: Annotated[str, Shown("Dataset", name="dataset", place="data")] = Field(
+        description="a card's name, or the path of a card"
+    )
+    folder: Annotated[
+        str | None, Shown("Folder of datasets", "SEGSKD_DATA, else datasets/", flag="--data", place="none", shared=True)
+    ] = Field(default=None, description="where datasets lie")
+    size: Annotated[SizeField, Shown("Size", flag_type=str, place="form", shared=True)] = Field(
+        default=(192, 256), description="HEIGHTxWIDTH that images are resized to"
+    )
+    views: Annotated[int | None, Shown("Views", "4, or 1 where no store has room", shared=True)] = Field(
+        default=None, ge=1, le=1000, description="augmentations of each image"
+    )
+    unlabelled: Annotated[str | None, Shown("Images without labels", flag_type=Path)] = Field(
+        default=None, description="folder of further images, without masks, that the student sees as the teacher does"
+    )
 
 
 class SubsetPart(_Part):
     """Which training images."""
 
-    fraction: float | None = Field(default=None, description="share of the training images, (0, 1]")
-    count: int | None = Field(
+    fraction: Annotated[float | None, Shown("Share of the images", "all of them", place="data")] = Field(
+        default=None, description="share of the training images, above 0 and at most 1"
+    )
+    count: Annotated[int | None, Shown("Number of images")] = Field(
         default=None, ge=0, le=MOST, description="number of training images, instead of a fraction"
     )
-    rule: SubsetRule = Field(default="random", description="how they are chosen")
-    names: tuple[str, ...] | None = Field(default=None, description="the images themselves, with rule hand")
-    labels: float | None = Field(
-        default=None, ge=0, le=1, description="share of the training images whose labels are used; all of the chosen"
+    rule: Annotated[SubsetRule, Shown("Rule", place="data")] = Field(
+        default="random",
+        description="how they are chosen: drawn; rare classes first; unlike each other, or hardest, in the teacher's "
+        "eyes; or named by hand",
+    )
+    names: Annotated[tuple[str, ...] | None, Shown("Names of the images", flag_type=Path, place="data")] = Field(
+        default=None,
+        description="the images' names, for rule hand; the flag takes a file with one a line, such as a subset.txt",
+    )
+    labels: Annotated[float | None, Shown("Share with labels", "all of the chosen")] = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="share of the training images whose labels are used, 0 learns from the teacher alone",
     )
 
     @model_validator(mode="after")
     def _one_of(self) -> SubsetPart:
         if self.fraction is not None and self.count is not None:
-            raise ValueError("give a fraction or a count, not both")
+            raise Refused("give a fraction or a count, not both", "subset.count")
         return self
 
     @model_validator(mode="after")
     def _names_by_hand(self) -> SubsetPart:
         if (self.names is not None) != (self.rule == "hand"):
-            raise ValueError("rule hand takes names (--names FILE), and no other rule does")
+            raise Refused(f"rule hand takes names ({named('subset.names')}), and no other rule does", "subset.names")
         if self.names is None:
             return self
         if self.fraction is not None or self.count is not None:
-            raise ValueError("rule hand takes names, and neither a fraction nor a count")
+            raise Refused("rule hand takes names, and neither a fraction nor a count", "subset.names")
         if len(set(self.names)) < len(self.names):
             twice = next(name for name in self.names if self.names.count(name) > 1)
-            raise ValueError(f"'{twice}' is named more than once")
+            raise Refused(f"'{twice}' is named more than once", "subset.names")
         if len(self.names) < 2:
-            raise ValueError(f"{len(self.names)} images are named, and training needs at least 2")
+            raise Refused(f"{len(self.names)} images are named, and training needs at least 2", "subset.names")
         return self
 
 
 class OptimisationPart(_Part):
     """Adam and OneCycle, new in each phase (SKD, arXiv 1911.06786)."""
 
-    epochs: int | None = Field(
-        default=None, ge=1, le=MOST, description="epochs a stage; chosen by the number of images"
+    epochs: Annotated[int | None, Shown("Epochs a stage", "chosen by the number of images", place="form")] = Field(
+        default=None, ge=1, le=MOST, description="epochs a stage"
     )
-    batch: int = Field(default=8, ge=1, le=MOST, description="images a step")
-    lr: float | None = Field(default=None, gt=0, description="peak of OneCycle; 0.01, and 0.001 for a teacher")
-    weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty")
-    patience: int | None = Field(
-        default=None,
-        ge=0,
-        le=MOST,
-        description="epochs without 1 % less loss that cut a stage short, 0: never; off (equal stages are skipped)",
+    batch: Annotated[int, Shown("Batch", shared=True)] = Field(default=8, ge=1, le=MOST, description="images a step")
+    lr: Annotated[float | None, Shown("Learning rate", "0.01, and 0.001 for a teacher")] = Field(
+        default=None, gt=0, description="peak of the learning rate"
+    )
+    weight_decay: Annotated[float, Shown("Weight decay", shared=True)] = Field(
+        default=0.0, ge=0, description="L2 penalty"
+    )
+    patience: Annotated[int | None, Shown("Patience", "never, but stages that equal the teacher's are left out")] = (
+        Field(
+            default=None,
+            ge=0,
+            le=MOST,
+            description="epochs without 1 % less loss that cut a stage without labels short, 0: never",
+        )
     )
 
 
 class StorePart(_Part):
     """Where the feature store keeps its features."""
 
-    kind: StoreKind = Field(default="auto", description="memory, disk, or recompute in every step")
-    budget_gib: float | None = Field(
-        default=None, ge=0, le=1e6, description="memory for features; half of what is free"
+    kind: Annotated[StoreKind, Shown("Feature store", name="store")] = Field(
+        default="auto", description="memory, disk, or recompute in every step"
     )
-    bits: Literal[8] | None = Field(default=None, description="8 takes a byte a value; as features are computed")
+    budget_gib: Annotated[
+        float | None, Shown("Memory for the store (GiB)", "half of what is free", name="store_budget")
+    ] = Field(default=None, ge=0, le=1e6, description="GiB of memory for features")
+    bits: Annotated[
+        Literal[8] | None, Shown("Bits of a stored value", "as features are computed", name="store_bits")
+    ] = Field(default=None, description="8 keeps features in a byte a value")
 
     @field_validator("bits", mode="before")
     @classmethod
@@ -139,7 +185,8 @@ class StorePart(_Part):
     @model_validator(mode="after")
     def _keeps_something(self) -> StorePart:
         if self.bits and self.kind == "recompute":
-            raise ValueError("what is recomputed in every step is not kept: leave 'bits' out")
+            about = "store.bits"
+            raise Refused(f"what is recomputed in every step is not kept: leave {named(about)} out", about)
         return self
 
 
@@ -163,67 +210,114 @@ class Recipe(_Part):
     kind: Literal["distill", "teach"] = "distill"
     data: DataPart
     subset: SubsetPart = SubsetPart()
-    teacher: str | None = Field(default=None, description="folder, run or hub id of the teacher")
-    trust_teacher: bool = Field(
-        default=False, description="whether the teacher is taken as it is, without a look at its answers first"
+    teacher: Annotated[str | None, Shown("Teacher", commands=("distill",), place="form")] = Field(
+        default=None,
+        description="a folder with config.json and weights, a run, a hub id, or a file of weights with its network",
     )
-    student: str = Field(default="unet:resnet10", description="ARCH:ENCODER of the network to train")
-    weights: str | None = Field(default=None, description="pretrained weights of the encoder, such as imagenet")
-    init: Literal["random", "teacher"] = Field(
-        default="teacher", description="the student's first weights: the teacher's where shapes agree, or drawn"
+    trust_teacher: Annotated[bool, Shown("Trust teacher", commands=("distill",))] = Field(
+        default=False, description="take the teacher without a look at its answers to a few labelled images first"
     )
-    method: str = Field(default="stagewise", description="which list of phases")
-    options: dict[str, Annotated[float, Field(allow_inf_nan=True)]] = Field(  # the method says what it takes
-        default={}, description="the method's own options, such as temperature"
+    student: Annotated[str, Shown("Student", commands=("distill",), place="form")] = Field(
+        default="unet:resnet10", description="ARCH:ENCODER of the network to train"
     )
-    snapshots: int = Field(default=0, ge=0, le=100, description="copies of a teacher to keep while it is trained")
+    weights: Annotated[str | None, Shown("Pretrained weights", "random weights", commands=("teach",))] = Field(
+        default=None, description="pretrained weights of the encoder, such as imagenet (from a hub)"
+    )
+    init: Annotated[Literal["random", "teacher"], Shown("First weights", commands=("distill",))] = Field(
+        default="teacher", description="the student's first weights: the teacher's where shapes agree, or random"
+    )
+    method: Annotated[str, Shown("Method", commands=("distill",), place="form")] = Field(
+        default="stagewise",
+        description="which list of phases: stagewise, simultaneous, fitnets, hinton, supervised, blockwise, attention, "
+        "fsp, channelwise, hdkd, dearkd or multi_teacher_gan",
+    )
+    options: Annotated[
+        dict[str, Annotated[float, Field(allow_inf_nan=True)]],  # the method says what it takes
+        Shown("Options of the method", flag="--option", commands=("distill",)),
+    ] = Field(default={}, description="an option of the method and its value, such as temperature 2")
+    snapshots: Annotated[int, Shown("Snapshots", commands=("teach",), place="none")] = Field(
+        default=0, ge=0, le=100, description="copies of a teacher to keep on the way, for method multi_teacher_gan"
+    )
     begin: BeginPart | None = Field(default=None, description="a run whose student goes on from one of its stages")
     prune: PrunePart | None = Field(default=None, description="a run whose student is pruned and repaired")
     optimisation: OptimisationPart = OptimisationPart()
-    select: Literal["last", "best"] = Field(default="last", description="which epoch's weights a phase keeps")
-    select_on: Literal["holdout", "val"] = Field(default="holdout", description="what 'best' is measured on")
+    select: Annotated[Literal["last", "best"], Shown("Weights that a stage keeps", shared=True)] = Field(
+        default="last", description="which epoch's weights a phase keeps"
+    )
+    select_on: Annotated[Literal["holdout", "val"], Shown("«best» is measured on", shared=True)] = Field(
+        default="holdout", description="what «best» is measured on: a fifth of the subset, or val"
+    )
     store: StorePart = StorePart()
-    checkpoint_seconds: float = Field(default=30.0, ge=0, description="least time between saves inside a phase")
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    device: Device = "auto"
-    precision: Precision = "auto"
-    threads: int | None = Field(default=None, ge=1, le=MOST, description="CPU threads; all cores")
-    devices: int = Field(default=1, ge=1, le=MOST, description="processes on each machine, one a device")
-    nodes: int = Field(default=1, ge=1, le=MOST, description="machines")
-    sync_batchnorm: bool = Field(default=False, description="whether batch normalisation sees all GPUs' images")
+    checkpoint_seconds: Annotated[float, Shown("Seconds between saves", shared=True)] = Field(
+        default=30.0, ge=0, description="least time between saves inside a phase"
+    )
+    seed: Annotated[int, Shown("Seed", place="form", shared=True)] = Field(
+        default=0, ge=0, lt=2**31, description="decides the subset, the views, the first weights and the order"
+    )
+    device: Annotated[Device, Shown("Device", shared=True)] = Field(
+        default="auto", description="where to train; auto takes a GPU where there is one"
+    )
+    precision: Annotated[Precision, Shown("Precision", shared=True)] = Field(
+        default="auto", description="arithmetic; auto takes bf16 where the hardware multiplies it"
+    )
+    threads: Annotated[int | None, Shown("Threads", "all cores, shared out among the processes", shared=True)] = Field(
+        default=None, ge=1, le=MOST, description="CPU threads"
+    )
+    devices: Annotated[int, Shown("Processes", shared=True)] = Field(
+        default=1, ge=1, le=MOST, description="processes on each machine, one a GPU or a share of the cores"
+    )
+    nodes: Annotated[int, Shown("Machines", shared=True)] = Field(
+        default=1, ge=1, le=MOST, description="machines, which torchrun or SLURM bring together"
+    )
+    sync_batchnorm: Annotated[bool, Shown("Batch normalisation over all GPUs", shared=True)] = Field(
+        default=False, description="let batch normalisation see the images of all GPUs in a step, not of each by itself"
+    )
 
     @model_validator(mode="after")
     def _teacher_where_needed(self) -> Recipe:
         if self.kind == "distill" and not self.teacher and self.method != "supervised":
-            raise ValueError(f"method {self.method} needs a teacher: name a folder, a run or a hub id with --teacher")
+            needed = f"method {self.method} needs a teacher: name a folder, a run or a hub id with {named('teacher')}"
+            raise Refused(needed, "teacher")
         if self.kind == "teach" and self.teacher:
-            raise ValueError("a teacher is trained without a teacher")
+            raise Refused("a teacher is trained without a teacher", "teacher")
         if self.kind == "teach" and self.data.unlabelled:
-            raise ValueError("a teacher learns from labels alone: leave 'unlabelled' out")
+            about = "data.unlabelled"
+            raise Refused(f"a teacher learns from labels alone: leave {named(about)} out", about)
         if self.store.bits and (self.kind == "teach" or self.method == "supervised"):
-            raise ValueError("labels alone need no features, so none are kept: leave the store's 'bits' out")
+            about = "store.bits"
+            raise Refused(f"labels alone need no features, so none are kept: leave {named(about)} out", about)
         if self.kind == "teach" and self.optimisation.patience:
-            raise ValueError("a teacher learns from labels, for all of its epochs: leave 'patience' out")
+            about = "optimisation.patience"
+            raise Refused(f"a teacher learns from labels, for all of its epochs: leave {named(about)} out", about)
         if self.kind == "distill" and self.snapshots:
-            raise ValueError("snapshots are kept of a teacher while it is trained: leave 'snapshots' out")
+            about = "snapshots"
+            raise Refused(f"snapshots are kept of a teacher while it is trained: leave {named(about)} out", about)
         return self
 
     @model_validator(mode="after")
     def _begins_stage_by_stage(self) -> Recipe:
         if self.begin and (self.kind != "distill" or self.method != "stagewise"):
-            raise ValueError("only a run by method stagewise can begin from a stage of another: leave 'begin' out")
+            raise Refused(
+                "only a run by method stagewise can begin from a stage of another: leave 'begin' out", "begin"
+            )
         return self
 
     @model_validator(mode="after")
     def _repairs_stage_by_stage(self) -> Recipe:
         if self.prune and (self.kind != "distill" or self.method != "stagewise"):
-            raise ValueError("a pruned student is repaired by method stagewise: leave 'prune' out")
+            raise Refused("a pruned student is repaired by method stagewise: leave 'prune' out", "prune")
         return self
 
     @property
     def network(self) -> str:
         """The student in words, such as unet:resnet10, or unet:resnet10 pruned by 30 %."""
         return self.student + (f" pruned by {100 * self.prune.ratio:g} %" if self.prune else "")
+
+
+SCHEMA = Schema(Recipe, {"kind": "teach", "data": {"card": "-"}})
+"""Every field of a recipe, for whatever is made from them."""
+named = SCHEMA.named
+"""The name of a field, by its path, for a message of a UserError."""
 
 
 def make_recipe(content: object) -> Recipe:
@@ -233,7 +327,7 @@ def make_recipe(content: object) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"recipe: {first_problem(error)}") from error
+        raise UserError(f"recipe: {_first_problem(error)}", next(iter(problems(error)))) from error
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -269,12 +363,31 @@ def read_yaml(path: Path) -> object:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 
+def problems(error: ValidationError) -> dict[str, str]:
+    """The first problem of each field, by the field's path; messages have marks for fields' names."""
+    found: dict[str, str] = {}
+    for problem in sorted(error.errors(), key=_is_no_surplus):
+        cause = problem.get("ctx", {}).get("error")
+        about = cause.about if isinstance(cause, Refused) else ".".join(map(str, problem["loc"]))
+        found.setdefault(about, in_plain_words(problem["msg"]))
+    return found
+
+
 def first_problem(error: ValidationError) -> str:
     """One line from pydantic's report: where, what, and how many more there are; a field too many comes first."""
-    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    where = ".".join(str(part) for part in problems[0]["loc"])
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{where + ': ' if where else ''}{in_plain_words(problems[0]['msg'])}{more}"
+    return in_flags(_first_problem(error))
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The same with marks for fields' names."""
+    first, *others = sorted(error.errors(), key=_is_no_surplus)
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" (and {len(others)} more)" if others else ""
+    return f"{where + ': ' if where else ''}{in_plain_words(first['msg'])}{more}"
+
+
+def _is_no_surplus(problem: ErrorDetails) -> bool:
+    return problem["type"] != "extra_forbidden"
 
 
 def in_plain_words(message: str) -> str:

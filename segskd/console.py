@@ -16,13 +16,31 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
-from segskd.runs import Event
+from segskd.events import (
+    DiagnosisEvent,
+    EpochEvent,
+    ErrorEvent,
+    EvaluationEvent,
+    Event,
+    PausedEvent,
+    PhaseEndEvent,
+    PhaseStartEvent,
+    PlacedEvent,
+    PreparingEvent,
+    ResumedEvent,
+    SkippedEvent,
+    StepEvent,
+    StoppedEvent,
+    StoreEvent,
+    WarningEvent,
+)
+from segskd.run_progress import RunProgress
 
 PLAIN_SECONDS = 10.0
 
 
 class PlainLines:
-    """One line for each event that says something new; a running phase at most every ten seconds."""
+    """Prints a line for each event that says something new, and at most every ten seconds one for a step."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -36,29 +54,23 @@ class PlainLines:
                 print(line, file=self._stream, flush=True)
 
     def _line(self, event: Event) -> str | None:
-        kind = event["kind"]
-        if kind == "step":
-            now = time.monotonic()
-            if now - self._told_at < PLAIN_SECONDS:
-                return None
-            self._told_at = now
-            return f"  {event['phase']}: epoch {event['epoch']}, step {event['step']}, loss {event['loss']:.4g}"
-        if kind == "phase_start":
-            self._told_at = time.monotonic()
-        if kind == "preparing":
-            return self._prepared(event)
+        now = time.monotonic()
+        match event:
+            case StepEvent():
+                if now - self._told_at < PLAIN_SECONDS:
+                    return None
+                self._told_at = now
+                return f"  {event.phase}: epoch {event.epoch}, step {event.step}, loss {event.loss:.4g}"
+            case PhaseStartEvent():
+                self._told_at = now
+            case PreparingEvent() if event.stage != self._stage and event.done != event.total:
+                self._stage = event.stage  # each stage is told once, when it begins
+                return f"{event.stage} …"
         return describe_event(event)
-
-    def _prepared(self, event: Event) -> str | None:
-        """Each stage of preparing once, when it begins and is not over at once."""
-        if event["stage"] == self._stage or event["done"] == event["total"]:
-            return None
-        self._stage = event["stage"]
-        return f"{event['stage']} …"
 
 
 class Bars:
-    """Two bars: the run and its current phase, with epoch, loss and time left."""
+    """Shows a bar for the run, one for its phase with epoch, loss and time left, and one for work beside training."""
 
     def __init__(self, console: Console) -> None:
         columns = (
@@ -71,67 +83,42 @@ class Bars:
             TextColumn("{task.fields[note]}"),
         )
         self.progress = Progress(*columns, console=console)
-        self._run: TaskID | None = None
-        self._phase: TaskID | None = None
-        self._side: TaskID | None = None
-        self._before = 0
+        self._so_far = RunProgress()
+        self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, event: Event) -> None:
-        handler = getattr(self, f"_on_{event['kind']}", None)
-        if handler:
-            handler(event)
-        line = describe_event(event)
-        if line:
+        self._so_far.apply(event)
+        if isinstance(event, PhaseStartEvent):  # a new bar, so that its time left is reckoned from its own steps
+            self._remove("phase")
+        self._draw()
+        if line := describe_event(event):
             self.progress.console.print(line, highlight=False, markup=False)
 
-    def _on_start(self, event: Event) -> None:
-        total = sum(phase["steps"] for phase in event["phases"])
-        self._run = self.progress.add_task("run", total=total, note="", start=False)
+    def _draw(self) -> None:
+        so_far = self._so_far
+        if phase := so_far.latest:
+            self._show("run", "run", round(so_far.share * so_far.steps), so_far.steps)
+            note = "" if phase.loss is None else f"epoch {phase.epoch} loss {phase.loss:.4g}"
+            title = f"{so_far.stage}/{len(so_far.phases)} {phase.name}"
+            self._show("phase", title, phase.step, phase.steps, note)
+        if beside := so_far.beside:
+            self._show("beside", beside.title, beside.done, beside.total)
+        else:
+            self._remove("beside")
 
-    def _on_phase_start(self, event: Event) -> None:
-        self._clear_side()
-        if self._phase is not None:
-            self.progress.remove_task(self._phase)
-        title = f"{event['number']}/{event['phases']} {event['phase']}"
-        self._phase = self.progress.add_task(title, total=event["steps"], note="")
-        self._before = event["steps_before"]
-        if self._run is not None and not self.progress.tasks[0].started:
-            self.progress.update(self._run, completed=self._before)
-            self.progress.start_task(self._run)
+    def _show(self, bar: str, title: str, done: int, total: int, note: str = "") -> None:
+        if bar not in self._tasks:
+            self._tasks[bar] = self.progress.add_task(title, completed=done, total=total, note=note)
+        self.progress.update(self._tasks[bar], description=title, completed=done, total=total, note=note)
 
-    def _on_step(self, event: Event) -> None:
-        self._clear_side()
-        note = f"epoch {event['epoch']} loss {event['loss']:.4g}"
-        if self._phase is not None:
-            self.progress.update(self._phase, completed=event["step"], note=note)
-        if self._run is not None:
-            self.progress.update(self._run, completed=self._before + event["step"])
-
-    def _on_filling(self, event: Event) -> None:
-        self._on_side("storing features", event)
-
-    def _on_evaluating(self, event: Event) -> None:
-        self._on_side(f"evaluating the {event['model']}", event)
-
-    def _on_preparing(self, event: Event) -> None:
-        self._on_side(event["stage"], event)
-
-    def _on_side(self, title: str, event: Event) -> None:
-        if self._side is None:
-            self._side = self.progress.add_task(title, total=event["total"], note="")
-        self.progress.update(self._side, description=title, completed=event["done"], total=event["total"])
-        if event["done"] == event["total"]:
-            self._clear_side()
-
-    def _clear_side(self) -> None:
-        if self._side is not None:
-            self.progress.remove_task(self._side)
-            self._side = None
+    def _remove(self, bar: str) -> None:
+        if bar in self._tasks:
+            self.progress.remove_task(self._tasks.pop(bar))
 
 
 @contextmanager
 def watching(console: Console) -> Iterator[Any]:
-    """A listener for a run's events: bars where `console` is a terminal, else plain lines."""
+    """A listener for a run's events. It shows bars where `console` is a terminal, else plain lines."""
     if console.is_terminal:
         bars = Bars(console)
         with bars.progress:
@@ -143,7 +130,7 @@ def watching(console: Console) -> Iterator[Any]:
 class LogFile(PlainLines):
     """A listener that adds plain lines to the run's log.txt.
 
-    It adds nothing when standard error, where the same lines go, is that file already.
+    It adds nothing when standard error is that file, since the same lines go there.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -166,30 +153,30 @@ def _is_standard_error(file: TextIO) -> bool:
 
 
 def describe_event(event: Event) -> str | None:
-    """An event in one line; None for those that are only figures."""
-    kind = event["kind"]
-    if kind in ("warning", "error", "store", "diagnosis"):
-        return f"{kind + ': ' if kind in ('warning', 'error') else ''}{event['message']}"
-    if kind == "evaluation":
-        return f"{event['model']}: mIoU {event['miou']:.4f} on {event['split']} ({event['images']} images)"
-    if kind == "phase_end":
-        trained = "nothing to learn, " if event.get("epochs") == 0 else ""
-        return (
-            f"{event['phase']}: {trained}loss {event['loss']:.4g}, graft mIoU {event['graft_miou']:.4f}, "
-            f"{event['seconds']:.1f} s"
-        )
-    if kind == "placed":
-        cost = event["step_seconds"]
-        parts = [
-            f"{', '.join(stages)} ({1e3 * sum(cost[name] for name in stages):.0f} ms)" for stages in event["stages"]
-        ]
-        return f"{event['phase']}: stages by process, with what a step takes: {'; '.join(parts)}"
-    if kind == "skipped":
-        return f"{event['phase']}: the loss stands still, from epoch {event['after']} on to {event['to']}"
-    if kind == "epoch" and "val_miou" in event:
-        return f"epoch {event['epoch']}/{event['epochs']}: loss {event['loss']:.4g}, mIoU {event['val_miou']:.4f}"
-    if kind in ("resumed", "paused", "stopped"):
-        return f"{kind} {'after ' + event['after'] if 'after' in event else 'in ' + str(event['phase'])}"
+    """An event in one line. None for an event that a person need not read."""
+    match event:
+        case WarningEvent() | ErrorEvent():
+            return f"{event.kind}: {event.message}"
+        case StoreEvent() | DiagnosisEvent():
+            return event.message
+        case EvaluationEvent():
+            return f"{event.model}: mIoU {event.miou:.4f} on {event.split} ({event.images} images)"
+        case PhaseEndEvent():
+            trained = "nothing to learn, " if event.epochs == 0 else ""
+            graft = f"graft mIoU {event.graft_miou:.4f}"
+            return f"{event.phase}: {trained}loss {event.loss:.4g}, {graft}, {event.seconds:.1f} s"
+        case PlacedEvent():
+            cost = event.step_seconds
+            parts = (f"{', '.join(names)} ({1e3 * sum(cost[name] for name in names):.0f} ms)" for names in event.stages)
+            return f"{event.phase}: stages by process, with what a step takes: {'; '.join(parts)}"
+        case SkippedEvent():
+            return f"{event.phase}: the loss stands still, from epoch {event.after} on to {event.to}"
+        case EpochEvent(val_miou=float(miou)):
+            return f"epoch {event.epoch}/{event.epochs}: loss {event.loss:.4g}, mIoU {miou:.4f}"
+        case ResumedEvent() | StoppedEvent():
+            return f"{event.kind} in {event.phase}"
+        case PausedEvent():
+            return f"paused after {event.after}"
     return None
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from segskd.config import Device, Precision
-from segskd.errors import UserError
+from segskd.config import Device, Precision, named
+from segskd.errors import OutOfMemory, UserError
 
 CGROUP = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -28,7 +28,8 @@ def choose_device(asked: Device) -> Device:
     if asked == "auto":
         return "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
     if not available[asked]:
-        raise UserError(f"--device {asked}: PyTorch finds no such device on this machine; take --device cpu")
+        device = named("device")
+        raise UserError(f"{device} {asked}: this machine has none that PyTorch can use; take {device} cpu", "device")
     return asked
 
 
@@ -38,7 +39,7 @@ def choose_precision(asked: Precision, device: Device) -> Precision:
     Raises UserError for one that the device can't compute in.
     """
     if asked == "fp16" and device != "cuda":
-        raise UserError("--precision fp16 needs a CUDA device: take bf16 or 32")
+        raise UserError(f"{named('precision')} fp16 needs a CUDA device: take bf16 or 32", "precision")
     if asked != "auto":
         return asked
     if device == "cuda":
@@ -87,11 +88,12 @@ def synchronise(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def out_of_memory(error: BaseException) -> UserError | None:
-    """The message for the user if `error` means that memory ran out, else None."""
+def out_of_memory(error: BaseException) -> OutOfMemory | None:
+    """What to tell a user when `error` means that memory ran out, else None."""
     refused = isinstance(error, OSError) and error.errno == errno.ENOMEM
     if refused or isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
-        return UserError("memory ran out: take a smaller --size, --batch or --store-budget, or predict by --tile")
+        smaller = f"{named('data.size')}, {named('optimisation.batch')} or {named('store.budget_gib')}"
+        return OutOfMemory(f"memory ran out: take a smaller {smaller}, or predict by --tile")
     return None
 
 
@@ -100,3 +102,20 @@ def _cpu_multiplies_bf16() -> bool:
     False."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+def started_by_others() -> tuple[int, int] | None:
+    """(processes a machine, machines) as torchrun or SLURM started them; None when nobody did."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        return here, int(os.environ["WORLD_SIZE"]) // here
+    if by_slurm():
+        nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
+        return int(os.environ["SLURM_STEP_NUM_TASKS"]) // nodes, nodes
+    return None
+
+
+def by_slurm() -> bool:
+    """Whether srun started several of this process; a batch script and an interactive shell are no such thing."""
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    return "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and not interactive

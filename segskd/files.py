@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from segskd.errors import UserError
+from segskd.errors import DiskError
 
 REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EFBIG, *REFUSED}
@@ -23,7 +23,7 @@ def writing(place: Path) -> Iterator[None]:
         if error.errno not in MENDABLE:
             raise
         mend = "make it writable" if error.errno in (*REFUSED, errno.ENOTDIR) else "free some space"
-        raise UserError(f"can't write {place}: {error.strerror}; {mend}, then resume the run") from error
+        raise DiskError(f"can't write {place}: {error.strerror}; {mend}, then resume the run") from error
 
 
 def write_whole(target: Path, content: bytes) -> None:

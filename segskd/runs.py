@@ -10,7 +10,6 @@ import pickle
 import re
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,21 +21,23 @@ import torch
 
 from segskd.config import Recipe, dump_recipe, load_recipe
 from segskd.errors import UserError
+from segskd.events import EVENTS, ErrorEvent, Event, EventReader, Written, append_event, stamped
 from segskd.files import REFUSED, write_whole, writing
+from segskd.folders import runs_folder as runs_folder
+from segskd.run_progress import RunProgress
 
 RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
-Event = dict[str, Any]
 Status = Literal["running", "finished", "paused", "interrupted", "failed", "new"]
 # What torch.load raises for a file that is cut short, no archive, or holds more than tensors.
 DAMAGED = (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, pickle.UnpicklingError)
-# A folder that holds one of these is somebody's model, not room for a run.
-FOREIGN = ("config.json", "model.safetensors", "pytorch_model.bin", "state.pt", "events.jsonl")
-# A study's folder holds runs and is none.
+# A folder that holds one of these files is somebody's model: no run begins there.
+FOREIGN = ("config.json", "model.safetensors", "pytorch_model.bin", "state.pt", EVENTS)
+# The file that makes a folder a study's.
 STUDY = "study.yaml"
 IMPORTED = "imported"
-"""A folder beside the runs, for teachers made of files of weights."""
+"""The folder beside the runs that holds teachers made from files of weights."""
 LOCK_SECONDS = 1.0
-# Who only looks holds the lock for a moment, too: looks of this process take turns, those of others are waited out.
+# To ask whether a run is alive is to hold its lock for a moment. Threads take turns; other processes are waited for.
 LOOKING = threading.Lock()
 LOOK_SECONDS = 0.002
 AFTER_EPOCH = "after this epoch"
@@ -53,7 +54,7 @@ class Run:
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe) -> Run:
-        """A new directory with its recipe. Raises UserError when it is taken or can't be written."""
+        """Makes a new directory with its recipe. Raises UserError when the name is taken or the disk refuses."""
         run = cls(path)
         if path.name == IMPORTED:
             raise UserError(f"'{IMPORTED}' is where teachers lie that were files: give the run another name")
@@ -69,7 +70,7 @@ class Run:
 
     @classmethod
     def open(cls, path: Path) -> Run:
-        """An existing run. Raises UserError when there is none."""
+        """Opens a run that is there. Raises UserError when there is none."""
         if not _is_run(path):
             raise UserError(f"no run at {path}: 'python -m segskd runs' lists them")
         return cls(path)
@@ -84,8 +85,14 @@ class Run:
 
     @property
     def model_folder(self) -> Path:
-        """Where the trained network goes: the run itself for a teacher, student/ otherwise."""
+        """The folder of the trained network, which is the run itself for a teacher and student/ otherwise."""
         return self.path if self.recipe.kind == "teach" else self.path / "student"
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The content of result.json (mIoU, scores, costs, times), or None until the run is finished."""
+        found: dict[str, Any] | None = self.read_json("result.json")
+        return found
 
     def write_recipe(self, recipe: Recipe) -> None:
         self.write("recipe.yaml", dump_recipe(recipe).encode())
@@ -123,15 +130,16 @@ class Run:
             raise
 
     def status(self) -> Status:
-        """What the run is doing; "interrupted" when its worker died or was stopped."""
+        """What the run is doing. "interrupted" means that its worker died or was stopped."""
         if self.is_alive():
             return "running"
         if (self.path / "result.json").exists():
             return "finished"
-        last = next((e["kind"] for e in reversed(self.events()) if e["kind"] in _CLOSING), None)
-        if last is None:
-            return "interrupted" if (self.path / "state.pt").exists() else "new"
-        return _CLOSING[last]
+        progress = self.progress()
+        if progress.ended and progress.ended != "stopped":
+            return progress.ended
+        begun = progress.ended or progress.begun or (self.path / "state.pt").exists()
+        return "interrupted" if begun else "new"
 
     @property
     def _stop_file(self) -> Path:
@@ -143,7 +151,7 @@ class Run:
             if not after_epoch:
                 self._stop_file.write_text("")
                 return
-            # Whole at once: while it is empty it would mean the next step.
+            # Renamed into place: a file that is still empty would mean the next step.
             whole = self.path / f".stop-{os.getpid()}-{threading.get_ident()}"
             whole.write_text(AFTER_EPOCH)
             os.replace(whole, self._stop_file)
@@ -160,7 +168,7 @@ class Run:
 
     @contextmanager
     def listening_to_signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM become requests to stop, as far as this is the main thread."""
+        """In the main thread, turns SIGINT and SIGTERM into requests to stop."""
 
         def ask(_signal: int, _frame: FrameType | None) -> None:
             self._signalled = True
@@ -176,7 +184,7 @@ class Run:
                 signal.signal(number, handler)
 
     def summary(self) -> dict[str, Any]:
-        """What a list of runs shows; figures are None until the run is finished."""
+        """What a list of runs shows. Figures are None until the run is finished."""
         try:
             recipe = self.recipe
             result = self.read_json("result.json") or {}
@@ -197,39 +205,36 @@ class Run:
 
     # -- events -------------------------------------------------------------------------------------
 
-    def event(self, kind: str, /, **figures: Any) -> None:
-        """Adds one line to events.jsonl and tells the listeners."""
-        event = _event(kind, figures)
-        with writing(self.path / "events.jsonl"), open(self.path / "events.jsonl", "ab+") as file:
-            if not _ends_with_newline(file):
-                file.write(b"\n")
-            file.write(json.dumps(event).encode() + b"\n")
+    def record(self, event: Written) -> None:
+        """Adds one line to events.jsonl and tells the listeners. Raises UserError when the disk won't take it."""
+        event = stamped(event)
+        append_event(self.path / EVENTS, event)
         self._tell(event)
 
-    def tell(self, kind: str, /, **figures: Any) -> None:
-        """Tells the listeners alone: what is of interest only while it happens."""
-        self._tell(_event(kind, figures))
+    def tell(self, event: Event) -> None:
+        """Tells the listeners and writes nothing."""
+        if self.listeners:
+            self._tell(stamped(event))
 
     def _tell(self, event: Event) -> None:
         for listener in self.listeners:
             listener(event)
 
-    def events(self) -> list[Event]:
-        """All complete events; a line cut short by a killed worker is left out."""
-        try:
-            lines = (self.path / "events.jsonl").read_bytes().splitlines()
-        except FileNotFoundError:
-            return []
-        events = []
-        for line in lines:
-            with suppress(ValueError):
-                events.append(json.loads(line))
-        return [event for event in events if isinstance(event, dict) and "kind" in event]
+    def events(self) -> list[Written]:
+        """All events of the file. Lines that are cut short or can't be read are left out."""
+        return EventReader(self.path / EVENTS).read()[1]
+
+    def progress(self) -> RunProgress:
+        """Where the run stands by its events."""
+        progress = RunProgress()
+        for event in self.events():
+            progress.apply(event)
+        return progress
 
     # -- files --------------------------------------------------------------------------------------
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a file of the run whole. Raises UserError when the disk won't take it."""
+        """Writes a file of the run, whole or not at all. Raises UserError when the disk won't take it."""
         write_whole(self.path / name, content)
 
     def write_json(self, name: str, content: object) -> None:
@@ -262,50 +267,34 @@ class Run:
             raise UserError(f"{path} is damaged: start the run anew under another name") from error
 
 
-_CLOSING: dict[str, Status] = {
-    "done": "finished",
-    "paused": "paused",
-    "stopped": "interrupted",
-    "error": "failed",
-    "phase_start": "interrupted",
-    "resumed": "interrupted",
-}
-
-
 class Onlooker(Run):
-    """A run as all but the first of its processes have it: they read its files, write nothing and tell nobody."""
+    """The run for every process but the first. It reads the run's files, writes none of them and tells nobody."""
 
     def write(self, name: str, content: bytes) -> None:
-        """Nothing."""
+        """Writes nothing."""
 
-    def event(self, kind: str, /, **figures: Any) -> None:
-        """Nothing but what ended this process."""
-        if kind == "error":
-            super().event(kind, **figures)
+    def record(self, event: Written) -> None:
+        """Writes only the error that ended this process."""
+        if isinstance(event, ErrorEvent):
+            super().record(event)
 
-    def tell(self, kind: str, /, **figures: Any) -> None:
-        """Nothing."""
+    def tell(self, event: Event) -> None:
+        """Tells nobody."""
 
     def stop_requested(self, epoch_over: bool = False) -> bool:
-        """The first process asks."""
+        """Never: the first process asks, and decides for all."""
         return False
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """The first process holds the lock."""
+        """Takes no lock: the first process holds it."""
         yield
-
-
-def runs_folder() -> Path:
-    """Where runs lie: SEGSKD_RUNS, else checkpoints/ in the project."""
-    given = os.environ.get("SEGSKD_RUNS")
-    return Path(given).expanduser().resolve() if given else Path(__file__).resolve().parents[1] / "checkpoints"
 
 
 def _is_run(path: Path) -> bool:
     try:
         return (path / "recipe.yaml").is_file()
-    except OSError:  # a name that is too long for one
+    except OSError:  # the name is too long for a file
         return False
 
 
@@ -329,7 +318,7 @@ def list_runs(runs: Path | None = None) -> list[Run]:
 
 
 def default_name(recipe: Recipe, card: str) -> str:
-    """A run's name by what it is about, `card` being the dataset's, such as camvid-resnet10-stagewise-10pc-s0."""
+    """A name that says what the run is, such as camvid-resnet10-stagewise-10pc-s0. `card` is the dataset's name."""
     if recipe.begin:
         return f"{Path(recipe.begin.run).name}-from-{recipe.begin.stage}"
     if recipe.prune:
@@ -351,14 +340,3 @@ def free_name(wish: str, runs: Path | None = None) -> str:
     names = (wish if i == 1 else f"{wish}-{i}" for i in range(1, 10_000))
     folder = runs or runs_folder()
     return next(name for name in names if not (folder / name).exists())
-
-
-def _event(kind: str, figures: dict[str, Any]) -> Event:
-    return {"time": round(time.time(), 3), "kind": kind, **figures}
-
-
-def _ends_with_newline(file: Any) -> bool:
-    if file.seek(0, os.SEEK_END) == 0:
-        return True
-    file.seek(-1, os.SEEK_END)
-    return bool(file.read(1) == b"\n")

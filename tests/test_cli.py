@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segskd import cli, runs
-from segskd.cli import run_commands
+from segskd import api, cli, runs
 from segskd.config import dump_recipe
 from segskd.data.cards import load_card
 from segskd.distill.planning.methods import METHODS
@@ -293,7 +292,7 @@ def test_a_dataset_is_added_listed_and_checked_by_its_name(
     status, out, _ = call("evaluate", teacher_folder, "--dataset", "My-bands", "--size", "64x96", *flags)
     assert (status, last_line(out)["dataset"], last_line(out)["images"]) == (0, "My-bands", 3)
     asked = recipe(data={"card": "My-bands", "folder": str(tmp_path / "data")}, subset={"count": 4})
-    assert run_commands._default_name(asked) == "My-bands-resnet10-stagewise-4-s0"
+    assert api.run_folder(asked, None).name == "My-bands-resnet10-stagewise-4-s0"
     status, _, err = call("data", "add", tmp_path / "nowhere", *flags)
     assert status == 2
     assert "no folder and no file" in err

@@ -11,7 +11,7 @@ import pytest
 
 from segskd import demo
 from segskd.config import dump_recipe, load_recipe
-from segskd.demo import demo_recipes, run_demo
+from segskd.demo import QUICK, demo_recipes, run_demo
 from segskd.runs import RUN_NAME
 
 
@@ -34,6 +34,14 @@ def test_places_hold_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [recipe.data.folder for recipe in recipes] == [str(tmp_path / "data")] * 2
     assert recipes[1].teacher == str(tmp_path / "runs" / "demo-teacher")
     assert demo_recipes(None, Path("runs"))[0][1].data.folder is None
+
+
+def test_a_quick_demo_has_runs_of_its_own_of_one_epoch_a_phase(tmp_path: Path) -> None:
+    (teacher_name, teacher), (student_name, student) = demo_recipes(None, tmp_path, QUICK)
+    assert student.teacher == str(tmp_path / teacher_name)
+    assert not {teacher_name, student_name} & {name for name, _ in demo_recipes(None, tmp_path)}
+    assert [recipe.optimisation.epochs for recipe in (teacher, student)] == [1, 1]
+    assert [recipe.subset.fraction for recipe in (teacher, student)] == [0.02, 0.02]  # 8 of 400 images
 
 
 def test_both_are_carried_out_in_order_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

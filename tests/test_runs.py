@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,28 @@ import pytest
 import torch
 
 from segskd.errors import UserError
+from segskd.events import (
+    DoneEvent,
+    ErrorEvent,
+    FillingEvent,
+    PausedEvent,
+    PhaseStartEvent,
+    ResumedEvent,
+    StartEvent,
+    StepEvent,
+    StoppedEvent,
+    WarningEvent,
+    Written,
+)
 from segskd.runs import Run, find_run, free_name, list_runs
+
+START = StartEvent(phases=(), images=40, batch=4)
+PHASE_START = PhaseStartEvent(phase="encoder.0", number=1, phases=1, epochs=1, steps=9, steps_before=0)
+ERROR = ErrorEvent(message="the disk is full", error="UserError")
+
+
+def step(loss: float, **changes: float) -> StepEvent:
+    return StepEvent(phase="encoder.0", epoch=1, step=1, loss=loss, lr=0.1, **changes)
 
 
 @pytest.fixture
@@ -106,42 +128,46 @@ def test_a_new_worker_forgets_an_old_request_to_stop(run: Run) -> None:
 
 
 def test_events_come_back_in_order(run: Run) -> None:
-    run.event("phase_start", phase="encoder.0")
-    run.event("step", loss=0.5)
-    assert [(event["kind"], event.get("loss")) for event in run.events()] == [("phase_start", None), ("step", 0.5)]
+    run.record(PHASE_START)
+    run.record(step(0.5))
+    assert [replace(event, time=0.0) for event in run.events()] == [replace(PHASE_START, time=0.0), step(0.5, time=0.0)]
 
 
 def test_a_line_cut_short_is_left_out_and_not_built_upon(run: Run) -> None:
-    run.event("step", loss=1.0)
+    run.record(step(1.0))
     with open(run.path / "events.jsonl", "ab") as file:
         file.write(b'{"time": 1, "kind": "st')
-    run.event("step", loss=2.0)
-    assert [event["loss"] for event in run.events()] == [1.0, 2.0]
+    run.record(step(2.0))
+    assert [event.loss for event in run.events()] == [1.0, 2.0]
 
 
 def test_listeners_hear_what_is_kept_and_what_is_only_told(run: Run) -> None:
     heard: list[str] = []
-    run.listeners.append(lambda event: heard.append(event["kind"]))
-    run.event("step")
-    run.tell("filling")
+    run.listeners.append(lambda event: heard.append(event.kind))
+    run.record(step(1.0))
+    run.tell(FillingEvent(done=1, total=2))
     assert heard == ["step", "filling"]
-    assert [event["kind"] for event in run.events()] == ["step"]
+    assert [event.kind for event in run.events()] == ["step"]
 
 
 @pytest.mark.parametrize(
-    ("kinds", "status"),
+    ("events", "status"),
     [
         ([], "new"),
-        (["start", "phase_start"], "interrupted"),
-        (["phase_start", "done"], "finished"),
-        (["phase_start", "paused"], "paused"),
-        (["phase_start", "error"], "failed"),
-        (["phase_start", "error", "resumed", "phase_start"], "interrupted"),
+        ([START], "new"),
+        ([START, PHASE_START], "interrupted"),
+        ([PHASE_START, DoneEvent(miou=0.5, seconds=1.0)], "finished"),
+        ([PHASE_START, PausedEvent(after="encoder.0")], "paused"),
+        ([PHASE_START, StoppedEvent(phase="encoder.0")], "interrupted"),
+        ([PHASE_START, ERROR], "failed"),
+        ([ERROR], "failed"),
+        ([PHASE_START, ERROR, WarningEvent(message="the batch is 2")], "failed"),
+        ([PHASE_START, ERROR, ResumedEvent(phase="encoder.0", epoch=0, step=1), PHASE_START], "interrupted"),
     ],
 )
-def test_the_status_is_read_from_the_events(run: Run, kinds: list[str], status: str) -> None:
-    for kind in kinds:
-        run.event(kind)
+def test_the_status_is_read_from_the_events(run: Run, events: list[Written], status: str) -> None:
+    for event in events:
+        run.record(event)
     assert run.status() == status
 
 
@@ -166,7 +192,7 @@ def test_a_read_only_directory_is_told(run: Run, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(UserError, match="Read-only file system; make it writable"):
-        run.event("step")
+        run.record(step(1.0))
 
 
 def test_a_run_cannot_lie_below_a_file(recipe: Callable[..., Any], tmp_path: Path) -> None:
@@ -186,7 +212,7 @@ def test_a_folder_with_somebodys_model_is_not_overwritten(
 
 
 def test_a_run_with_a_result_is_finished_whatever_its_events_say(run: Run) -> None:
-    run.event("phase_start")
+    run.record(PHASE_START)
     run.write_json("result.json", {"miou": 0.5})
     assert run.status() == "finished"
 

@@ -10,11 +10,12 @@ from gradio.events import api
 
 from segskd.config import Recipe, make_recipe
 from segskd.errors import UserError
-from segskd.runs import Run, list_runs
-from ui.context import Context
-from ui.state.admission import admit
-from ui.state.outline import outline
-from ui.state.teachers import find_teacher, list_teachers
+from segskd.runs import list_runs
+
+from .context import Context
+from .state.admission import admit
+from .state.outline import outline
+from .state.teachers import find_teacher, list_teachers
 
 
 def build(context: Context) -> None:
@@ -66,29 +67,13 @@ def state(context: Context, name: str) -> dict[str, Any]:
     """What a run is doing. `phase` is the one that trains or came last, `phases` the number of all, when known."""
     run = context.run(name)
     result = run.read_json("result.json") or {}
-    begun, phases, error = _progress(run)
+    progress = run.progress()
     return {
         "run": run.name,
         "state": context.jobs.state(run.name),
-        "phase": begun,
-        "phases": phases,
+        "phase": progress.latest and progress.latest.name,
+        "phases": len(progress.phases) or None,
         "miou": result.get("miou"),
         "teacher_miou": result.get("teacher_miou"),
-        "error": error,
+        "error": progress.error and progress.error.message,
     }
-
-
-def _progress(run: Run) -> tuple[str | None, int | None, str | None]:
-    """(phase, number of phases, error) from the run's events."""
-    phase, phases, error = None, None, None
-    for event in run.events():
-        if event["kind"] == "start":
-            listed = event.get("phases")
-            phases = len(listed) if isinstance(listed, list) else None
-        if event["kind"] == "phase_start":
-            phase = event.get("phase")
-        if event["kind"] in ("resumed", "done"):
-            error = None
-        if event["kind"] == "error":
-            error = event.get("message") or event.get("error")
-    return phase, phases, error

@@ -9,17 +9,18 @@ import gradio as gr
 
 from segskd.data.cards import list_cards
 from segskd.errors import UserError
-from ui import api
-from ui.context import Context
-from ui.handlers import QUIET, known
-from ui.page import TITLES, Page, TabName
-from ui.parts import asset
-from ui.state.catalogue import Catalogue
-from ui.state.exports import Exports
-from ui.state.follow import Followers
-from ui.state.picker import read_choice
-from ui.strip import build as build_strip
-from ui.tabs import compare, data, distill, export, runs, start, watch
+
+from . import api
+from .context import Context
+from .handlers import QUIET, known
+from .page import TITLES, Page, TabName
+from .parts import asset
+from .state.catalogue import Catalogue
+from .state.exports import Exports
+from .state.follow import Followers
+from .state.picker import read_choice
+from .strip import build as build_strip
+from .tabs import compare, data, distill, export, runs, start, watch
 
 SHADE = '<button type="button" id="shade" title="Light or dark" aria-label="light or dark">◐</button>'
 CACHE_SECONDS = (3600, 24 * 3600)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from segskd.errors import UserError
 from segskd.runs import RUN_NAME, Run
-from ui.jobs import Jobs
+
+from .jobs import Jobs
 
 
 @dataclass(frozen=True)

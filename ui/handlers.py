@@ -7,9 +7,10 @@ from typing import Any
 
 import gradio as gr
 
-from segskd.errors import UserError
-from ui.context import Context
-from ui.page import TITLES, Page
+from segskd.errors import UserError, in_labels
+
+from .context import Context
+from .page import TITLES, Page
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
@@ -19,7 +20,7 @@ def answered(change: Callable[[], object]) -> dict[str, str | None]:
     try:
         change()
     except UserError as error:
-        return {"problem": str(error)}
+        return {"problem": in_labels(error)}
     return {"problem": None}
 
 

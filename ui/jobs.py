@@ -1,22 +1,17 @@
-"""Worker processes and their queue. A run is trained by `python -m segskd resume RUN`, detached from this process.
+"""The queue of runs, and the workers that train them: `segskd resume RUN`, which goes on when the server ends.
 
-The queue and what was started are files below the runs' folder, so a restarted server finds them again.
+The queue and each run's worker are written to files below the runs' folder, so a restarted server finds them again.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import filelock
 import psutil
@@ -26,59 +21,43 @@ from segskd.devices import choose_device
 from segskd.errors import UserError
 from segskd.files import write_whole, writing
 from segskd.runs import RUN_NAME, Run, list_runs
-from ui.processes import NICENESS, ROOT, child_environment
+from segskd.supervisor import ProcessRecord, folder_variables, segskd, start
 
 JobState = Literal["waiting", "starting", "running", "finished", "paused", "interrupted", "failed", "new", "damaged"]
 TICK_SECONDS = 0.5
 GRACE_SECONDS = 15.0
 WORKER = "worker.json"
 QUEUE = ".queue.json"
-LAST_WORDS = ("done", "paused", "stopped", "error")
-
-
-@dataclass(frozen=True)
-class Worker:
-    """A process that was started for a run; `born` tells it from a later process of the same number."""
-
-    pid: int
-    born: float
-
-    def process(self) -> psutil.Process | None:
-        """The process while it lives."""
-        with suppress(psutil.Error):
-            process = psutil.Process(self.pid)
-            if abs(process.create_time() - self.born) < 1 and process.status() != psutil.STATUS_ZOMBIE:
-                return process
-        return None
 
 
 class Jobs:
-    """Starts, queues and stops workers: one a device at a time."""
+    """Queues runs, and starts and stops their workers: one worker at a time on each device."""
 
     def __init__(self, runs: Path, data: Path) -> None:
         self.runs = runs
         self._data = data
-        self._over = threading.Event()
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="queue", daemon=True)
 
     def start(self) -> None:
-        """Begins to work through the queue."""
+        """Begins to start the runs of the queue."""
         with writing(self.runs):
             self.runs.mkdir(parents=True, exist_ok=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Stops starting workers; those that run go on."""
-        self._over.set()
+        """Starts no more workers. Those that are at work go on."""
+        self._closed.set()
         if self._thread.is_alive():
             self._thread.join()
 
     # -- what a person asks for ---------------------------------------------------------------------
 
     def submit(self, recipe: Recipe, name: str) -> Run:
-        """A new run of that name, put at the end of the queue.
+        """Makes a new run of that name and puts it at the end of the queue.
 
-        Raises UserError when the name is none, or is taken: of two tabs that ask at once, one gets it.
+        Raises UserError when this can't be a name, or when there is such a run: of two tabs that ask at once, one
+        gets the name.
         """
         check_name(name)
         with self._queue() as waiting:
@@ -87,7 +66,10 @@ class Jobs:
         return run
 
     def resume(self, name: str) -> None:
-        """Puts a run that stopped, failed or never began at the end of the queue. Raises UserError when it works."""
+        """Puts a run that was stopped, failed or never began at the end of the queue.
+
+        Raises UserError when the run is running or finished.
+        """
         run = Run.open(self.runs / check_name(name))
         with self._queue() as waiting:
             if name in waiting:
@@ -101,8 +83,8 @@ class Jobs:
     def stop(self, name: str, after_epoch: bool = False) -> None:
         """Takes a run out of the queue, or asks its worker to stop at its next step or after this epoch.
 
-        A worker that does not stop at once is sent SIGTERM, then killed with its process group, each after
-        GRACE_SECONDS. Raises UserError when the run neither waits nor runs.
+        A worker that was asked to stop at its next step gets SIGTERM after GRACE_SECONDS, and is killed after as many
+        more. Raises UserError when the run is neither in the queue nor running.
         """
         run = Run.open(self.runs / check_name(name))
         with self._queue() as waiting:
@@ -111,12 +93,13 @@ class Jobs:
                 return
         if not self._is_busy(run):
             raise UserError(f"run {name} is not running")
-        if not run.is_alive():  # still starting: a worker forgets what was asked before it began
-            self._urge(run, signal.SIGTERM)
+        worker = self.worker(name)
+        if worker and not run.is_alive():  # still starting: a run forgets what was asked before it began
+            worker.send(signal.SIGTERM)
             return
         run.request_stop(after_epoch)
-        if not after_epoch:
-            threading.Thread(target=self._insist, args=(run,), name=f"stop {name}", daemon=True).start()
+        if worker and not after_epoch:
+            threading.Thread(target=worker.end, args=(GRACE_SECONDS,), name=f"stop {name}", daemon=True).start()
 
     # -- what a reader sees -------------------------------------------------------------------------
 
@@ -125,7 +108,7 @@ class Jobs:
         return self._read_queue()
 
     def state(self, name: str) -> JobState:
-        """What a run is doing, the queue and a worker that has only just begun included."""
+        """What a run is doing. It may be in the queue, or have a worker that has only just begun."""
         run = Run(self.runs / name)
         if name in self._read_queue():
             return "waiting"
@@ -139,7 +122,7 @@ class Jobs:
         return run.status()
 
     def awaited(self, name: str) -> str | None:
-        """The run that is to be this one's teacher and has not finished, None when there is nothing to wait for."""
+        """The run that is this one's teacher and is not finished yet, None when there is nothing to wait for."""
         try:
             teacher = Run(self.runs / name).recipe.teacher
         except UserError:  # its worker will say what is wrong with it
@@ -153,16 +136,12 @@ class Jobs:
         """Names of the runs that have a worker."""
         return [run.name for run in list_runs(self.runs) if self._is_busy(run)]
 
-    def worker(self, name: str) -> Worker | None:
+    def worker(self, name: str) -> ProcessRecord | None:
         """The process that was last started for a run, whether it lives or not."""
-        try:
-            content = json.loads((self.runs / name / WORKER).read_text(encoding="utf-8"))
-            return Worker(int(content["pid"]), float(content["born"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        return ProcessRecord.read(self.runs / name / WORKER)
 
     def memory(self, name: str) -> int | None:
-        """Bytes of main memory that a run's worker holds, None when it has none."""
+        """Bytes of main memory that a run's worker holds, None when the run has no worker."""
         worker = self.worker(name)
         process = worker.process() if worker else None
         with suppress(psutil.Error):
@@ -173,7 +152,7 @@ class Jobs:
 
     @contextmanager
     def _queue(self) -> Iterator[list[str]]:
-        """The queue for changing: nobody else changes it meanwhile, another server included."""
+        """The queue, to be changed: nobody else changes it meanwhile, not even another server."""
         with writing(self.runs), filelock.FileLock(self.runs / ".queue.lock"):
             waiting = self._read_queue()
             before = list(waiting)
@@ -190,9 +169,9 @@ class Jobs:
         return [name for name in names if isinstance(name, str) and RUN_NAME.fullmatch(name)]
 
     def _work(self) -> None:
-        while not self._over.wait(TICK_SECONDS):
+        while not self._closed.wait(TICK_SECONDS):
             if self._read_queue():
-                with suppress(UserError):  # a full disk: tried again at the next tick
+                with suppress(UserError, FileNotFoundError):  # a full disk, a run just deleted: tried again later
                     self._start_next()
 
     def _start_next(self) -> None:
@@ -205,48 +184,18 @@ class Jobs:
                     waiting.remove(name)
                 elif _device(run) not in taken and not self.awaited(name):
                     waiting.remove(name)
-                    self._spawn(run)
+                    self._start_worker(run)
                     return
 
     def _is_busy(self, run: Run) -> bool:
         worker = self.worker(run.name)
         return bool(worker and worker.process()) or run.is_alive()
 
-    # -- processes ----------------------------------------------------------------------------------
-
-    def _spawn(self, run: Run) -> None:
-        with open(run.path / "log.txt", "ab") as log:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "segskd", "resume", str(run.path)],
-                cwd=ROOT,
-                env=child_environment(self.runs, self._data),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                start_new_session=True,
-            )
-        threading.Thread(target=child.wait, name=f"reap {run.name}", daemon=True).start()
-        with suppress(psutil.Error):
-            process = psutil.Process(child.pid)
-            content: dict[str, Any] = {"pid": child.pid, "born": process.create_time()}
-            run.write(WORKER, json.dumps(content).encode())
-            process.nice(max(NICENESS, psutil.Process().nice()))
-
-    def _insist(self, run: Run) -> None:
-        for urge in (signal.SIGTERM, signal.SIGKILL):
-            deadline = time.monotonic() + GRACE_SECONDS
-            while time.monotonic() < deadline:
-                if not self._is_busy(run):
-                    return
-                time.sleep(TICK_SECONDS)
-            self._urge(run, urge)
-
-    def _urge(self, run: Run, urge: signal.Signals) -> None:
-        """Sends a signal to the worker's process group, if this interface started it."""
-        worker = self.worker(run.name)
-        if worker and worker.process():
-            with suppress(OSError):
-                os.killpg(worker.pid, urge)
+    def _start_worker(self, run: Run) -> None:
+        command, environment = segskd("resume", str(run.path)), folder_variables(self.runs, self._data)
+        worker = start(command, "lasting", log=run.path / "log.txt", environment=environment, low_priority=True)
+        worker.let_go()
+        run.write(WORKER, worker.record.as_json())
 
 
 def check_name(name: str) -> str:
@@ -259,10 +208,10 @@ def check_name(name: str) -> str:
     return name
 
 
-def _ended(run: Run, worker: Worker) -> bool:
+def _ended(run: Run, worker: ProcessRecord) -> bool:
     """Whether this worker has said its last word; its process may take another second to go."""
-    last = run.events()[-1:]
-    return bool(last) and last[0]["kind"] in LAST_WORDS and last[0].get("time", 0) > worker.born
+    progress = run.progress()
+    return progress.ended is not None and (progress.updated or 0) > worker.born
 
 
 def _device(run: Run) -> str:

@@ -10,7 +10,7 @@ from fastapi import HTTPException
 from pydantic import TypeAdapter, ValidationError
 
 from segskd.config import first_problem
-from segskd.errors import UserError
+from segskd.errors import UserError, in_labels
 
 MISFIT = 422
 
@@ -39,6 +39,6 @@ def _checked(function: Function) -> Function:
         except ValidationError as error:
             raise HTTPException(MISFIT, f"{function.__name__}: {first_problem(error)}") from error
         except UserError as error:
-            raise HTTPException(MISFIT, str(error)) from error
+            raise HTTPException(MISFIT, in_labels(error)) from error
 
     return answer

@@ -1,4 +1,4 @@
-"""`python app.py`: its arguments, and the server that they ask for."""
+"""The server of the page, which `segskd ui` and `python app.py` start."""
 
 from __future__ import annotations
 
@@ -7,19 +7,15 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
 from starlette.exceptions import HTTPException
 
-from segskd.data.cards import data_folder
+from segskd.cli.ui_command import PageFlags
 from segskd.errors import UserError
-from segskd.runs import runs_folder
-from ui.processes import PATIENCE
+from segskd.folders import data_folder, runs_folder
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 FIRST_PORT = 7860
@@ -28,61 +24,32 @@ TAKEN = (errno.EADDRINUSE, errno.EACCES)
 UPLOAD_LIMIT = "2gb"
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """Opens the browser interface."""
-
-    host: str = "127.0.0.1"
-    """Address to listen on; any other than this machine's own needs --auth."""
-    port: int | None = None
-    """Port to listen on (7860, or the next free one)."""
-    auth: Path | None = None
-    """A file of lines NAME:PASSWORD; only these may look."""
-    data: Path | None = None
-    """Where datasets lie (SEGSKD_DATA, else datasets/)."""
-    runs: Path | None = None
-    """Where runs lie (SEGSKD_RUNS, else checkpoints/)."""
-    open: bool = False
-    """Open a browser, too."""
-
-
-def main() -> int:
-    """Serves until it is interrupted; the exit status."""
-    arguments = tyro.cli(Arguments, prog="app.py")
-    try:
-        serve(arguments)
-    except UserError as error:
-        print(f"segskd: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def serve(arguments: Arguments) -> None:
-    """Serves until SIGINT or SIGTERM. Raises UserError for arguments that can't be."""
-    auth = read_auth(arguments.auth) if arguments.auth else None
-    if arguments.host not in LOCAL and auth is None:
+def serve(flags: PageFlags) -> None:
+    """Serves until SIGINT or SIGTERM. Raises UserError for flags that can't be."""
+    auth = read_auth(flags.auth) if flags.auth else None
+    if flags.host not in LOCAL and auth is None:
         raise UserError(
-            f"--host {arguments.host} lets other machines in: say who may, with --auth FILE (lines NAME:PASSWORD)"
+            f"--host {flags.host} lets other machines in: say who may, with --auth FILE (lines NAME:PASSWORD)"
         )
-    runs, data = _folders(arguments)
-    port = choose_port(arguments.host, arguments.port)
-    _prepare_environment(arguments.host)
+    runs, data = _folders(flags)
+    port = choose_port(flags.host, flags.port)
+    _prepare_environment(flags.host)
     over = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: over.set())
     print("SegSKD is starting …", flush=True)
-    from ui.app import build
-    from ui.context import Context
-    from ui.jobs import Jobs
+    from .app import build
+    from .context import Context
+    from .jobs import Jobs
 
     os.environ |= {"SEGSKD_RUNS": str(runs), "SEGSKD_DATA": str(data)}
     jobs = Jobs(runs, data)
     jobs.start()
     blocks = build(Context(data, runs, jobs)).queue(default_concurrency_limit=8)
     try:
-        blocks.launch(server_name=_in_address(arguments.host), server_port=port, auth=auth, **_launch(arguments))
+        blocks.launch(server_name=_in_address(flags.host), server_port=port, auth=auth, **_launch(flags))
         logging.getLogger("uvicorn.error").addFilter(tells_of_a_fault)
-        print(f"SegSKD is open at http://{_in_address(arguments.host)}:{port}", flush=True)
+        print(f"SegSKD is open at http://{_in_address(flags.host)}:{port}", flush=True)
         over.wait()
     finally:
         jobs.close()
@@ -100,20 +67,20 @@ def tells_of_a_fault(record: logging.LogRecord) -> bool:
     return not (isinstance(cause, HTTPException) and cause.status_code == 404 and "already started" in str(error))
 
 
-def _folders(arguments: Arguments) -> tuple[Path, Path]:
+def _folders(flags: PageFlags) -> tuple[Path, Path]:
     """Where runs and where datasets lie; neither need be there yet."""
-    runs = arguments.runs.expanduser().resolve() if arguments.runs else runs_folder()
-    data = data_folder(arguments.data)
+    runs = flags.runs.expanduser().resolve() if flags.runs else runs_folder()
+    data = data_folder(flags.data)
     for option, folder in (("--runs", runs), ("--data", data)):
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{option} {folder} is no folder: name another one")
     return runs, data
 
 
-def _launch(arguments: Arguments) -> dict[str, Any]:
+def _launch(flags: PageFlags) -> dict[str, Any]:
     """How the page is served, wherever that is: nothing of it may come from another host."""
-    from ui.app import HEAD, theme
-    from ui.parts import ASSETS
+    from .app import HEAD, theme
+    from .parts import ASSETS
 
     return {
         "theme": theme(),
@@ -126,7 +93,7 @@ def _launch(arguments: Arguments) -> dict[str, Any]:
         "pwa": False,
         "footer_links": [],
         "max_file_size": UPLOAD_LIMIT,
-        "inbrowser": arguments.open,
+        "inbrowser": flags.open,
         "show_error": True,
         "quiet": True,
         "prevent_thread_lock": True,
@@ -189,9 +156,8 @@ def _in_address(host: str) -> str:
 
 
 def _prepare_environment(host: str) -> None:
-    """Before gradio and torch are imported: nothing is sent anywhere, and waiting threads don't spin."""
+    """Before Gradio is imported: nothing is sent to other machines."""
     for name in ("no_proxy", "NO_PROXY"):
         hosts = [host for host in os.environ.get(name, "").split(",") if host]
         os.environ[name] = ",".join(dict.fromkeys([*hosts, *LOCAL, host]))
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ |= {**PATIENCE, **os.environ}

@@ -9,21 +9,23 @@ import gradio as gr
 from typing_extensions import TypedDict
 
 from segskd.errors import UserError
+from segskd.events import EVENTS
 from segskd.runs import RUN_NAME, STUDY
 from segskd.study.folder import StudyFolder
-from ui.context import Context
-from ui.handlers import QUIET, answered, looked
-from ui.page import Page
-from ui.parts import asset
-from ui.served import served
-from ui.state.follow import Followers, RunView
+
+from .context import Context
+from .handlers import QUIET, answered, looked
+from .page import Page
+from .parts import asset
+from .served import served
+from .state.follow import Followers, RunView
 
 GOES_ON = ("interrupted", "paused", "failed", "new")
 SCRIPTS = ("watch-parts.js", "poll.js", "strip.js")
 
 
-class Asked(TypedDict, total=False):
-    """What the script asks with."""
+class StripQuery(TypedDict, total=False):
+    """What the strip's script asks for."""
 
     run: str | None
     epoch: bool
@@ -32,13 +34,13 @@ class Asked(TypedDict, total=False):
 def build(context: Context, page: Page, followers: Followers) -> None:
     """Puts the strip where it is called."""
 
-    def strip_state(_: Asked) -> dict[str, Any]:
+    def strip_state(_: StripQuery) -> dict[str, Any]:
         return strip(context, followers)
 
-    def strip_stop(asked: Asked) -> dict[str, Any]:
+    def strip_stop(asked: StripQuery) -> dict[str, Any]:
         return answered(lambda: context.jobs.stop(context.run(asked.get("run")).name, bool(asked.get("epoch"))))
 
-    def strip_resume(asked: Asked) -> dict[str, Any]:
+    def strip_resume(asked: StripQuery) -> dict[str, Any]:
         return answered(lambda: context.jobs.resume(context.run(asked.get("run")).name))
 
     component = gr.HTML(
@@ -58,9 +60,10 @@ def build(context: Context, page: Page, followers: Followers) -> None:
 
 
 def strip(context: Context, followers: Followers) -> dict[str, Any]:
-    """What the strip shows: the run that works, else the next that waits, else the last one if it can go on.
+    """What the strip shows: the run that works, or else the next one in the queue.
 
-    A study at work, whose cells are no runs of this page, is named before a run that only could go on.
+    Where there is neither, it shows a study that is at work, or else the last run if that can be resumed. The cells
+    of a study are not in this page's list of runs.
     """
     busy = context.jobs.busy()
     waiting = context.jobs.waiting()
@@ -78,9 +81,9 @@ def strip(context: Context, followers: Followers) -> dict[str, Any]:
         "others": len([other for other in busy if other != view.name]),
         "seconds_left": view.seconds_left,
         "memory": view.memory,
-        "share": view.share,
+        "share": view.progress.share,
         "stages": len(view.phases),
-        "stage": view.stage,
+        "stage": view.progress.stage,
         "doing": view.doing,
     }
 
@@ -92,7 +95,7 @@ def _study(context: Context) -> str | None:
 
 
 def _view(followers: Followers, name: str) -> RunView | None:
-    """None for a folder that is no run, or no longer one."""
+    """None where the folder holds no run (any more)."""
     try:
         return followers.get(name)
     except UserError:
@@ -100,7 +103,7 @@ def _view(followers: Followers, name: str) -> RunView | None:
 
 
 def _stopping(context: Context, view: RunView) -> Literal["now", "epoch"] | None:
-    """What a run at work was asked for."""
+    """Whether somebody has asked the run to stop, and when."""
     if view.state != "running":
         return None
     run = context.run(view.name)
@@ -112,7 +115,7 @@ def _stopping(context: Context, view: RunView) -> Literal["now", "epoch"] | None
 def _last(context: Context) -> list[str]:
     """The name of the run that was at work last, if there is one."""
     stamps = []
-    for path in context.runs.glob("*/events.jsonl"):
+    for path in context.runs.glob(f"*/{EVENTS}"):
         with suppress(FileNotFoundError):  # deleted just now
             stamps.append((path.stat().st_mtime_ns, path.parent.name))
     names = [name for _, name in sorted(stamps, reverse=True) if RUN_NAME.fullmatch(name)]

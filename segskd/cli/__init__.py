@@ -9,7 +9,15 @@ from collections.abc import Sequence
 
 import tyro
 
-from segskd.cli import data_commands, import_commands, model_commands, plan_commands, run_commands, study_commands
+from segskd.cli import (
+    data_commands,
+    import_commands,
+    model_commands,
+    plan_commands,
+    run_commands,
+    study_commands,
+    ui_command,
+)
 from segskd.errors import Echoed, Failed, Stopped, UserError
 
 DESCRIPTION = "Compress segmentation networks by stagewise knowledge distillation."
@@ -58,7 +66,7 @@ def _commands() -> tyro.extras.SubcommandApp:
     app = tyro.extras.SubcommandApp()
     app.command(data_commands.data_app, name="data", help="List, check and download datasets.")
     app.command(name="import")(import_commands.import_network)
-    rooms = (run_commands, plan_commands, model_commands, study_commands)
+    rooms = (run_commands, plan_commands, model_commands, study_commands, ui_command)
     for command in (command for room in rooms for command in room.COMMANDS):
         app.command(command)
     return app

@@ -9,8 +9,9 @@ import tyro
 from rich.table import Table
 from tyro.conf import Positional
 
+from segskd.bars import ERR, bar, stage_bars
 from segskd.cli.flags import Json
-from segskd.cli.output import ERR, bar, show, stage_bars
+from segskd.cli.output import show
 from segskd.errors import UserError
 
 data_app = tyro.extras.SubcommandApp()
@@ -86,15 +87,11 @@ def data_add(
         classes: The classes' names in order, with commas between.
         data: Where datasets lie (SEGSKD_DATA, else datasets/).
     """
+    from segskd.api import add_dataset
     from segskd.console import check_table
-    from segskd.data.adding import add_archive, add_folder
-    from segskd.data.cards import data_folder
 
     names = [part.strip() for part in classes.split(",")] if classes is not None else None
-    source = source.expanduser()
-    add = add_folder if source.is_dir() else add_archive
-    with bar(f"adding {source.name}") as report:
-        added = add(source, data_folder(data), name, names, report)
+    added = add_dataset(source, name, names, data=data, progress=True)
     found = added.report.as_dict()
     show(check_table(found), {**found, "place": str(added.place), "layout": added.layout}, json)
     ERR.print(f"{added.card.name} ({added.layout}) is described in {added.place}", highlight=False, soft_wrap=True)

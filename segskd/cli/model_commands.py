@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from tyro.conf import Positional
 
-from segskd.cli.flags import Device, Json
-from segskd.cli.output import bar, listeners, show, stage_bars
-from segskd.errors import Echoed, UserError
+from segskd.cli.flags import Json
+from segskd.cli.output import show
+from segskd.config import Device
+from segskd.errors import UserError
 from segskd.export.formats import FormatName
 
 if TYPE_CHECKING:
-    from segskd.evaluate.tiles import Tiles
     from segskd.export.push import Hub
-    from segskd.runs import Run
 
 
 def evaluate(
@@ -45,29 +44,24 @@ def evaluate(
         device: Where to compute.
         json: Print JSON.
     """
-    from segskd.data.dataset import list_pairs
-    from segskd.data.transforms import RESIZE_FILTER
-    from segskd.evaluate.predictor import evaluate as score_split
-    from segskd.evaluate.source import find_source
-    from segskd.evaluate.tiles import choose_tiles
+    from segskd import api
 
-    tiles = choose_tiles(tile, overlap)
-    source = find_source(model, dataset, size, data)
-    predictor = source.predictor(device, tiles)
-    with bar(f"evaluating {model}") as report:
-        score = score_split(predictor, list_pairs(source.card, source.data, split), native, report)
-    found = {
-        **score.as_dict(),
-        "resize": RESIZE_FILTER if source.size else None,
-        "split": split,
-        "native": native,
-        **source.as_dict(),
-        **_tiling(tiles),
-    }
-    table = Table("class", "IoU %", title=f"{model}: mIoU {100 * score.miou:.2f} %")
-    for name, value in score.per_class.items():
+    found = api.evaluate(
+        model,
+        split,
+        dataset=dataset,
+        size=size,
+        native=native,
+        tile=tile,
+        overlap=overlap,
+        data=data,
+        device=device,
+        progress=True,
+    )
+    table = Table("class", "IoU %", title=f"{model}: mIoU {100 * found.miou:.2f} %")
+    for name, value in found.per_class.items():
         table.add_row(name, "absent" if value is None else f"{100 * value:.1f}")
-    show(table, found, json)
+    show(table, found.as_dict(), json)
 
 
 def predict(
@@ -95,21 +89,16 @@ def predict(
         device: Where to compute.
         json: Print JSON.
     """
-    from segskd.evaluate.predictor import predict_files
-    from segskd.evaluate.source import find_source
-    from segskd.evaluate.tiles import choose_tiles
+    from segskd import api
 
-    if not images:
-        raise UserError("name at least one image")
-    tiles = choose_tiles(tile, overlap)
-    source = find_source(model, dataset, size, None)
-    with bar("predicting") as report:
-        written, unreadable = predict_files(source.predictor(device, tiles), images, out, report)
-    found = {"masks": [str(p) for p in written], "unreadable": unreadable, **_tiling(tiles)}
-    show("\n".join(map(str, written)), found, json)
-    if unreadable:
-        others = ": the masks of all others are written" if written else ""
-        raise UserError(f"can't read {', '.join(unreadable)}{others}")
+    found = api.predict(
+        model, images, out, dataset=dataset, size=size, tile=tile, overlap=overlap, device=device, progress=True
+    )
+    masks = [str(path) for path in found.masks]
+    show("\n".join(masks), found.as_dict(), json)
+    if found.unreadable:
+        others = ": the masks of all others are written" if masks else ""
+        raise UserError(f"can't read {', '.join(found.unreadable)}{others}")
 
 
 def compare(
@@ -140,23 +129,28 @@ def compare(
         device: Where to compute.
         json: Print JSON.
     """
-    from segskd.data.dataset import list_pairs
-    from segskd.evaluate.comparison import compare as compare_two
-    from segskd.evaluate.source import find_source
+    from segskd import api
     from segskd.evaluate.tiles import choose_tiles
 
-    tiles = choose_tiles(tile, overlap)
-    ours = find_source(student, dataset, size, data)
-    theirs = ours.with_model(teacher)
-    pairs = list_pairs(ours.card, ours.data, split)
-    with bar("comparing") as report:
-        found = compare_two(theirs.predictor(device, tiles), ours.predictor(device, tiles), pairs, out, report)
+    found = api.compare(
+        teacher,
+        student,
+        out,
+        split,
+        dataset=dataset,
+        size=size,
+        tile=tile,
+        overlap=overlap,
+        data=data,
+        device=device,
+        progress=True,
+    )
     table = Table("class", "teacher IoU %", "student IoU %", "difference", "pixels", title=f"written to {out}")
     for row in found.retention():
         shares = [row["teacher"], row["student"], row["difference"]]
         table.add_row(row["class"], *("–" if v is None else f"{100 * v:.1f}" for v in shares), f"{row['pixels']:,}")
     mious = {"miou": found.student.miou, "teacher_miou": found.teacher.miou}
-    show(table, {"out": str(out), **mious, **_tiling(tiles)}, json)
+    show(table, {"out": str(out), **mious, **api.tiling(choose_tiles(tile, overlap))}, json)
 
 
 def export(
@@ -185,18 +179,14 @@ def export(
         out: Folder for the zip and certificate.json (exports/ in the run).
         json: Print JSON.
     """
+    from segskd import api
     from segskd.export.formats import Spec
-    from segskd.export.package import package
-    from segskd.runs import find_run
 
-    spec, found = Spec(format, int8, pixels), find_run(run)
+    spec = Spec(format, int8, pixels)
     hub = _hub(push) if push else None
-    if prune_epochs is not None and prune is None:
-        raise UserError("--prune-epochs says how long a pruned student is repaired: give --prune, too")
-    if prune is not None:
-        found = _pruned(found, prune, prune_epochs)
-    with stage_bars() as report:
-        made = package(found, spec, out, report)
+    made = api.export(
+        run, format, int8=int8, pixels=pixels, prune=prune, prune_epochs=prune_epochs, out=out, progress=True
+    )
     own = made.certificate
     lines = [
         f"{made.path}: {own.bytes / 1e6:.1f} MB, the network in it {own.model_bytes / 1e6:.1f} MB",
@@ -221,30 +211,11 @@ def export(
     show("\n".join(lines), {**made.as_dict(), "pushed": pushed if hub else None}, json)
 
 
-def _tiling(tiles: Tiles | None) -> dict[str, Any]:
-    """Plain data for JSON: the tiles as they are used, None where images go whole."""
-    return {"tile": list(tiles.tile) if tiles else None, "overlap": tiles.overlap if tiles else None}
-
-
 def _hub(repository: str) -> Hub:
     """Where to push; checked before an export that may take long."""
     from segskd.export.push import Hub
 
     return Hub(repository)
-
-
-def _pruned(run: Run, ratio: float, epochs: int | None) -> Run:
-    """The run that prunes and repairs its student, trained now where there is none."""
-    from segskd.distill.running.pruning import plan_pruned
-    from segskd.distill.running.session import pruned
-    from segskd.distill.training.ranks import is_first
-
-    recipe, folder = plan_pruned(run, ratio, epochs)
-    with listeners(folder) as hearing:
-        made = pruned(recipe, folder, hearing)
-    if not is_first():
-        raise Echoed
-    return made
 
 
 COMMANDS = (evaluate, predict, compare, export)

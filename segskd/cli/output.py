@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
+
+from segskd.bars import ERR
+
+if TYPE_CHECKING:
+    pass
 
 WIDE = 200
 """Columns where the output is no terminal: a table read by a program or a log is not cut."""
-ERR = Console(stderr=True, markup=False)
 
 
 def show(shown: Any, content: dict[str, Any], as_json: bool) -> None:
@@ -37,38 +38,3 @@ def print_result(result: dict[str, Any], json: bool) -> None:
     show(result_table(result), result, json)
     ERR.print(f"{result['run']}: {result['seconds']:.0f} s of training{kept}", highlight=False, soft_wrap=True)
     return None
-
-
-@contextlib.contextmanager
-def listeners(folder: Path) -> Iterator[list[Callable[[dict[str, Any]], None]]]:
-    from segskd.console import LogFile, watching
-    from segskd.distill.training.ranks import is_first
-
-    if not is_first():  # the first of several processes tells of all
-        yield []
-        return
-    with watching(ERR) as watcher:
-        yield [watcher, LogFile(folder)]
-
-
-@contextlib.contextmanager
-def bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """One progress bar on a terminal, nothing elsewhere."""
-    with stage_bars() as report:
-        yield lambda done, total: report(title, done, total)
-
-
-@contextlib.contextmanager
-def stage_bars() -> Iterator[Callable[[str, int, int | None], None]]:
-    """A progress bar for each stage that is reported."""
-    from rich.progress import Progress
-
-    tasks: dict[str, Any] = {}
-    with Progress(console=ERR, disable=not ERR.is_terminal) as progress:
-
-        def report(stage: str, done: int, total: int | None) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(escape(stage), total=total)
-            progress.update(tasks[stage], completed=done, total=total)
-
-        yield report

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
-from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
+from tyro.conf import OmitArgPrefixes, Positional
 
+from segskd.bars import ERR
 from segskd.cli.flags import (
-    NO_DATA_FLAGS,
+    NO_DISTILL_FLAGS,
+    NO_TEACH_FLAGS,
     NO_TEACHER_FLAGS,
-    NO_TRAIN_FLAGS,
-    DataFlags,
+    DistillFlags,
     Json,
     TeacherFlags,
-    TrainFlags,
+    TeachFlags,
     recipe_changes,
     replaced_in_subset,
     teacher_place,
 )
-from segskd.cli.output import ERR, listeners, print_result, show
+from segskd.cli.output import print_result, show
 from segskd.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,11 +33,8 @@ def teach(
     out: Path,
     arch: str = "unet",
     encoder: str = "resnet34",
-    weights: str | None = None,
-    snapshots: int = 0,
     *,
-    data: OmitArgPrefixes[DataFlags] = NO_DATA_FLAGS,
-    train: OmitArgPrefixes[TrainFlags] = NO_TRAIN_FLAGS,
+    settings: OmitArgPrefixes[TeachFlags] = NO_TEACH_FLAGS,
     json: Json = False,
 ) -> None:
     """Train a teacher on labels; OUT is a run, readable with segmentation_models_pytorch.from_pretrained.
@@ -44,81 +43,60 @@ def teach(
         out: The run's directory.
         arch: Decoder.
         encoder: Encoder.
-        weights: Pretrained weights of the encoder, such as imagenet (from a hub).
-        snapshots: Copies to keep on the way, evenly spaced, which method multi_teacher_gan learns from.
     """
     from segskd.config import make_recipe, merged
 
-    base: dict[str, Any] = {"kind": "teach", "student": f"{arch}:{encoder}", "weights": weights, "method": "supervised"}
-    base["snapshots"] = snapshots
-    _run(make_recipe(merged(base, recipe_changes(data, train))), out, None, json)
+    base: dict[str, Any] = {"kind": "teach", "student": f"{arch}:{encoder}", "method": "supervised"}
+    _run(make_recipe(merged(base, recipe_changes(settings))), out, None, json)
 
 
 def distill(
     recipe: Path | None = None,
-    teacher: str | None = None,
-    student: str | None = None,
-    init: Literal["random", "teacher"] | None = None,
-    method: str | None = None,
-    option: UseAppendAction[tuple[tuple[str, float], ...]] = (),
     begin_run: str | None = None,
     begin_stage: str | None = None,
     run: str | None = None,
     until: str | None = None,
     *,
     file: OmitArgPrefixes[TeacherFlags] = NO_TEACHER_FLAGS,
-    data: OmitArgPrefixes[DataFlags] = NO_DATA_FLAGS,
-    train: OmitArgPrefixes[TrainFlags] = NO_TRAIN_FLAGS,
+    settings: OmitArgPrefixes[DistillFlags] = NO_DISTILL_FLAGS,
     json: Json = False,
 ) -> None:
     """Distill a student from a teacher, or carry out a recipe; flags given beside a recipe override it.
 
     Args:
         recipe: A recipe (YAML), such as a run's recipe.yaml.
-        teacher: A folder with config.json and weights, a run, a hub id, or a file of weights with --arch and --encoder.
-        student: ARCH:ENCODER of the student (unet:resnet10).
-        init: The student's first weights: the teacher's where stage, name and shape agree, or random (teacher).
-        method: stagewise (by default), simultaneous, fitnets, hinton, supervised, blockwise, attention, fsp,
-            channelwise, hdkd, dearkd or multi_teacher_gan.
-        option: An option of the method and its value, such as temperature 2; may be given again for another.
         begin_run: A run whose student, images and settings this one begins with, in place of a dataset and a teacher.
         begin_stage: The first of its stages to be trained again; those before it stay as they are.
         run: Name below checkpoints/, or a path.
         until: Stop after this stage; `resume` goes on.
     """
-    begin = _begin(begin_run, begin_stage)
-    flags = {
-        "teacher": teacher_place(teacher, file),
-        "trust_teacher": file.trust_teacher,
-        "student": student,
-        "init": init,
-        "method": method,
-        "options": dict(option),
-        "begin": begin,
-    }
-    made = asked_recipe(recipe, flags, data, train)
-    _run(made, _run_folder(run or _default_name(made), run is None), until, json)
+    made = asked_recipe(recipe, file, settings, _begin(begin_run, begin_stage))
+    _run(made, run, until, json)
 
 
-def asked_recipe(recipe: Path | None, flags: dict[str, Any], data: DataFlags, train: TrainFlags) -> Recipe:
-    """The recipe of a file, or the default one, with the flags laid over it."""
+def asked_recipe(
+    recipe: Path | None, file: TeacherFlags, flags: DistillFlags, begin: dict[str, str] | None = None
+) -> Recipe:
+    """The recipe of a file, of the run to begin from, or the default one, with the flags laid over it."""
+    from segskd.api import teacher_place as absolute_place
     from segskd.config import make_recipe, merged, read_yaml
 
-    begin = flags.get("begin")
+    changes = recipe_changes(flags)
+    changes["teacher"] = absolute_place(teacher_place(changes.get("teacher"), file))
     if recipe and begin:
         raise UserError("--begin-run takes the recipe of that run: leave --recipe out")
-    base = _branch(begin, train.epochs) if begin else read_yaml(recipe) if recipe else {"data": {"card": "scenes"}}
+    epochs = changes.get("optimisation", {}).get("epochs")
+    base = _branch(begin, epochs) if begin else read_yaml(recipe) if recipe else {"data": {"card": "scenes"}}
     if not isinstance(base, dict):
         raise UserError(f"{recipe} is no recipe: a run's recipe.yaml is one")
     if isinstance(base.get("subset"), dict):
-        for part in replaced_in_subset(data):
+        for part in replaced_in_subset(changes):
             base["subset"].pop(part, None)
-    if flags["method"] not in (None, base.get("method")):
+    if changes.get("method") not in (None, base.get("method")):
         base.pop("options", None)  # they are those of the recipe's method
-    if recipe is None and begin is None and data.dataset is None:
+    if recipe is None and begin is None and "card" not in changes.get("data", {}):
         raise UserError("name what to train on with --dataset (see 'python -m segskd data list') or --recipe")
-    own = {**flags, "teacher": _run_path(flags["teacher"]), "begin": None}
-    return make_recipe(merged(base, {**own, **recipe_changes(data, train)}))
+    return make_recipe(merged(base, changes))
 
 
 def _begin(run: str | None, stage: str | None) -> dict[str, str] | None:
@@ -151,17 +129,16 @@ def resume(
         devices: Processes on each machine (as the run began).
         nodes: Machines (as the run began).
     """
-    from segskd.distill.running.session import resume as resume_run
+    from segskd import api
     from segskd.distill.training.ranks import is_first
     from segskd.runs import find_run
 
     found = find_run(run)
     if found.read_json("result.json") is not None and is_first():
         ERR.print(f"run {found.name} is finished", highlight=False)
-    with listeners(found.path) as hearing:
-        result = resume_run(found, hearing, until, devices, nodes)
+    made = api.resume(found, until=until, devices=devices, nodes=nodes, progress=True)
     if is_first():
-        print_result(result, json)
+        print_result(made.result or {"run": str(made.path), "after": until}, json)
 
 
 def stop(run: Positional[str], json: Json = False) -> None:
@@ -191,64 +168,31 @@ def runs(json: Json = False) -> None:
     show(table, {"runs": rows}, json)
 
 
-def demo(out: Path | None = None, data: Path | None = None, json: Json = False) -> None:
+def demo(out: Path | None = None, data: Path | None = None, quick: bool = False, json: Json = False) -> None:
     """Train a teacher on the built-in scenes, distill a student from a tenth of them, and show both.
 
     Args:
         out: Folder below which both runs and the comparison are written (checkpoints/).
         data: Where datasets lie.
+        quick: Train on eight small images for one epoch a phase: shows in seconds that all works, but no good masks.
         json: Print JSON.
     """
-    from segskd.demo import run_demo
+    from segskd.api import hearing
+    from segskd.demo import QUICK, WHOLE, run_demo
     from segskd.runs import runs_folder
 
-    result = run_demo(out or runs_folder(), data, listeners)
+    result = run_demo(out or runs_folder(), data, partial(hearing, progress=True), QUICK if quick else WHOLE)
     print_result(result, json)
     ERR.print(f"side by side: {result['picture']}", highlight=False, soft_wrap=True)
 
 
-def _run(recipe: Any, folder: Path, until: str | None, json: bool) -> None:
-    from segskd.distill.running.session import start
+def _run(recipe: Recipe, run: str | Path | None, until: str | None, json: bool) -> None:
+    from segskd import api
     from segskd.distill.training.ranks import is_first
 
-    with listeners(folder) as hearing:
-        result = start(recipe, folder, hearing, until)
+    made = api.distill(recipe, run, until=until, progress=True)
     if is_first():
-        print_result(result, json)
-
-
-def _run_path(place: str | None) -> str | None:
-    """A run's name as its path, so that the recipe holds in any folder; paths made absolute, hub ids left alone."""
-    from segskd.runs import runs_folder
-
-    if place is None:
-        return None
-    for path in (runs_folder() / place, Path(place).expanduser()):
-        if path.exists():
-            return str(path.resolve())
-    return place
-
-
-def _run_folder(name_or_path: str, made_up: bool) -> Path:
-    from segskd.runs import RUN_NAME, free_name, runs_folder
-
-    if made_up:
-        return runs_folder() / free_name(name_or_path)
-    if RUN_NAME.fullmatch(name_or_path):
-        return runs_folder() / name_or_path
-    if Path(name_or_path).name == name_or_path:
-        raise UserError(
-            f"--run: '{name_or_path}' is no name, which has letters, digits, '.', '-' and '_' only, a letter or digit "
-            "first, and at most 100 of them; a path has a '/' in it"
-        )
-    return Path(name_or_path).expanduser().resolve()
-
-
-def _default_name(recipe: Any) -> str:
-    from segskd.data.cards import data_folder, load_card
-    from segskd.runs import default_name
-
-    return default_name(recipe, load_card(recipe.data.card, data_folder(recipe.data.folder)).name)
+        print_result(made.result or {"run": str(made.path), "after": until}, json)
 
 
 COMMANDS = (teach, distill, resume, stop, runs, demo)

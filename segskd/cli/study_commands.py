@@ -6,13 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from segskd.cli.flags import Device, Json
-from segskd.cli.output import ERR, show
+from segskd.bars import ERR
+from segskd.cli.flags import Json
+from segskd.cli.output import show
+from segskd.config import Device
 from segskd.errors import Failed
 
 
 def study(
-    config: Path,
+    config: str,
     out: Path | None = None,
     teacher: str | None = None,
     data: Path | None = None,
@@ -24,7 +26,7 @@ def study(
     """Carry out a grid of runs and write its table and its curve; the same command goes on where it was stopped.
 
     Args:
-        config: A study (YAML), such as studies/scenes.yaml; flags given beside it override its recipe.
+        config: A study that comes with SegSKD, such as scenes, or a YAML file; flags beside it override its recipe.
         out: Folder of the study (checkpoints/NAME).
         teacher: A folder with config.json and weights, a run, or a hub id.
         data: Where datasets lie (SEGSKD_DATA, else datasets/).
@@ -34,6 +36,7 @@ def study(
         json: Print one JSON object as the last line of standard output.
     """
     from segskd.console import PlainLines
+    from segskd.events import PreparingEvent
     from segskd.runs import runs_folder
     from segskd.study.grid import load_study, teacher_place
     from segskd.study.runner import carry_out
@@ -49,7 +52,7 @@ def study(
     lines = PlainLines(sys.stderr)
 
     def report(stage: str, done: int, total: int | None) -> None:
-        lines({"kind": "preparing", "stage": stage, "done": done, "total": total or done})
+        lines(PreparingEvent(stage=stage, done=done, total=total or done))
 
     read = carry_out(asked, folder, _tell, jobs, report)
     show(Path(read["table"]).read_text(encoding="utf-8"), _answer(read), json)

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from segskd.callbacks import OnProgress
-from segskd.config import first_problem
+from segskd.config import first_problem, named
 from segskd.data.cards import PROJECT_CARDS, Card, list_cards, load_card
 from segskd.data.check import CheckReport, Problem, check
 from segskd.data.dataset import Pair, list_split
@@ -334,5 +334,6 @@ def _adding(data: Path) -> Iterator[None]:
         raise UserError(f"another dataset is being added to {data} right now: wait until it is done") from error
     except OSError as error:
         raise UserError(
-            f"can't add a dataset to {data}: {error.strerror or error}; mend that or choose another folder with --data"
+            f"can't add a dataset to {data}: {error.strerror or error}; mend that or choose another folder with "
+            f"{named('data.folder')}"
         ) from error

@@ -15,7 +15,7 @@ import filelock
 import numpy as np
 import numpy.typing as npt
 
-from segskd.errors import UserError
+from segskd.errors import DataError
 from segskd.files import write_whole, writing
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -84,7 +84,7 @@ def stamp(file: Path) -> str:
     try:
         stat = file.stat()
     except OSError as error:
-        raise UserError(f"can't read {file}: {error.strerror}; put it back, or run 'data check'") from error
+        raise DataError(f"can't read {file}: {error.strerror}; put it back, or run 'data check'") from error
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
 

@@ -13,11 +13,12 @@ import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from segskd.config import first_problem, read_yaml
-from segskd.errors import UserError
+from segskd.errors import DataError, UserError
+from segskd.folders import CARDS_FOLDER as CARDS_FOLDER
+from segskd.folders import data_folder as data_folder
 
-CARDS_FOLDER = Path(__file__).resolve().parents[2] / "datasets"
 PROJECT_CARDS = ("camvid", "cityscapes", "oxford_pets", "pascal_voc", "scenes")
-"""Cards that come with SegSKD; others in the same folder are the user's own."""
+"""The cards that come with SegSKD; others in the same folder are the user's own."""
 UNKNOWN = -1
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -212,11 +213,6 @@ def _is_path(name_or_path: str) -> bool:
     return name_or_path.endswith((".yaml", ".yml")) or os.sep in name_or_path
 
 
-def data_folder(given: str | Path | None) -> Path:
-    """The folder where datasets lie: `given`, else SEGSKD_DATA, else the folder of the project's cards."""
-    return Path(given or os.environ.get("SEGSKD_DATA") or CARDS_FOLDER).expanduser().resolve()
-
-
 @dataclass(frozen=True)
 class CardEntry:
     """A card in a list: `place` is what `load_card` takes, and `own` says that it is the user's and not SegSKD's.
@@ -255,7 +251,7 @@ def load_card(name_or_path: str | Path, data: Path | None = None) -> Card:
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         known = ", ".join(entry.name for entry in list_cards(folder))
-        raise UserError(f"no card '{given}': name one of {known}, or the path of a card (a YAML file)")
+        raise DataError(f"no card '{given}': name one of {known}, or the path of a card (a YAML file)")
     return _read_card(path)
 
 
@@ -263,7 +259,7 @@ def _read_card(path: Path) -> Card:
     try:
         return Card.model_validate(read_yaml(path))
     except ValidationError as error:
-        raise UserError(f"card {path}: {first_problem(error)}") from error
+        raise DataError(f"card {path}: {first_problem(error)}") from error
 
 
 def _entry(path: Path, place: str, own: bool) -> CardEntry:

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from segskd.config import named
 from segskd.data.cards import OTHER, UNKNOWN, Card, Split, packed_rgb
 from segskd.data.pixels import Uint8, decoded
-from segskd.errors import UserError
+from segskd.errors import DataError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
@@ -47,9 +48,9 @@ def list_split(card: Card, data: Path, split_name: str) -> Listing:
     split = card.split(split_name)
     root = card.root(data)
     if not root.is_dir():
-        raise UserError(
+        raise DataError(
             f"no folder {root} for dataset '{card.name}': run 'python -m segskd data fetch {card.name}', "
-            "or say where datasets lie with --data"
+            f"or say where datasets lie with {named('data.folder')}",
         )
     images = _matching(root, split.images)
     masks = _matching(root, split.masks)
@@ -61,7 +62,9 @@ def list_split(card: Card, data: Path, split_name: str) -> Listing:
         images.pop(name, None)
         masks.pop(name, None)
     if not images:
-        raise UserError(f"split '{split_name}' of '{card.name}' has no images: nothing matches {root / split.images}")
+        raise DataError(
+            f"split '{split_name}' of '{card.name}' has no images: nothing matches {root / split.images}", "data.card"
+        )
     both = _share(sorted(images.keys() & masks.keys()), split)
     return Listing(
         pairs=[Pair(name, images[name], masks[name]) for name in both],
@@ -78,7 +81,7 @@ def list_pairs(card: Card, data: Path, split_name: str) -> list[Pair]:
     """
     listing = list_split(card, data, split_name)
     if not listing.pairs:
-        raise UserError(
+        raise DataError(
             f"no image of split '{split_name}' of '{card.name}' has a mask: "
             f"'python -m segskd data check {card.name}' lists the files"
         )
@@ -109,7 +112,7 @@ def read_mask(path: Path, card: Card) -> Uint8:
     decoded = decode_mask(path, card)
     if (decoded == UNKNOWN).any():
         values = describe_unknown(path, card, decoded)
-        raise UserError(
+        raise DataError(
             f"mask {path} has {values}, which card '{card.name}' doesn't know: add them to the card or mend the mask"
         )
     return decoded.astype(np.uint8)
@@ -146,7 +149,7 @@ def _read_raw(path: Path, card: Card) -> npt.NDArray[Any]:
     decoded = read_unchanged(path)
     if card.mask_format == "color":
         if decoded.ndim != 3 or decoded.dtype != np.uint8:
-            raise UserError(f"mask {path} is no 8-bit colour picture, but card '{card.name}' says mask_format: color")
+            raise DataError(f"mask {path} is no 8-bit colour picture, but card '{card.name}' says mask_format: color")
         return cv2.cvtColor(decoded[..., :3], cv2.COLOR_BGR2RGB)
     if decoded.ndim == 3:
         return _palette_indices(path, card)
@@ -161,7 +164,7 @@ def _palette_indices(path: Path, card: Card) -> npt.NDArray[Any]:
         channels = np.asarray(image.convert("RGB"))
     if (channels == channels[..., :1]).all():
         return channels[..., 0]
-    raise UserError(f"mask {path} holds colours, but card '{card.name}' says mask_format: index")
+    raise DataError(f"mask {path} holds colours, but card '{card.name}' says mask_format: index")
 
 
 def _matching(root: Path, pattern: str) -> dict[str, Path]:
@@ -196,9 +199,9 @@ def _listed_names(root: Path, split: Split, known: Collection[str]) -> set[str] 
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except OSError as error:
-        raise UserError(f"can't read the split's list of names {path}: {error.strerror}") from error
+        raise DataError(f"can't read the split's list of names {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"the split's list of names {path} is no UTF-8 text: save it as UTF-8") from error
+        raise DataError(f"the split's list of names {path} is no UTF-8 text: save it as UTF-8") from error
     return {line if line in known else line.split()[0] for line in lines if line and not line.startswith("#")}
 
 

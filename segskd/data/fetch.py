@@ -15,10 +15,11 @@ import requests
 from filelock import FileLock
 
 from segskd.callbacks import OnActivity
+from segskd.config import named
 from segskd.data.cards import Archive, Card
 from segskd.data.dataset import has_split, list_split
 from segskd.data.unpack import unpack
-from segskd.errors import UserError
+from segskd.errors import DiskError, UserError
 from segskd.scenes import dataset as scenes
 
 # Chunks are small, since a broken connection loses the chunk that is being received.
@@ -84,9 +85,9 @@ def _fetch_under_lock(card: Card, data: Path, on_activity: OnActivity) -> None:
             if missing(card, data):
                 _fetch_archives(card, root, on_activity)
     except OSError as error:
-        raise UserError(
+        raise DiskError(
             f"can't write dataset '{card.name}' to {root}: {error.strerror or error}; "
-            "free some space there or choose another folder with --data"
+            f"free some space there or choose another folder with {named('data.folder')}"
         ) from error
     lacking = missing(card, data, every_split=True)
     if lacking:

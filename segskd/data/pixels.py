@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from segskd.config import MAX_SIDE
 from segskd.data.cards import Card
-from segskd.errors import UserError
+from segskd.errors import DataError, UserError
 from segskd.standalone.bands import PixelFormat, Pixels, UnfitError, fitted, pixel_format, read, scaled
 
 Uint8 = npt.NDArray[np.uint8]
@@ -44,7 +44,7 @@ def read_image(path: Path, card: Card) -> Pixels:
         pixels = cv2.cvtColor(decoded(path, "image", cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
         return scaled(pixels.astype(np.uint8, copy=False), card.white)
     except UnfitError as error:
-        raise UserError(f"image {path} {error}") from error
+        raise DataError(f"image {path} {error}") from error
     except _DAMAGED as error:
         raise _unreadable("image", path) from error
 
@@ -117,7 +117,7 @@ def decoded(path: Path, what: str, mode: int) -> npt.NDArray[Any]:
 
 
 def _unreadable(what: str, path: Path) -> UserError:
-    return UserError(f"can't read {what} {path}: replace or remove it ('data check' finds all such files)")
+    return DataError(f"can't read {what} {path}: replace or remove it ('data check' finds all such files)")
 
 
 def _check_size(picture: Image.Image, called: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from segskd.config import SubsetRule
+from segskd.config import SubsetRule, named
 from segskd.data.cards import Card
 from segskd.data.dataset import Pair, hash_order
 from segskd.data.pixel_counts import PixelCounts, count_pixels
@@ -43,17 +43,18 @@ def subset_size(total: int, fraction: float | None, count: int | None) -> int:
 
     Raises UserError for a fraction outside (0, 1], or when fewer than two images would be left.
     """
+    about = "subset.fraction" if count is None else "subset.count"
     if count is not None:
         if count > total:
-            raise UserError(f"--count {count} is more than the {total} training images there are")
-        size, flag = count, f"--count {count}"
+            raise UserError(f"{named(about)} {count} is more than the {total} training images there are", about)
+        size, asked = count, f"{named(about)} {count}"
     else:
         share = 1.0 if fraction is None else fraction
         if not 0 < share <= 1:
-            raise UserError(f"--fraction {share:g} must be above 0 and at most 1")
-        size, flag = int(total * share + 1e-9), f"--fraction {share:g} of {total} images"
+            raise UserError(f"{named(about)} {share:g} must be above 0 and at most 1", about)
+        size, asked = int(total * share + 1e-9), f"{named(about)} {share:g} of {total} images"
     if size < MINIMUM:
-        raise UserError(f"{flag} leaves {size}, and training needs at least {MINIMUM}: raise it")
+        raise UserError(f"{asked} leaves {size}, and training needs at least {MINIMUM}: raise it", about)
     return size
 
 
@@ -98,8 +99,9 @@ def subset_order(
         raise ValueError("a subset by hand has no order: take pick_subset")
     if image_statistics is None:
         raise UserError(
-            f"rule {rule} needs a teacher, and this run has none: "
-            "take --rule random or balanced, or distill with a --teacher"
+            f"rule {rule} asks a teacher about the images, and this run has none: "
+            f"take {named('subset.rule')} random or balanced, or distill with a {named('teacher')}",
+            "subset.rule",
         )
     rows = _rows(image_statistics.names, names)
     if rule == "diverse":
@@ -115,7 +117,8 @@ def pick_subset(pairs: Sequence[Pair], names: Sequence[str]) -> list[Pair]:
         shown = ", ".join(f"'{name}'" for name in unknown[:SHOWN])
         more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
         raise UserError(
-            f"no training image is named {shown}{more}: name images of the split 'train', such as '{min(by_name)}'"
+            f"no training image is named {shown}{more}: name images of the split 'train', such as '{min(by_name)}'",
+            "subset.names",
         )
     return [by_name[name] for name in sorted(names)]
 
@@ -129,26 +132,35 @@ def read_names(path: Path) -> list[str]:
     try:
         lines = path.expanduser().read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise UserError(f"can't read --names {path}: {error.strerror}") from error
+        raise UserError(f"can't read {named('subset.names')} {path}: {error.strerror}", "subset.names") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"--names {path} is no text: write one image name a line") from error
+        no_text = f"{named('subset.names')} {path} is no text: write one image name a line"
+        raise UserError(no_text, "subset.names") from error
     if UNLABELLED in lines:
         raise UserError(
-            f"--names {path} names images that a run used without labels: leave out the lines below '{UNLABELLED}'"
+            f"{named('subset.names')} {path} is of a run that used some of its images without labels: "
+            f"leave out what stands below '{UNLABELLED}'",
+            "subset.names",
         )
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-def split_holdout(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Splits the pairs into training pairs and held-out pairs: a fifth, at least one, for choosing the best epoch.
+def holdout_size(images: int) -> int:
+    """How many of so many images are held out for choosing among epochs: a fifth, and at least one.
 
-    Raises UserError for fewer than three pairs.
+    Raises UserError where too few would be left.
     """
-    if len(pairs) < MINIMUM + 1:
-        raise UserError(f"--select best holds a fifth of the subset out, and {len(pairs)} images are too few")
+    if images < MINIMUM + 1:
+        few = f"{named('select')} best holds a fifth of the subset out, and {images} images are too few"
+        raise UserError(few, "select")
+    return max(1, images // HOLDOUT_PARTS)
+
+
+def split_holdout(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair]]:
+    """(train, held out): as many pairs as `holdout_size` says are put aside for choosing among epochs."""
+    held = holdout_size(len(pairs))
     by_name = {pair.name: pair for pair in pairs}
     order = hash_order(list(by_name), f"holdout/{seed}")
-    held = max(1, len(order) // HOLDOUT_PARTS)
     return [by_name[n] for n in sorted(order[held:])], [by_name[n] for n in sorted(order[:held])]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from segskd.config import Size
 from segskd.data.cards import Card
 from segskd.data.pixels import Uint8
-from segskd.errors import UserError
+from segskd.errors import DataError
 from segskd.standalone.bands import Pixels
 
 SIZE_MULTIPLE = 32
@@ -60,7 +60,7 @@ class ViewMaker:
         Raises UserError when image and mask differ in size.
         """
         if image.shape[:2] != mask.shape:
-            raise UserError(f"image '{name}' and its mask differ in size ('data check' finds all such files)")
+            raise DataError(f"image '{name}' and its mask differ in size ('data check' finds all such files)")
         with self._chains(image.dtype == np.uint8) as chains:
             chain = chains[min(view, 2)]
             chain.set_random_seed(_view_seed(self.seed, name, view))

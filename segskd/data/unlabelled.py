@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from segskd.config import named
 from segskd.data.cards import Card, list_cards
 from segskd.data.dataset import IMAGE_SUFFIXES, Pair, has_split, list_split
 from segskd.errors import UserError
@@ -33,13 +34,15 @@ def list_unlabelled(folder: Path) -> list[Example]:
     Raises UserError when there is no such folder, or no image in it.
     """
     if not folder.is_dir():
-        raise UserError(f"--unlabelled {folder} is no folder: name one that holds images")
+        no_folder = f"{named('data.unlabelled')} {folder} is no folder: name one that holds images"
+        raise UserError(no_folder, "data.unlabelled")
     paths = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
     shown = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if not shown:
-        raise UserError(f"--unlabelled {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    examples = [Example(PREFIX + path.relative_to(folder).as_posix(), path, None) for path in shown]
-    return sorted(examples, key=lambda example: example.name)
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"{named('data.unlabelled')} {folder} holds no images ({suffixes})", "data.unlabelled")
+    found = [Example(PREFIX + path.relative_to(folder).as_posix(), path, None) for path in shown]
+    return sorted(found, key=lambda one: one.name)
 
 
 def list_further(folder: Path, card: Card, data: Path) -> list[Example]:
@@ -54,8 +57,10 @@ def list_further(folder: Path, card: Card, data: Path) -> list[Example]:
     shared = [one.image for one in examples if one.image.resolve() in own]
     if shared:
         raise UserError(
-            f"--unlabelled {folder} holds files of a dataset ({len(shared)}, such as {shared[0].name}), which are "
-            "masks or have masks: name a folder of other images; --labels trains without the masks of some images"
+            f"{named('data.unlabelled')} {folder} holds files that belong to a dataset ({len(shared)}, such as "
+            f"{shared[0].name}), masks or images that have some: name a folder of other images; "
+            f"{named('subset.labels')} leaves masks unread",
+            "data.unlabelled",
         )
     return examples
 

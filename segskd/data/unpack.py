@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
 from segskd.callbacks import OnProgress
-from segskd.errors import UserError
+from segskd.config import named
+from segskd.errors import DiskError, UserError
 
 _CHUNK = 1 << 20
 _SPARE_BYTES = 64 << 20
@@ -172,9 +173,9 @@ def _below(entries: list[_Entry], member: PurePosixPath) -> list[_Entry]:
 def _check_space(archive: Path, folder: Path, total: int) -> None:
     free = shutil.disk_usage(folder).free
     if total + _SPARE_BYTES > free:
-        raise UserError(
+        raise DiskError(
             f"{archive.name} unpacks to {total / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free: "
-            "free some space or choose another folder with --data"
+            f"free some space or choose another folder with {named('data.folder')}"
         )
 
 

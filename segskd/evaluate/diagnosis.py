@@ -19,7 +19,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from segskd.config import Size
+from segskd.config import Size, named
 from segskd.data.cache import Arrays, cached
 from segskd.data.cards import IMAGENET_MEAN, IMAGENET_STD, Card
 from segskd.data.dataset import Pair, hash_order
@@ -146,7 +146,7 @@ def diagnose(
     diagnosis = Diagnosis(score(counts, card, len(pairs)).miou, *chance(counts), len(pairs), split)
     problem = _explanation(diagnosis, as_is, others, card) or _chance_problem(diagnosis)
     if problem:
-        raise UserError(f"the teacher {problem}; --trust-teacher skips this check")
+        raise UserError(f"the teacher {problem}; {named('trust_teacher')} skips this check", "trust_teacher")
     return diagnosis
 
 

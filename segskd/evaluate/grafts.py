@@ -24,6 +24,7 @@ from segskd.evaluate.metrics import class_logits
 from segskd.models.adapters import Adapters, probe_adapters
 from segskd.models.build import load
 from segskd.models.cut import cut
+from segskd.models.graft import graft_logits
 from segskd.models.pairing import paired, shared, unpaired_inputs
 from segskd.models.stages import HEAD, IMAGE, StagedNetwork
 from segskd.runs import Run
@@ -96,25 +97,21 @@ class Grafts:
         pixels = image.to(device, memory_format=torch.channels_last)
         last = self._student.index(self.stages[-1])
         features = self._student.run({IMAGE: pixels}, size, last=last)
-        adapted = {name: self.adapters.adapt(name, feature) for name, feature in features.items() if name != HEAD}
-        known = {**adapted, **self._own_features(pixels, size)}
-        masks = [self._mask(features[HEAD] if name == HEAD else self._rest(name, known, size)) for name in self.stages]
-        return np.stack(masks)
+        theirs = self._own_features(pixels, size)
+        compared = shared(self._student.names, self._teacher.names)
+        grafts = (
+            graft_logits(name, features, theirs, self._teacher, self.adapters, compared, size) for name in self.stages
+        )
+        return np.stack([self._mask(logits) for logits in grafts])
 
     def _own_features(self, pixels: Tensor, size: Size) -> dict[str, Tensor]:
-        """The image, and those features of stages of the teacher without a partner that a graft needs."""
-        shared_stages = [name for name in self._student.names if name in self._teacher.names]
-        wanted = {
-            own for name in self.stages if name != HEAD for own in unpaired_inputs(name, self._teacher, shared_stages)
-        }
+        """The image, and those of the teacher's own features that some graft reads."""
+        compared = shared(self._student.names, self._teacher.names)
+        wanted = {own for name in self.stages if name != HEAD for own in unpaired_inputs(name, self._teacher, compared)}
         wanted -= {IMAGE}
         last = max((self._teacher.index(name) for name in wanted), default=-1)
         features = self._teacher.run({IMAGE: pixels}, size, last=last) if wanted else {}
         return {IMAGE: pixels, **{name: features[name] for name in wanted}}
-
-    def _rest(self, name: str, known: dict[str, Tensor], size: Size) -> Tensor:
-        """Logits of the teacher's stages after `name`, computed from the student's features up to there."""
-        return self._teacher.run(known, size, self._teacher.index(name) + 1)[HEAD]
 
     def _mask(self, logits: Tensor) -> Uint8:
         return class_logits(unpad(logits, self._size), self._card)[0].argmax(0).cpu().numpy().astype(np.uint8)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from segskd.config import named
 from segskd.devices import free_memory
-from segskd.errors import UserError
+from segskd.errors import OutOfMemory
 from segskd.models.stages import meta_copy
 
 SMALL = 2**21
@@ -38,9 +39,10 @@ class PassMemory:
             return
         if needed > (free := free_memory()):
             mend = "take a smaller --tile" if tiled else "predict by tiles, such as --tile 512x512"
-            raise UserError(
+            raise OutOfMemory(
                 f"a pass over {images} image{'s' * (images > 1)} of {height}x{width} needs about "
-                f"{needed / GIB:.1f} GiB of memory and {free / GIB:.1f} are free: {mend}, or take a smaller --size"
+                f"{needed / GIB:.1f} GiB of memory and {free / GIB:.1f} are free: {mend}, or take a smaller "
+                f"{named('data.size')}"
             )
         self._fits = needed
 

@@ -238,10 +238,8 @@ def _finished(run: Run) -> dict[str, Any]:
     result = run.read_json("result.json")
     if result is not None:
         return dict(result)
-    events = run.events()
-    total = next((len(event["phases"]) for event in events if event["kind"] == "start"), None)
-    done = len({event["phase"] for event in events if event["kind"] == "phase_end"})
-    far = f", {done} of {total} phases are done" if total else ""
+    progress = run.progress()
+    far = f", {progress.phases_done} of {len(progress.phases)} phases are done" if progress.phases else ""
     mend = "wait for its end" if run.is_alive() else f"'python -m segskd resume {run.name}' goes on"
     raise UserError(f"run {run.name} is not finished ({run.status()}{far}): {mend}, then export it")
 

@@ -18,6 +18,7 @@ from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from torch import nn
 
+from segskd.config import named
 from segskd.errors import UserError
 from segskd.files import write_whole
 from segskd.models import torchvision_models
@@ -74,7 +75,7 @@ def create(arch: str, encoder: str, classes: int, weights: str | None = None, ch
     arguments |= {"in_channels": channels, "classes": classes}
     if encoder in STUDENT_LAYERS:
         if weights:
-            raise UserError(f"there are no pretrained weights for {encoder}: leave --weights out")
+            raise UserError(f"there are no pretrained weights for {encoder}: leave {named('weights')} out", "weights")
         arguments |= {"encoder_name": "tu-resnet18", "layers": STUDENT_LAYERS[encoder]}
     try:
         return ARCHITECTURES[arch](**arguments, **ANY_SIZE_ARGUMENTS.get(arch, {}))

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from segskd.config import Size
+from segskd.config import Size, named
 from segskd.errors import UserError
 from segskd.models.build import input_channels
 from segskd.models.recording import FOREIGN, Call, Recording, Value, record
@@ -103,7 +103,7 @@ def check_size(network: StagedNetwork, size: Size, who: str) -> None:
         return
     near = sorted(_sizes_near(size), key=lambda other: abs(other[0] - size[0]) + abs(other[1] - size[1]))
     taken = next((other for other in near if _problem(on_meta, other) is None), None)
-    mend = f"take --size {taken[0]}x{taken[1]}" if taken else "take another network"
+    mend = f"take {named('data.size')} {taken[0]}x{taken[1]}" if taken else "take another network"
     raise UserError(f"{who} doesn't take images of {size[0]}x{size[1]} ({problem}): {mend}")
 
 

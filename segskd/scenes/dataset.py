@@ -16,7 +16,8 @@ import numpy as np
 from filelock import FileLock
 
 from segskd.callbacks import OnProgress
-from segskd.errors import UserError
+from segskd.config import named
+from segskd.errors import DiskError, UserError
 from segskd.scenes.ground import cast_shadows, paint_ground, paint_sky, paint_skyline
 from segskd.scenes.parts import IGNORED, SKY, Bytes, Canvas, Floats, Light, Rng, noise
 from segskd.scenes.street import Street, furnish, lay_out
@@ -133,15 +134,17 @@ def generate(folder: Path, progress: OnProgress | None = None) -> None:
                 _refuse_foreign(folder)
                 _generate_beside(folder, progress)
     except OSError as error:
-        raise UserError(
+        raise DiskError(
             f"can't write the sample scenes to {folder}: {error.strerror or error}; "
-            "free some space there (100 MB) or choose another folder with --data"
+            f"free some space there (100 MB) or choose another folder with {named('data.folder')}",
+            "data.folder",
         ) from error
 
 
 def _refuse_foreign(folder: Path) -> None:
     if folder.exists() and not (folder / _VERSION_FILE).is_file() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds files that are no sample scenes: move them away or choose another --data")
+        foreign = f"{folder} holds files that are no sample scenes: move them away or choose another"
+        raise UserError(f"{foreign} {named('data.folder')}", "data.folder")
 
 
 def _generate_beside(folder: Path, progress: OnProgress | None) -> None:

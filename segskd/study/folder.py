@@ -22,7 +22,7 @@ CURVE_PNG, CURVE_SVG = "curve.png", "curve.svg"
 
 @dataclass
 class StudyProgress:
-    """What the directories of the cells don't say. It is stored in progress.json."""
+    """What the cells' own directories don't say. Plain values, kept in progress.json."""
 
     images: int = 0
     """Images of the training split."""
@@ -93,7 +93,7 @@ class StudyFolder:
         return load_study(self.path / STUDY)
 
     def progress(self) -> StudyProgress:
-        """The progress as it was written last; empty if the file is missing or damaged."""
+        """As it was written last; empty when it is missing or damaged."""
         with suppress(OSError, ValueError, TypeError, LookupError, OverflowError):
             content: dict[str, Any] = json.loads((self.path / PROGRESS).read_text(encoding="utf-8"))
             return StudyProgress(int(content["images"]), list(content["working"]), dict(content["failed"]))

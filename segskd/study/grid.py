@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from segskd.config import MOST, Recipe, first_problem, make_recipe, merged, read_yaml
 from segskd.data.cards import card_place, data_folder
 from segskd.errors import UserError
+from segskd.folders import STUDIES_FOLDER
 from segskd.runs import RUN_NAME, runs_folder
 
 Rule = Literal["random", "balanced", "diverse", "hardest"]
@@ -176,20 +177,32 @@ def make_study(content: object, where: str) -> Study:
     return study
 
 
-def load_study(path: Path, changes: dict[str, Any] | None = None) -> Study:
-    """A study from its YAML file. `changes` override its recipe, and all paths are made absolute.
+def load_study(name_or_path: str | Path, changes: dict[str, Any] | None = None) -> Study:
+    """A study from its YAML file, with `changes` laid over its recipe and all places made absolute.
 
-    A teacher is a run's name, a hub id, or a path. Paths of teacher, card and data are relative to the file's folder.
-    Raises UserError when the file can't be read or isn't valid.
+    A name without a suffix is one of the studies that come with SegSKD, unless a file here is called so.
+
+    A teacher may be a run's name, a hub id, or a path that begins at the file's folder, as a card's and the
+    data's may. Raises UserError.
     """
-    content = read_yaml(path.expanduser())
+    path = _study_file(Path(name_or_path).expanduser())
+    content = read_yaml(path)
     if isinstance(content, dict) and isinstance(content.get("recipe"), dict):
-        recipe = _with_absolute_paths(content["recipe"], path.expanduser().resolve().parent)
-        content = {**content, "recipe": merged(recipe, changes or {})}
+        placed = _with_absolute_paths(content["recipe"], path.resolve().parent)
+        content = {**content, "recipe": merged(placed, changes or {})}
         data = content["recipe"].get("data")
         if isinstance(data, dict) and not data.get("folder"):
             data["folder"] = str(data_folder(None))
     return make_study(content, f"study {path}")
+
+
+def _study_file(place: Path) -> Path:
+    if place.is_file() or place.suffix or len(place.parts) > 1:
+        return place
+    shipped = {path.stem: path for path in sorted(STUDIES_FOLDER.glob("*.yaml"))}
+    if place.name not in shipped:
+        raise UserError(f"no study '{place}': name one of {', '.join(shipped)}, or the path of a study (a YAML file)")
+    return shipped[place.name]
 
 
 def dump_study(study: Study) -> str:

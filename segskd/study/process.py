@@ -1,35 +1,28 @@
-"""Runs a cell in a process: `python -m segskd distill`, or `resume` if its run has begun."""
+"""The process of a cell: `segskd distill`, or `segskd resume` where its run has begun."""
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
-from contextlib import suppress
-from pathlib import Path
 
 from segskd.config import Recipe, dump_recipe
 from segskd.files import write_whole, writing
 from segskd.runs import Run
+from segskd.supervisor import last_words, segskd, start
 
-ROOT = Path(__file__).resolve().parents[2]
-COMMAND = (sys.executable, "-m", "segskd")
 LOG = "log.txt"
 STOPPED = 130
-# Beside other processes, waiting threads must not spin for long. They must not sleep at once either: waking them costs
-# time.
-PATIENCE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 
 
 class CellProcess:
-    """A cell that runs in a process of its own, which the terminal's Ctrl-C doesn't reach."""
+    """A cell that is trained by a worker. Ctrl-C in the terminal does not reach the worker, only the study."""
 
     def __init__(self, run: Run, recipe: Recipe, threads: int | None, gpu: str | None = None) -> None:
-        """Starts the process. `threads` is its number of threads if other cells run beside it, None if it is alone.
+        """Starts the worker.
 
-        `gpu` is the GPU that it must use, as CUDA_VISIBLE_DEVICES names it, or None to leave that as it is.
+        `threads` is its share of the cores when other cells are trained at the same time, None when it is the only
+        one. `gpu` is the GPU that it is to use, as CUDA_VISIBLE_DEVICES names it, None where it may use all of them.
+        Raises UserError when the run's folder can't be written.
         """
         self.run = run
         self.started = time.monotonic()
@@ -39,51 +32,38 @@ class CellProcess:
             run.path.mkdir(parents=True, exist_ok=True)
         write_whole(self._recipe, dump_recipe(recipe).encode())
         begun = (run.path / "recipe.yaml").is_file()
-        words = ["resume", str(run.path)] if begun else ["distill", "--recipe", str(self._recipe), "--run"]
-        shared = {**PATIENCE, "OMP_NUM_THREADS": str(threads)} if threads else {}
+        words = ["resume"] if begun else ["distill", "--recipe", str(self._recipe), "--run"]
+        shared = {"OMP_NUM_THREADS": str(threads)} if threads else {}
         shared |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {}
-        with writing(run.path), open(run.path / LOG, "ab") as log:
-            self._before = log.tell()
-            self._process = subprocess.Popen(
-                [*COMMAND, *words, *([] if begun else [str(run.path)])],
-                cwd=ROOT,
-                env={**os.environ, **shared},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        command = segskd(*words, str(run.path))
+        self._worker = start(command, "lasting", output="logged", log=run.path / LOG, environment=shared)
 
     def is_over(self) -> bool:
-        return self._process.poll() is not None
+        return self._worker.is_over()
 
     def stop(self) -> None:
         """Asks the process to stop at its next safe point."""
         self._asked = True
-        with suppress(OSError):
-            self._process.send_signal(signal.SIGTERM)
+        self._worker.ask_to_stop()
 
     def give_up(self) -> None:
-        """Kills the process. The state that it saved last remains."""
-        with suppress(OSError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # the whole group: a run may have several processes
+        """Kills it with all processes of its run; the state that it saved last stays."""
+        self._worker.kill()
 
     def failure(self) -> str | None:
-        """The error of a process that failed, None if it finished or was stopped. It waits for its end."""
+        """When it is over: its last words if it failed, None if it finished or was stopped."""
         self._recipe.unlink(missing_ok=True)
-        status = self._process.wait()
+        with self._worker:
+            status, said = self._worker.wait(), self._worker.said()
         if (self.run.path / "result.json").is_file() or status == STOPPED or self._asked:
             return None
         if status < 0:
             return f"killed by signal {-status}{' (out of memory, perhaps)' if -status == signal.SIGKILL else ''}"
-        with open(self.run.path / LOG, "rb") as log:
-            log.seek(self._before)
-            said = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-        return said[-1].strip().removeprefix("segskd: ") if said else f"ended with status {status} and printed nothing"
+        return last_words(said) or f"ended with status {status} and without a word"
 
 
 class AdoptedCell:
-    """A cell that another process runs already, such as one that a killed study has left."""
+    """A cell that another process trains already, such as one that went on when its study was killed."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -98,9 +78,9 @@ class AdoptedCell:
         self.run.request_stop()
 
     def give_up(self) -> None:
-        """Stops waiting for it. This study must not kill a process that it didn't start."""
+        """Waits for it no longer. It is not killed, since this study has not started it."""
         self._given_up = True
 
     def failure(self) -> str | None:
-        """None: a cell without a result is run again."""
+        """Always None: a cell that left no result is tried again."""
         return None

@@ -85,7 +85,7 @@ def _cell(place: StudyFolder, study: Study, cell: Cell, progress: StudyProgress,
 
 
 def _state(place: StudyFolder, cell: Cell, progress: StudyProgress, running: bool) -> CellState:
-    """The state of a cell without a result."""
+    """Of a cell without a result."""
     run = place.run(cell)
     if (running and cell.name in progress.working) or run.is_alive():
         return "running"

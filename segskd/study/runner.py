@@ -1,4 +1,4 @@
-"""Runs the cells of a study, one after another or several at once. Finished cells are skipped."""
+"""Carries a study out: cell after cell, or several at a time; a study that was stopped goes on where it was."""
 
 from __future__ import annotations
 
@@ -30,20 +30,19 @@ from segskd.study.table import write_tables
 
 TICK_SECONDS = 0.1
 GRACE_SECONDS = 60.0
-"""How long a cell has to reach its next safe point before it is killed. Resuming it then starts from its saved
-state."""
+"""How long a cell that was asked to stop may take. Then it is killed; resumed, it goes on from its last saved state."""
 Tell = Callable[[str], None]
 
 
 def carry_out(
     study: Study, folder: Path, tell: Tell, jobs: int = 1, report: OnActivity | None = None
 ) -> dict[str, Any]:
-    """Runs all cells that are not finished, `jobs` at once, and returns what `read_study` returns.
+    """Trains all cells that are not finished, `jobs` of them at a time; returns what `read_study` gives.
 
-    `tell` is called with a line when a cell begins or ends, `report` while the built-in dataset is drawn. Table and
-    curve are written after each cell. The failure of a cell is noted, and the other cells are run.
-    Raises UserError before anything is written when the study can't be run. Raises Stopped when the study was asked to
-    stop, after its cells have saved their states, or when one of its cells was stopped.
+    `tell` is called with a line when a cell begins or ends, `report` with how far the built-in dataset is drawn. Table
+    and curve are written anew after each cell. When a cell fails, that is written down and the others go on.
+    Raises UserError when the study can't be carried out; nothing is written then. Raises Stopped when the study was
+    asked to stop and its cells have saved their states, and when somebody stopped one of its cells.
     """
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: at least one cell must run at a time")
@@ -58,7 +57,7 @@ def carry_out(
 
 
 class _Runner:
-    """Starts cells, notices when they end, and updates the study's files."""
+    """Starts cells, notices when they end, and keeps the study's files up to date."""
 
     def __init__(self, place: StudyFolder, study: Study, images: int, tell: Tell, jobs: int) -> None:
         self._place, self._study, self._jobs, self._say = place, study, jobs, tell
@@ -75,7 +74,7 @@ class _Runner:
         self._durations = Durations()
 
     def work(self) -> None:
-        """Runs cells until none is left, or until the study is asked to stop."""
+        """Trains cells until none is left, or until the study is asked to stop."""
         done = len(self._cells) - len(self._waiting)
         self._say(f"{self._study.name}: {len(self._cells)} cells" + (f", {done} of them finished" if done else ""))
         self._write()
@@ -110,7 +109,7 @@ class _Runner:
         self._write_progress()
 
     def _free_gpu(self, cell: Cell) -> str | None:
-        """The GPU on which the fewest cells run, None if there are fewer than two."""
+        """The GPU on which the fewest cells are trained; None where there is no choice."""
         if len(self._gpus) < 2:
             return None
         taken = [self._on_gpu[other] for other in self._working if other in self._on_gpu]
@@ -118,7 +117,7 @@ class _Runner:
         return self._on_gpu[cell]
 
     def _epochs(self, cell: Cell, images: int) -> int:
-        """Epochs a stage, within the study's budget."""
+        """The epochs a stage that the study's budget allows."""
         if self._study.tflops is None:
             return self._study.epochs_a_stage(images)
         run = self._place.run(cell)
@@ -150,7 +149,7 @@ class _Runner:
         self._write()
 
     def _stop(self) -> None:
-        """Stops all running cells, which save their states."""
+        """Asks all cells that are being trained to save their states and stop, and waits for them."""
         if self._working:
             self._say(f"stopping at the next step: {', '.join(cell.name for cell in self._working)}")
         for process in self._working.values():
@@ -195,10 +194,9 @@ def _in_words(figures: Facts) -> str:
 
 
 def _check(study: Study, report: OnActivity | None) -> int:
-    """Checks what would make every cell fail, and returns the number of training images.
+    """Checks what all cells share, before anything is written; the number of images of the training split.
 
-    The built-in dataset is drawn if it is missing. Raises UserError when a method, a student, the teacher or the
-    dataset can't be used, or a fraction is too small.
+    The built-in dataset is drawn if it is not there yet. Raises UserError for what every cell would fail of.
     """
     if unknown := [method for method in study.methods if method not in METHODS]:
         raise UserError(f"no method '{unknown[0]}': name one of {', '.join(METHODS)}")

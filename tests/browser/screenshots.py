@@ -18,12 +18,13 @@ from find_chromium import chromium
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from segskd.data.cards import data_folder
-from segskd.demo import STUDENT, TEACHER
+from segskd.demo import demo_recipes
 from segskd.runs import Run, runs_folder
 from ui.page import TITLES
 from ui.server import choose_port
 
 ROOT = Path(__file__).resolve().parents[2]
+TEACHER, STUDENT = (name for name, _ in demo_recipes(None, ROOT))
 WIDTHS = {"wide": 1280, "narrow": 390}
 SHADES = ("light", "dark")
 # What must be there before a tab's picture is worth taking.

@@ -286,14 +286,14 @@ SPOILT: list[tuple[Spoil, dict[str, str]]] = [
         cut_result,
         {
             "watch": "result.json is damaged: delete it and resume the run",
-            "compare": "What the student kept",
+            "compare": "What the student retained",
             "runs": "damaged",
             "export": "spoilt is damaged",
         },
     ),
     (
         broken_events,
-        {"watch": "of training", "compare": "What the student kept", "runs": "finished", "export": "spoilt"},
+        {"watch": "of training", "compare": "What the student retained", "runs": "finished", "export": "spoilt"},
     ),
     (
         no_student,
@@ -305,9 +305,9 @@ SPOILT: list[tuple[Spoil, dict[str, str]]] = [
     ),
     (
         no_previews,
-        {"watch": "are not in the run’s folder", "compare": "What the student kept", "runs": "finished"},
+        {"watch": "are not in the run’s folder", "compare": "What the student retained", "runs": "finished"},
     ),
-    (cut_previews, {"watch": "its file can’t be read", "compare": "What the student kept"}),
+    (cut_previews, {"watch": "its file can’t be read", "compare": "What the student retained"}),
 ]
 
 

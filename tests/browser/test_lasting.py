@@ -13,6 +13,7 @@ from gradio_client.exceptions import AppError
 from playwright.sync_api import Page, expect
 from serving import Server, Watch, wait_until
 
+from segskd.events import Written
 from segskd.runs import Run
 from ui.jobs import Jobs
 
@@ -52,8 +53,8 @@ def begin(client: Client, content: Make) -> Callable[..., dict[str, Any]]:
     return start
 
 
-def events(server: Server, name: str, kind: str) -> list[dict[str, Any]]:
-    return [event for event in Run(server.runs / name).events() if event["kind"] == kind]
+def events(server: Server, name: str, kind: str) -> list[Written]:
+    return [event for event in Run(server.runs / name).events() if event.kind == kind]
 
 
 def test_a_script_starts_a_run_and_fetches_its_result(server: Server, client: Client, begin: Make) -> None:
@@ -94,7 +95,7 @@ def test_it_is_stopped_and_resumed_from_the_strip(server: Server, open_tab: Call
     assert Jobs(server.runs, server.data).busy() == ["reloaded"]
     page.get_by_role("button", name="Stop after this epoch", exact=True).click()
     expect(strip).to_have_attribute("data-state", "interrupted", timeout=30_000)
-    assert [e["kind"] for e in Run(server.runs / "reloaded").events()[-2:]] == ["epoch", "stopped"]
+    assert [e.kind for e in Run(server.runs / "reloaded").events()[-2:]] == ["epoch", "stopped"]
     page.get_by_role("button", name="Resume", exact=True).click()
     expect(strip).to_have_attribute("data-state", "running", timeout=60_000)
     wait_until(lambda: events(server, "reloaded", "resumed"), "the resumed run")

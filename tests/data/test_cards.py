@@ -143,7 +143,7 @@ def test_a_missing_split_names_those_there_are() -> None:
 
 def test_where_datasets_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SEGSKD_DATA", raising=False)
-    assert data_folder(None) == CARDS_FOLDER
+    assert data_folder(None) == CARDS_FOLDER  # in a clone, beside the cards
     monkeypatch.setenv("SEGSKD_DATA", str(tmp_path / "env"))
     assert data_folder(None) == tmp_path / "env"
     assert data_folder(tmp_path / "given") == tmp_path / "given"

@@ -96,9 +96,9 @@ def test_it_is_a_run_like_any_other(finished: Run, branch: Run) -> None:
     assert (branch.path / "subset.txt").read_text() == (finished.path / "subset.txt").read_text()
     old = json.loads((finished.path / "result.json").read_text())
     assert result["teacher_miou"] == old["teacher_miou"]
-    first = next(event for event in branch.events() if event["kind"] == "phase_start")
+    first = next(event for event in branch.events() if event.kind == "phase_start")
     # Six images in batches of four are two steps an epoch.
-    assert (first["phase"], first["number"], first["phases"], first["steps"]) == (STAGE, 1, 4, 4)
+    assert (first.phase, first.number, first.phases, first.steps) == (STAGE, 1, 4, 4)
 
 
 def test_side_by_side_has_the_old_stages_grafts_too(finished: Run, branch: Run) -> None:
@@ -125,7 +125,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
     shutil.copytree(finished.path, old)
 
     def kill(event: dict[str, Any]) -> None:
-        if (event["kind"], event.get("phase")) == when:
+        if (event.kind, getattr(event, "phase", None)) == when:
             raise Killed
 
     with pytest.raises(Killed):

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from segskd.config import StorePart
-from segskd.distill.caching.budget import Contents, Room, Sizes, choose_store, choose_views
-from segskd.distill.caching.inputs import IMAGE_KEY, MASK_KEY, Key
+from segskd.distill.caching.budget import Room, Sizes, choose_store, choose_views
+from segskd.distill.caching.contents import IMAGE_KEY, MASK_KEY, Key, PlannedStore
 from segskd.distill.running.prepare import prepare
-from segskd.distill.training.meta import step_bytes
+from segskd.distill.training.networks import step_bytes
 from segskd.errors import UserError
 from segskd.models.build import create
 from segskd.models.cut import cut
@@ -44,7 +44,7 @@ def test_bytes_of_a_sample_in_8_bits(network: StagedNetwork) -> None:
 
 def test_old_and_new_tensors_lie_side_by_side(sizes: Sizes) -> None:
     stem, layer1 = Key("student", "encoder.0"), Key("student", "encoder.1")
-    content = Contents(10, [frozenset({stem}), frozenset({layer1})], viewed=True)
+    content = PlannedStore(10, [frozenset({stem}), frozenset({layer1})], viewed=True)
     assert sizes.most(content, views=3) == 30 * (sizes.of(stem) + sizes.of(layer1))
 
 
@@ -53,14 +53,14 @@ def test_old_and_new_tensors_lie_side_by_side(sizes: Sizes) -> None:
     [(10**12, 0, "memory", 4), (0, 10**12, "disk", 4), (10**6, 10**6, "recompute", 1), (0, 0, "recompute", 1)],
 )
 def test_the_store_goes_where_there_is_room(sizes: Sizes, memory: int, disk: int, kind: str, views: int) -> None:
-    contents = [Contents(100, [frozenset({Key("teacher", "encoder.0")})], viewed=True)]
+    contents = [PlannedStore(100, [frozenset({Key("teacher", "encoder.0")})], viewed=True)]
     room = Room(memory, disk)
     assert choose_views(sizes, contents, room) == views
     assert choose_store(sizes, contents, views, StorePart(), room).kind == kind
 
 
 def test_what_the_recipe_asks_for_is_done(sizes: Sizes) -> None:
-    contents = [Contents(100, [frozenset({IMAGE_KEY})], viewed=True)]
+    contents = [PlannedStore(100, [frozenset({IMAGE_KEY})], viewed=True)]
     assert choose_store(sizes, contents, 1, StorePart(kind="disk"), Room(10**12, 10**12)).kind == "disk"
 
 

@@ -15,9 +15,10 @@ from segskd.distill.running.prepare import prepare
 from segskd.distill.running.session import start
 from segskd.distill.training.trainer import has_stalled
 from segskd.errors import UserError
+from segskd.events import Event
 from segskd.models.build import load
 from segskd.models.cut import cut
-from segskd.runs import Event, Run
+from segskd.runs import Run
 
 
 def impatient(recipe: Callable[..., Recipe], patience: int | None, **changes: Any) -> Recipe:
@@ -55,20 +56,20 @@ def test_a_stage_that_equals_the_teachers_is_left_as_it_is(recipe: Callable[...,
     images = len(job.subset.train)
     assert result["image_passes"] == 10 * 2 * images
     assert result["training_flops"] == training_flops(job, [0, *[2] * 10]) < training_flops(job)
-    events = [event["phase"] for event in Run.open(tmp_path / "run").events() if event["kind"] == "epoch"]
+    events = [event.phase for event in Run.open(tmp_path / "run").events() if event.kind == "epoch"]
     assert events[:2] == ["encoder.1", "encoder.1"]
 
 
 def test_features_in_8_bits_are_equal_but_for_their_rounding(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     start(impatient(recipe, None, store={"bits": 8}), tmp_path / "run", until="encoder.1")
-    events = [event["phase"] for event in Run.open(tmp_path / "run").events() if event["kind"] == "epoch"]
+    events = [event.phase for event in Run.open(tmp_path / "run").events() if event.kind == "epoch"]
     assert events == ["encoder.1", "encoder.1"]
 
 
 def test_other_stages_are_trained(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     start(impatient(recipe, None, init="random"), tmp_path / "run", until="encoder.0")
-    (end,) = [event for event in Run.open(tmp_path / "run").events() if event["kind"] == "phase_end"]
-    assert end["epochs"] == 2
+    (end,) = [event for event in Run.open(tmp_path / "run").events() if event.kind == "phase_end"]
+    assert end.epochs == 2
 
 
 def test_a_stage_whose_loss_stands_still_goes_on_to_its_last_quarter(
@@ -78,10 +79,10 @@ def test_a_stage_whose_loss_stands_still_goes_on_to_its_last_quarter(
     still = {"data": {"views": 1}, "init": "random", "optimisation": {"epochs": 12, "lr": 1e-12}}
     events: list[Event] = []
     start(impatient(recipe, 2, **still), tmp_path / "run", [events.append], until="encoder.1")
-    told = {name: [e for e in events if e["kind"] == name and e["phase"] == "encoder.1"] for name in ("epoch", "step")}
-    assert [event["epoch"] for event in told["epoch"]] == [1, 2, 3, 4, 10, 11, 12]
-    assert told["step"][-1]["lr"] < 0.01 * max(event["lr"] for event in told["step"])
-    assert [event["epochs"] for event in events if event["kind"] == "phase_end"] == [7, 7]
+    told = {name: [e for e in events if e.kind == name and e.phase == "encoder.1"] for name in ("epoch", "step")}
+    assert [event.epoch for event in told["epoch"]] == [1, 2, 3, 4, 10, 11, 12]
+    assert told["step"][-1].lr < 0.01 * max(event.lr for event in told["step"])
+    assert [event.epochs for event in events if event.kind == "phase_end"] == [7, 7]
 
 
 def test_labels_are_learnt_from_for_all_epochs(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
@@ -91,5 +92,5 @@ def test_labels_are_learnt_from_for_all_epochs(recipe: Callable[..., Recipe], tm
 
 
 def test_a_teacher_has_no_patience(recipe: Callable[..., Recipe]) -> None:
-    with pytest.raises(UserError, match="leave 'patience' out"):
+    with pytest.raises(UserError, match="leave --patience out"):
         recipe(kind="teach", optimisation={"patience": 2}, teacher="")

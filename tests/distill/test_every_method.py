@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as functional
 
 from segskd.distill.caching import store
-from segskd.distill.caching.inputs import IMAGE_KEY, MASK_KEY, Key
+from segskd.distill.caching.contents import IMAGE_KEY, MASK_KEY, Key
 from segskd.distill.planning.losses import soft_loss
 from segskd.distill.planning.methods import METHODS
 from segskd.distill.running import session
@@ -62,7 +62,7 @@ def test_every_method_trains(small: Callable[..., Any], tmp_path: Path, method: 
     assert result["training_flops"] > 0
     assert result["cpu_seconds"] > 0
     run = Run.open(tmp_path / "run")
-    losses = [event["loss"] for event in run.events() if event["kind"] == "epoch"]
+    losses = [event.loss for event in run.events() if event.kind == "epoch"]
     assert all(loss == loss for loss in losses)
     drawn = prepare(small(method), tmp_path / "other").student.model.state_dict()
     trained = smp.from_pretrained(str(run.model_folder)).state_dict()
@@ -144,7 +144,7 @@ def test_the_loss_of_every_phase_is_what_its_paper_says(small: Callable[..., Any
         assert found["loss"].item() == pytest.approx(float(expected), rel=2e-4), phase.name
         discriminators = [comparison for comparison in phase.compared if comparison.discriminator]
         if not discriminators:
-            assert found["duel"].item() == 0
+            assert found["adversarial"].item() == 0
         for comparison in discriminators:
             discriminator = job.module(phase).discriminators[comparison.name.replace(".", "_")]
             with torch.no_grad():
@@ -152,7 +152,7 @@ def test_the_loss_of_every_phase_is_what_its_paper_says(small: Callable[..., Any
                 yes, no = (functional.binary_cross_entropy_with_logits(x, torch.full_like(x, y)) for x, y in
                            ((real, 1.0), (made, 0.0)))  # fmt: skip
                 deceived = functional.binary_cross_entropy_with_logits(made, torch.ones_like(made))
-            assert found["duel"].item() == pytest.approx(float(0.01 * deceived + (yes + no) / 2), rel=1e-4)
+            assert found["adversarial"].item() == pytest.approx(float(0.01 * deceived + (yes + no) / 2), rel=1e-4)
 
 
 def test_a_teacher_may_have_an_output_more_than_there_are_classes(small: Callable[..., Any], tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_student_of_logits_may_have_another_depth_than_its_teacher(small: Call
 def test_what_is_recomputed_is_what_the_phase_needs(small: Callable[..., Any], tmp_path: Path) -> None:
     job = prepare(small("multi_teacher_gan", store={"kind": "recompute"}), tmp_path / "run")
     place = [phase.name for phase in job.phases].index("encoder.3")
-    assert job.contents.train[place] == {Key("student", "encoder.2"), Key("teacher", "encoder.3")}
+    assert job.plan.contents.train[place] == {Key("student", "encoder.2"), Key("teacher", "encoder.3")}
 
 
 def test_other_snapshots_than_before_end_a_resumed_run(
@@ -265,10 +265,10 @@ def test_discriminator_and_student_learn_against_each_other(small: Callable[...,
 
 
 def test_a_discriminator_is_the_same_whatever_was_drawn_before(small: Callable[..., Any], tmp_path: Path) -> None:
-    first = prepare(small("multi_teacher_gan"), tmp_path / "run").discriminators.state_dict()
+    first = prepare(small("multi_teacher_gan"), tmp_path / "run").networks.discriminators.state_dict()
     torch.rand(7)
-    again = prepare(small("multi_teacher_gan"), tmp_path / "run").discriminators.state_dict()
-    other = prepare(small("multi_teacher_gan", seed=1), tmp_path / "run").discriminators.state_dict()
+    again = prepare(small("multi_teacher_gan"), tmp_path / "run").networks.discriminators.state_dict()
+    other = prepare(small("multi_teacher_gan", seed=1), tmp_path / "run").networks.discriminators.state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
@@ -305,9 +305,9 @@ def test_what_the_student_never_learnt_the_teacher_lends_to_the_graft(
     job = prepare(small("fitnets", init="random"), tmp_path / "run")
     assert job.teacher is not None
     freeze([job.student.model])
-    graft = trainer.Grafter(job, Run(tmp_path / "run"))
+    graft = trainer.GraftScorer(job, Run(tmp_path / "run"))
     kept = job.feature_store(job.subset.val[:2], 1, tmp_path)
-    kept.advance(job.contents.val[0])
+    kept.advance(job.plan.contents.val[0])
     (batch,) = kept.batches()
     logits = graft.logits(job.phases[0], batch)
     with torch.no_grad():
@@ -321,10 +321,12 @@ def test_what_the_student_never_learnt_the_teacher_lends_to_the_graft(
 def test_flops_of_a_convolution_worked_out_by_hand(small: Callable[..., Any], tmp_path: Path) -> None:
     """The head: a 3x3 convolution of 16 channels to 3 classes at 64x96, once forwards and twice backwards."""
     job = prepare(small("stagewise"), tmp_path / "run")
-    head_alone = replace(job, phases=job.phases[-1:], contents=replace(job.contents, train=[job.contents.train[-1]]))
+    contents = replace(job.plan.contents, train=[job.plan.contents.train[-1]])
+    head_alone = replace(job, plan=replace(job.plan, phases=job.phases[-1:], contents=contents))
     forward = 2 * 64 * 96 * 3 * 16 * 9
     steps = 2 * 4 * 2 * forward  # the gradient of its input is not needed: two products in place of three
-    prefix = training_flops(replace(head_alone, phases=[replace(job.phases[-1], epochs=0)]))
+    no_epochs = replace(head_alone.plan, phases=[replace(job.phases[-1], epochs=0)])
+    prefix = training_flops(replace(head_alone, plan=no_epochs))
     assert training_flops(head_alone) - prefix == steps
     whole = training_flops(prepare(small("supervised", init="random"), tmp_path / "run"))
     assert whole > 3 * training_flops(job)
@@ -343,5 +345,5 @@ def test_epochs_within_a_number_of_operations(small: Callable[..., Any], tmp_pat
 
 def first_batch(job: Job, folder: Path) -> Any:
     stored = job.feature_store(job.subset.train, 1, folder)
-    stored.advance(job.contents.train[0])
+    stored.advance(job.plan.contents.train[0])
     return next(stored.batches())

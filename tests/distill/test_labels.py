@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from segskd.cli.flags import DataFlags, TrainFlags, recipe_changes
+from segskd.cli.flags import DistillFlags, recipe_changes
 from segskd.config import make_recipe, merged
 from segskd.data.samples import Samples
 from segskd.data.subset import read_names
@@ -68,13 +68,13 @@ def test_a_resumed_run_has_its_images_in_the_same_order(
     assert prepare(made, tmp_path / "run", read_subset_names(run)).subset == drawn
 
 
-def test_the_rehearsal_has_labels_for_the_head(
+def test_the_trial_has_labels_for_the_head(
     recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial, "_affordable", lambda _: 2)  # a slow machine
     job = prepare(recipe(subset={"labels": 0.17}, optimisation={"epochs": 1}), tmp_path / "run")
     assert len(job.subset.labelled) == 2
-    assert trial.rehearse(job, tmp_path / "scratch").phases["head"] > 0
+    assert trial.run_trial(job, tmp_path / "scratch").phases["head"] > 0
 
 
 def test_a_list_with_images_without_labels_is_no_list_of_names(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_list_with_images_without_labels_is_no_list_of_names(tmp_path: Path) -
 
 def test_a_teacher_learns_from_labels_alone(recipe: Callable[..., Any], tmp_path: Path) -> None:
     teaching = recipe().model_dump(mode="json") | {"kind": "teach", "teacher": None}
-    with pytest.raises(UserError, match="a teacher learns from labels alone: leave 'unlabelled' out"):
+    with pytest.raises(UserError, match="a teacher learns from labels alone: leave --unlabelled out"):
         make_recipe(merged(teaching, {"data": {"unlabelled": str(tmp_path)}}))
     job = prepare(make_recipe(merged(teaching, {"subset": {"labels": 0.25}})), tmp_path / "run")
     assert [phase.epochs for phase in job.phases] == [2]
@@ -125,7 +125,7 @@ def test_without_labels_the_head_learns_from_the_teacher(recipe: Callable[..., A
     assert (result["images"], result["labelled"]) == (4, 0)
     job = prepare(recipe(subset={"labels": 0.0, "count": 4}), tmp_path / "other")
     assert job.phases[-1].labels == 0
-    assert all(("data", "mask") not in keys for keys in job.contents.train)
+    assert all(("data", "mask") not in keys for keys in job.plan.contents.train)
 
 
 def test_a_mixed_phase_learns_from_labels_where_there_are_any(recipe: Callable[..., Any], tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_images_for_choosing_are_held_out_of_the_labelled_ones(recipe: Callable[
         ({"subset": {"labels": 0.5, "fraction": 0.25}}, r"--labels 0\.5 of 12 images are 6, and only 3 are trained on"),
         ({"subset": {"labels": 0.5, "rule": "balanced"}}, "rule balanced counts the pixels of every mask"),
         ({"subset": {"labels": 0.1}}, r"--labels 0\.1 of 12 images leaves 1"),
-        ({"subset": {"labels": 0.0}, "method": "supervised"}, "nothing but labels to learn from"),
+        ({"subset": {"labels": 0.0}, "method": "supervised"}, "only labels to learn from"),
     ],
 )
 def test_what_can_not_be_is_told(
@@ -209,9 +209,9 @@ def test_what_can_not_be_is_told(
 
 
 def test_images_is_another_word_for_fraction(tmp_path: Path) -> None:
-    changes = recipe_changes(DataFlags(images=0.5, labels=0.1, unlabelled=tmp_path), TrainFlags())
+    changes = recipe_changes(DistillFlags(images=0.5, labels=0.1, unlabelled=tmp_path))
     assert changes["subset"]["fraction"] == 0.5
     assert changes["subset"]["labels"] == 0.1
     assert changes["data"]["unlabelled"] == str(tmp_path)
     with pytest.raises(UserError, match="--fraction and --images are the same"):
-        recipe_changes(DataFlags(images=0.5, fraction=0.1), TrainFlags())
+        recipe_changes(DistillFlags(images=0.5, fraction=0.1))

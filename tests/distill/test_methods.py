@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from segskd.distill.planning.losses import soft_loss
-from segskd.distill.planning.methods import METHODS
-from segskd.distill.planning.phase import TEACHER, Comparison, Phase
-from segskd.distill.planning.plan import default_epochs, plan
+from segskd.distill.planning.methods import METHODS, Option, Share, method, method_names, options_of, summary_of
+from segskd.distill.planning.phase import TEACHER, Comparison, Phase, Setting
+from segskd.distill.planning.plan import plan_phases
+from segskd.distill.planning.settle import default_epochs
 from segskd.distill.training.module import adapted_stages
 from segskd.errors import UserError
 
@@ -21,7 +22,7 @@ STAGES = [*(f"encoder.{i}" for i in range(5)), *(f"decoder.{i}" for i in range(5
 
 
 def test_stagewise_trains_one_stage_a_phase_and_the_head_on_labels(recipe: Callable[..., Any]) -> None:
-    phases = plan(recipe(optimisation={"epochs": 7}), STAGES, STAGES, images=12)
+    phases = plan_phases(recipe(optimisation={"epochs": 7}), STAGES, STAGES, images=12)
     assert [phase.name for phase in phases] == STAGES
     assert all(phase.trained == (phase.name,) and phase.epochs == 7 for phase in phases)
     assert [phase.compared for phase in phases[:-1]] == [(Comparison((name,), 1.0),) for name in STAGES[:-1]]
@@ -30,7 +31,7 @@ def test_stagewise_trains_one_stage_a_phase_and_the_head_on_labels(recipe: Calla
 
 
 def test_supervised_gets_the_image_passes_of_all_stages(recipe: Callable[..., Any]) -> None:
-    (phase,) = plan(recipe(method="supervised", optimisation={"epochs": 7}), None, STAGES, images=12)
+    (phase,) = plan_phases(recipe(method="supervised", optimisation={"epochs": 7}), None, STAGES, images=12)
     assert phase.epochs == 7 * 11
     assert phase.trained == tuple(STAGES)
     assert phase.labels == 1.0
@@ -38,18 +39,18 @@ def test_supervised_gets_the_image_passes_of_all_stages(recipe: Callable[..., An
 
 def test_teaching_takes_the_epochs_as_they_are(recipe: Callable[..., Any]) -> None:
     teaching = recipe(optimisation={"epochs": 7}).model_copy(update={"kind": "teach", "teacher": None})
-    (phase,) = plan(teaching, None, STAGES, images=12)
+    (phase,) = plan_phases(teaching, None, STAGES, images=12)
     assert phase.epochs == 7
 
 
 def test_an_unknown_method_names_the_known_ones(recipe: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match=r"no method 'magic'.*stagewise, .*supervised"):
-        plan(recipe(method="magic"), STAGES, STAGES, images=12)
+        plan_phases(recipe(method="magic"), STAGES, STAGES, images=12)
 
 
 def test_a_stage_without_a_partner_trains_with_the_next_that_has_one(recipe: Callable[..., Any]) -> None:
     shallow = [name for name in STAGES if name not in ("encoder.0", "encoder.1", "decoder.4")]
-    phases = plan(recipe(optimisation={"epochs": 7}), shallow, STAGES, images=12)
+    phases = plan_phases(recipe(optimisation={"epochs": 7}), shallow, STAGES, images=12)
     assert [phase.name for phase in phases] == [name for name in STAGES if name in shallow]
     assert phases[0].trained == ("encoder.0", "encoder.1", "encoder.2")
     assert [comparison.stages for comparison in phases[0].compared] == [("encoder.2",)]
@@ -62,7 +63,7 @@ def test_a_stage_without_a_partner_trains_with_the_next_that_has_one(recipe: Cal
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_compare_nothing_but_stages_with_a_partner(recipe: Callable[..., Any], method: str) -> None:
     paired = [name for name in STAGES if name not in ("encoder.0", "encoder.2", "decoder.0", "decoder.4")]
-    phases = plan(recipe(method=method), paired, STAGES, images=12)
+    phases = plan_phases(recipe(method=method), paired, STAGES, images=12)
     assert {name for phase in phases for name in phase.features} <= set(paired)
     assert {name for phase in phases for name in phase.trained} == set(STAGES)
 
@@ -74,7 +75,7 @@ def test_small_subsets_get_more_epochs() -> None:
 
 def planned(recipe: Callable[..., Any], method: str, teachers: tuple[str, ...] = (TEACHER,), **changes: Any) -> Any:
     made = recipe(method=method, optimisation={"epochs": 7}, **changes)
-    return plan(made, STAGES, STAGES, images=12, teachers=teachers)
+    return plan_phases(made, STAGES, STAGES, images=12, teachers=teachers)
 
 
 def compared(phase: Phase) -> dict[str, float]:
@@ -112,8 +113,8 @@ def test_stagewise_may_end_with_a_share_of_its_epochs_together(recipe: Callable[
     assert compared(joint) == pytest.approx(dict.fromkeys(STAGES[:-1], 1 / 11))
     assert [phase.epochs for phase in planned(recipe, "stagewise", options={"joint": 1.0})] == [1] * 11 + [66]
     assert planned(recipe, "stagewise", options={"joint": 0.001})[-1].epochs == 1
-    with pytest.raises(UserError, match="joint of method stagewise needs two epochs a stage"):
-        plan(recipe(options={"joint": 0.1}, optimisation={"epochs": 1}), STAGES, STAGES, images=12)
+    with pytest.raises(UserError, match="joint of method stagewise needs at least two epochs a stage"):
+        plan_phases(recipe(options={"joint": 0.1}, optimisation={"epochs": 1}), STAGES, STAGES, images=12)
 
 
 def test_fitnets_takes_two_hints_and_leaves_the_rest_to_the_labels(recipe: Callable[..., Any]) -> None:
@@ -180,7 +181,7 @@ def test_multi_teacher_gan_goes_from_snapshot_to_snapshot(recipe: Callable[..., 
 
 def test_with_fewer_epochs_than_teachers_the_earliest_are_left_out(recipe: Callable[..., Any]) -> None:
     made = recipe(method="multi_teacher_gan", optimisation={"epochs": 2})
-    phases = plan(made, STAGES, STAGES, images=12, teachers=("snapshot-1", "snapshot-2", TEACHER))
+    phases = plan_phases(made, STAGES, STAGES, images=12, teachers=("snapshot-1", "snapshot-2", TEACHER))
     assert [phase.name for phase in phases[:2]] == ["encoder.0-snapshot-2", "encoder.0"]
 
 
@@ -196,23 +197,50 @@ def test_options_of_another_method_are_refused(recipe: Callable[..., Any]) -> No
 
 
 def test_a_phase_on_labels_alone_sees_the_labelled_images_as_often_as_all(recipe: Callable[..., Any]) -> None:
-    *blocks, head = plan(recipe(optimisation={"epochs": 7}), STAGES, STAGES, images=12, labelled=5)
+    *blocks, head = plan_phases(recipe(optimisation={"epochs": 7}), STAGES, STAGES, images=12, labelled=5)
     assert {phase.epochs for phase in blocks} == {7}
     assert head.epochs == round(7 * 12 / 5)
-    (mixed,) = plan(recipe(method="simultaneous", optimisation={"epochs": 7}), STAGES, STAGES, images=12, labelled=5)
+    (mixed,) = plan_phases(
+        recipe(method="simultaneous", optimisation={"epochs": 7}), STAGES, STAGES, images=12, labelled=5
+    )
     assert mixed.epochs == 77
 
 
 def test_without_any_label_the_teachers_answers_stand_in(recipe: Callable[..., Any]) -> None:
-    head = plan(recipe(optimisation={"epochs": 7}), STAGES, STAGES, images=12, labelled=0)[-1]
+    head = plan_phases(recipe(optimisation={"epochs": 7}), STAGES, STAGES, images=12, labelled=0)[-1]
     assert (compared(head), head.labels, head.epochs) == ({"head": 1.0}, 0.0, 7)
-    with pytest.raises(UserError, match="nothing but labels to learn from"):
-        plan(recipe(method="supervised"), None, STAGES, images=12, labelled=0)
+    with pytest.raises(UserError, match="only labels to learn from"):
+        plan_phases(recipe(method="supervised"), None, STAGES, images=12, labelled=0)
 
 
 def test_snapshots_are_spread_over_a_teachers_epochs(recipe: Callable[..., Any]) -> None:
     teaching = recipe(optimisation={"epochs": 9}).model_copy(update={"kind": "teach", "teacher": None, "snapshots": 2})
-    (phase,) = plan(teaching, None, STAGES, images=12)
+    (phase,) = plan_phases(teaching, None, STAGES, images=12)
     assert phase.snapshots == (3, 6)
     with pytest.raises(UserError, match=r"--snapshots 9 need at least 10 epochs"):
-        plan(teaching.model_copy(update={"snapshots": 9}), None, STAGES, images=12)
+        plan_phases(teaching.model_copy(update={"snapshots": 9}), None, STAGES, images=12)
+
+
+def test_a_method_is_one_function(recipe: Callable[..., Any]) -> None:
+    """Everything else finds it by itself: phases, names, options and their meaning, the page's list."""
+
+    @method
+    def half(to: Setting, *, share: Share = 0.5) -> list[Phase]:
+        """Half of the epochs on labels, for a test.
+
+        More of it.
+        """
+        return [Phase("half", to.stages, max(1, int(to.epochs * share)), labels=1.0)]
+
+    try:
+        (phase,) = planned(recipe, "half", options={"share": 0.9})
+        assert (phase.name, phase.epochs) == ("half", 6)
+        assert method_names().endswith(" or half")
+        assert summary_of("half") == "Half of the epochs on labels, for a test."
+        assert options_of("half") == {"share": Option(0.5, "")}
+        with pytest.raises(UserError, match="method half has no option 'temperature': it has share"):
+            planned(recipe, "half", options={"temperature": 2.0})
+    finally:
+        del METHODS["half"]
+    with pytest.raises(UserError, match="no method 'half'"):
+        planned(recipe, "half")

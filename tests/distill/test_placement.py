@@ -17,8 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segskd.config import Recipe
 from segskd.distill.caching.budget import Sizes
-from segskd.distill.caching.contents import plan_contents
-from segskd.distill.caching.inputs import IMAGE_KEY, MASK_KEY, Key, phase_inputs
+from segskd.distill.caching.contents import IMAGE_KEY, MASK_KEY, Key, phase_inputs, plan_contents
 from segskd.distill.planning.phase import part_of
 from segskd.distill.running.flops import training_flops
 from segskd.distill.running.prepare import prepare
@@ -58,13 +57,13 @@ def test_a_part_of_a_phase(blocks: Callable[..., Recipe], tmp_path: Path) -> Non
 def test_room_for_what_each_stage_is_fed(blocks: Callable[..., Recipe], tmp_path: Path) -> None:
     """The stages' own tensors, wherever they are placed; the shared store keeps what the joint phase is made of."""
     job = prepare(blocks(), tmp_path)
-    networks, phases = job.by_owner, job.phases
+    networks, phases = job.networks.by_name, job.phases
     held = plan_contents(job.recipe, networks, phases, phases, processes=2)
     assert held.train == [{IMAGE_KEY, MASK_KEY}, phase_inputs(phases[1], job.student)]
     assert len(held.placed) == 11
     assert held.placed[0] == {IMAGE_KEY, Key("teacher", "encoder.0")}
     sizes = Sizes(networks, job.size, torch.float32)
-    first = next(content for content in held.to_be(job.subset) if content.phases == [held.placed[0]])
+    first = next(content for content in held.planned_stores(job.subset) if content.phases == [held.placed[0]])
     pixels = 64 * 96
     assert sizes.most(first, 2) == 2 * 11 * 4 * (3 * pixels + 64 * pixels // 4)
 
@@ -84,9 +83,9 @@ def test_a_part_takes_the_steps_of_its_phase(blocks: Callable[..., Recipe], tmp_
 
 def test_operations_of_stages_that_are_placed(blocks: Callable[..., Recipe], tmp_path: Path) -> None:
     job = prepare(blocks(), tmp_path)
-    held = plan_contents(job.recipe, job.by_owner, job.phases, job.phases, processes=2)
+    held = plan_contents(job.recipe, job.networks.by_name, job.phases, job.phases, processes=2)
     ranks = cast(Any, SimpleNamespace(count=2, number=0, fabric=job.ranks.fabric))
-    placed = training_flops(replace(job, contents=held, ranks=ranks))
+    placed = training_flops(replace(job, plan=replace(job.plan, contents=held), ranks=ranks))
     assert job.teacher is not None
     with FlopCounterMode(display=False) as counted, torch.no_grad():
         job.teacher.model(torch.empty(1, 3, 64, 96))
@@ -118,16 +117,15 @@ def test_two_processes_with_stages_of_their_own_train_what_one_does(
     status, out, err = ended(command("segskd", "resume", run.path, "--devices", 2, "--json"))
     assert status == 0, err
     assert [phase["phase"] for phase in json.loads(out)["phases"]] == ["blocks", "joint"]
-    for placed in (event for event in run.events() if event["kind"] == "placed"):
-        assert sorted(name for stages in placed["stages"] for name in stages) == sorted(placed["step_seconds"])
-        assert all(placed["stages"])
+    for placed in (event for event in run.events() if event.kind == "placed"):
+        assert sorted(name for stages in placed.stages for name in stages) == sorted(placed.step_seconds)
+        assert all(placed.stages)
     start(made, alone.path, until="blocks")
     told, alones = (
-        {e["epoch"]: e["loss"] for e in one.events() if e["kind"] == "epoch" and e["phase"] == "blocks"}
-        for one in (run, alone)
+        {e.epoch: e.loss for e in one.events() if e.kind == "epoch" and e.phase == "blocks"} for one in (run, alone)
     )
     assert list(told.values()) == pytest.approx(list(alones.values()), rel=1e-5)
-    grafts = [next(e["miou"] for e in one.events() if e["kind"] == "graft") for one in (run, alone)]
+    grafts = [next(e.miou for e in one.events() if e.kind == "graft") for one in (run, alone)]
     assert grafts[0] == pytest.approx(grafts[1], abs=1e-4)
 
 
@@ -138,7 +136,7 @@ def test_placed_stages_are_chosen_by_what_they_do_together(blocks: Callable[...,
     status, _, err = ended(command("segskd", "distill", *words))
     assert status == 0, err
     start(made, alone.path, until="blocks")
-    choices = [[e["choice"] for e in one.events() if e["kind"] == "epoch"] for one in (run, alone)]
+    choices = [[e.choice for e in one.events() if e.kind == "epoch"] for one in (run, alone)]
     assert choices[0] == pytest.approx(choices[1], rel=1e-3, abs=1e-4)
     best = [1 + of.index(min(of)) for of in choices]
     kept = [cast(Any, one.load_state())["progress"]["phases"][0]["best_epoch"] for one in (run, alone)]
@@ -150,7 +148,7 @@ def test_placed_stages_are_chosen_by_what_they_do_together(blocks: Callable[...,
 
 def _killed_after(epochs: int, process: Any, run: Run) -> None:
     deadline = time.monotonic() + PATIENCE
-    while not any(event["kind"] == "epoch" and event["epoch"] == epochs for event in run.events()):
+    while not any(event.kind == "epoch" and event.epoch == epochs for event in run.events()):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)

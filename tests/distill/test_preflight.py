@@ -13,19 +13,19 @@ import pytest
 from segskd import cli
 from segskd.config import dump_recipe
 from segskd.distill.caching import budget
-from segskd.distill.running import checks, preflight
+from segskd.distill.running import preflight
 from segskd.distill.running.preflight import LIBRARIES, MemoryForecast
 from segskd.distill.running.preflight import preflight as fly
 from segskd.distill.running.prepare import prepare
 from segskd.distill.running.trial import Trial
-from segskd.distill.training import meta
+from segskd.distill.training import networks
 from segskd.distill.training.job import Job
-from segskd.distill.training.meta import MetaNetworks, step_bytes
+from segskd.distill.training.networks import MetaNetworks, step_bytes
 from segskd.errors import UserError
 
 KEYS = (
     "seconds phases memory_bytes free_memory disk_bytes free_disk batch largest_batch store store_bytes views "
-    "images epochs fits problem device precision"
+    "images epochs fits template device precision problem"
 )
 GIB = 2**30
 Usage = namedtuple("Usage", "total used free")
@@ -45,14 +45,14 @@ def plain_step_bytes(on_meta: MetaNetworks, _: object, batch: int) -> int:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Gives the machine as much free memory and disk as a test says; steps are plain."""
-    for module in (meta, preflight):
+    for module in (networks, preflight):
         monkeypatch.setattr(module, "step_bytes", plain_step_bytes)
 
     def give(memory: int = 64 * GIB, disk: int = 64 * GIB) -> None:
-        monkeypatch.setattr(meta, "free_device_memory", lambda _: memory)
+        monkeypatch.setattr(networks, "free_device_memory", lambda _: memory)
         monkeypatch.setattr(preflight, "free_device_memory", lambda _: memory)
         monkeypatch.setattr(budget, "free_memory", lambda: memory)
-        monkeypatch.setattr(checks, "free_memory", lambda: memory)
+        monkeypatch.setattr(networks, "free_memory", lambda: memory)
         monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(disk, 0, disk))
 
     return give
@@ -91,7 +91,7 @@ def test_memory_is_the_networks_and_the_largest_step(small_job: Job) -> None:
         if network
         for t in network.model.state_dict().values()
     )
-    assert needs.bytes(4) == LIBRARIES + weights + small_job.store.bytes + steps[4]
+    assert needs.bytes(4) == LIBRARIES + weights + small_job.plan.store.bytes + steps[4]
 
 
 def test_the_largest_batch_is_the_last_that_fits(small_job: Job) -> None:
@@ -105,10 +105,10 @@ def test_disk_is_the_student_and_the_state_twice(small_job: Job, recipe: Callabl
     student = sum(t.numel() * t.element_size() for t in small_job.student.model.state_dict().values())
     moved = [[p.numel() for n in phase.trained for p in small_job.student.stages[n].parameters()] for phase in
              small_job.phases]  # fmt: skip
-    assert not list(small_job.adapters.parameters())
+    assert not list(small_job.networks.adapters.parameters())
     assert preflight._disk_bytes(small_job) == 3 * student + 2 * 2 * 4 * max(map(sum, moved))
     stored = prepare(recipe(store={"kind": "disk"}), tmp_path)
-    assert preflight._disk_bytes(stored) == preflight._disk_bytes(small_job) + stored.store.bytes
+    assert preflight._disk_bytes(stored) == preflight._disk_bytes(small_job) + stored.plan.store.bytes
 
 
 @pytest.mark.usefixtures("tried")

@@ -17,8 +17,7 @@ from segskd.data.dataset import hash_order
 from segskd.distill.running.branch import branch_recipe
 from segskd.distill.running.prepare import prepare
 from segskd.distill.running.pruning import plan_pruned, prune_recipe, pruned_runs
-from segskd.distill.running.retry import halve_batch
-from segskd.distill.running.session import pruned, resume, start
+from segskd.distill.running.session import halve_batch, resume, start, train_pruned
 from segskd.errors import UserError
 from segskd.models.build import describe, load
 from segskd.models.cut import cut
@@ -51,7 +50,7 @@ def base(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def narrow(base: Run) -> Run:
-    return pruned(*plan_pruned(base, RATIO))
+    return train_pruned(*plan_pruned(base, RATIO))
 
 
 def test_it_is_a_run_beside_the_other(base: Run, narrow: Run) -> None:
@@ -88,7 +87,7 @@ def test_the_same_again_is_not_trained_again(base: Run, narrow: Run) -> None:
     before = (narrow.path / "result.json").stat().st_mtime_ns
     recipe, folder = plan_pruned(base, RATIO)
     assert folder == narrow.path
-    assert pruned(recipe, folder).path == narrow.path
+    assert train_pruned(recipe, folder).path == narrow.path
     assert (narrow.path / "result.json").stat().st_mtime_ns == before
     assert [run.name for run in pruned_runs(base)] == ["old-pruned-50pc"]
     assert plan_pruned(base, RATIO, 3)[1].name == "old-pruned-50pc-2"
@@ -104,7 +103,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
     shutil.copytree(base.path, other)
 
     def kill(event: dict[str, Any]) -> None:
-        if (event["kind"], event.get("phase")) == when and event.get("step", 2) == 2:
+        if (event.kind, getattr(event, "phase", None)) == when and getattr(event, "step", 2) == 2:
             raise Killed
 
     recipe, folder = plan_pruned(Run.open(other), RATIO)
@@ -163,7 +162,7 @@ def test_a_student_that_was_not_trained_stage_by_stage(base: Run, tmp_path: Path
     start(changed(base.recipe, **changes), tmp_path / "plain")
     recipe, folder = plan_pruned(Run.open(tmp_path / "plain"), RATIO)
     assert recipe.method == "stagewise"
-    found = pruned(recipe, folder)
+    found = train_pruned(recipe, folder)
     state = found.load_state()
     assert state is not None
     assert state["adapters"]["encoder_4.project.weight"].shape == (2048, 256, 1, 1)

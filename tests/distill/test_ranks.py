@@ -43,7 +43,7 @@ class Halves:
         """The losses of the phase's epochs."""
         job, module, phase = self.job, self.module, self.job.phases[place]
         freeze([job.student.model])
-        self.store.advance(job.contents.train[place])
+        self.store.advance(job.plan.contents.train[place])
         module.start_training()
         rate = job.recipe.optimisation.lr or 0.0
         optimiser = torch.optim.Adam(module.trained_parameters(), lr=rate)
@@ -114,7 +114,7 @@ def test_two_processes_of_which_one_is_killed_train_what_one_would_on_halves(
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "--")
     process = command(*torchrun, "segskd", "distill", "--recipe", began(made, tmp_path), "--run", run.path)
     deadline = time.monotonic() + PATIENCE
-    while not any(event["kind"] == "epoch" and event["phase"] == "encoder.2" for event in run.events()):
+    while not any(event.kind == "epoch" and event.phase == "encoder.2" for event in run.events()):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -129,7 +129,7 @@ def test_two_processes_of_which_one_is_killed_train_what_one_would_on_halves(
     (line,) = out.splitlines()  # the other process says nothing
     result = json.loads(line)
     job = prepare(made, tmp_path / "other")
-    told = {(event["phase"], event["epoch"]): event["loss"] for event in run.events() if event["kind"] == "epoch"}
+    told = {(event.phase, event.epoch): event.loss for event in run.events() if event.kind == "epoch"}
     for place, phase in enumerate(job.phases):
         losses = Halves(job, job.module(phase)).train(place)
         assert [told[phase.name, epoch] for epoch in (1, 2)] == pytest.approx(losses, rel=1e-4, abs=1e-5), phase.name
@@ -184,7 +184,7 @@ def test_unused_adapters_and_fewer_processes_later(
     """Each phase trains one of many adapters; DDP must not wait for the others."""
     small = {"epochs": 1, "batch": 6}
     made = asked(teacher=str(wide_teacher), subset={"count": 8}, optimisation=small)
-    assert len(prepare(made, tmp_path / "other").adapters) > 1
+    assert len(prepare(made, tmp_path / "other").networks.adapters) > 1
     run = Run(tmp_path / "run")
     words = ("--recipe", began(made, tmp_path), "--run", run.path, "--devices", 2, "--until", "encoder.3")
     status, out, err = ended(command("segskd", "distill", *words))

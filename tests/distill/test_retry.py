@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from segskd.distill.running.retry import halve_batch
-from segskd.distill.running.session import resume, start
+from segskd.distill.running.session import halve_batch, resume, start
 from segskd.errors import Stopped, UserError
-from segskd.runs import Event, Run
+from segskd.events import Event
+from segskd.runs import Run
 
 
 def test_the_phase_begins_anew_with_half_the_batch(recipe: Callable[..., Any], tmp_path: Path) -> None:
     folder = tmp_path / "run"
 
     def stop_in_the_second_phase(event: Event) -> None:
-        if event["kind"] == "step" and event["phase"] == "encoder.1" and event["step"] == 4:
+        if event.kind == "step" and event.phase == "encoder.1" and event.step == 4:
             Run(folder).request_stop()
 
     with pytest.raises(Stopped):
@@ -27,10 +27,10 @@ def test_the_phase_begins_anew_with_half_the_batch(recipe: Callable[..., Any], t
     assert halve_batch(run) == 2
     assert run.recipe.optimisation.batch == 2
     resume(run, until="encoder.1")
-    steps = [e for e in run.events() if e["kind"] == "phase_start" and e["phase"] == "encoder.1"]
-    assert [step["steps"] for step in steps] == [6, 12]  # 12 images: 3 and 6 steps an epoch, two epochs
-    assert [e["phase"] for e in run.events() if e["kind"] == "phase_end"] == ["encoder.0", "encoder.1"]
-    losses = [e["epoch"] for e in run.events() if e["kind"] == "epoch" and e["phase"] == "encoder.1"]
+    steps = [e for e in run.events() if e.kind == "phase_start" and e.phase == "encoder.1"]
+    assert [step.steps for step in steps] == [6, 12]  # 12 images: 3 and 6 steps an epoch, two epochs
+    assert [e.phase for e in run.events() if e.kind == "phase_end"] == ["encoder.0", "encoder.1"]
+    losses = [e.epoch for e in run.events() if e.kind == "epoch" and e.phase == "encoder.1"]
     assert losses == [1, 1, 2]
 
 

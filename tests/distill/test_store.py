@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from segskd.distill.caching.inputs import IMAGE_KEY, MASK_KEY, Key
-from segskd.distill.caching.rows import InEightBits, in_memory
+from segskd.distill.caching.contents import IMAGE_KEY, MASK_KEY, Key
+from segskd.distill.caching.rows import EightBitRows, in_memory
 from segskd.distill.caching.store import FeatureStore, Kind
 from segskd.distill.running.prepare import prepare
 from segskd.distill.training.job import Job
@@ -47,7 +47,7 @@ def whole(job: Job, numbers: torch.Tensor) -> dict[Key, torch.Tensor]:
 def test_every_phase_gets_what_the_whole_networks_would_give(job: Job, kind: Kind, tmp_path: Path) -> None:
     store = store_of(job, kind, tmp_path / "store")
     expected = whole(job, EVERY_SECOND)
-    for phase, wanted in zip(job.phases, job.contents.train, strict=True):
+    for phase, wanted in zip(job.phases, job.plan.contents.train, strict=True):
         store.advance(wanted)
         batch = store.batch(EVERY_SECOND)
         assert batch.tensors.keys() == wanted, phase.name
@@ -69,7 +69,7 @@ def test_advancing_runs_each_frozen_stage_once_a_sample(job: Job, tmp_path: Path
         for name, stage in network.stages.items():
             stage.register_forward_hook(count(owner, name))
     store = store_of(job, "memory", tmp_path)
-    for wanted in job.contents.train:
+    for wanted in job.plan.contents.train:
         store.advance(wanted)
         store.batch(EVERY_SECOND)
     samples = 2 * 12
@@ -82,16 +82,16 @@ def test_advancing_runs_each_frozen_stage_once_a_sample(job: Job, tmp_path: Path
 
 def test_bytes_are_those_that_were_reckoned(job: Job, tmp_path: Path) -> None:
     store = store_of(job, "memory", tmp_path)
-    store.advance(job.contents.train[-1])
+    store.advance(job.plan.contents.train[-1])
     # decoder.4 (16 channels) in fp32 and the mask in uint8, at 64x96, two views of twelve images
     assert store.bytes == 24 * (16 * 64 * 96 * 4 + 64 * 96)
 
 
 def test_a_store_on_disk_leaves_nothing_behind(job: Job, tmp_path: Path) -> None:
     store = store_of(job, "disk", tmp_path / "store")
-    store.advance(job.contents.train[3])
+    store.advance(job.plan.contents.train[3])
     files = sorted(path.name for path in (tmp_path / "store").iterdir())
-    assert files == sorted(f"{key.owner}-{key.name}.bin" for key in job.contents.train[3])
+    assert files == sorted(f"{key.network}-{key.name}.bin" for key in job.plan.contents.train[3])
     store.close()
     assert not (tmp_path / "store").exists()
 
@@ -107,7 +107,7 @@ def test_a_full_disk_is_told_before_anything_is_mapped(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match="No space left on device; free some space"):
-        store_of(job, "disk", tmp_path / "store").advance(job.contents.train[0])
+        store_of(job, "disk", tmp_path / "store").advance(job.plan.contents.train[0])
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def coded(recipe: Callable[..., Any], tmp_path: Path) -> Job:
 @pytest.mark.parametrize("kind", ["memory", "disk"])
 def test_features_in_8_bits_are_half_a_step_off_at_most(coded: Job, kind: Kind, tmp_path: Path) -> None:
     store = store_of(coded, kind, tmp_path / "store")
-    store.advance(coded.contents.train[0])
+    store.advance(coded.plan.contents.train[0])
     batch, expected = store.batch(EVERY_SECOND), whole(coded, EVERY_SECOND)
     torch.testing.assert_close(batch.tensors[IMAGE_KEY], expected[IMAGE_KEY], rtol=0.0, atol=0.0)
     key = Key("teacher", "encoder.0")
@@ -138,9 +138,9 @@ def test_features_in_8_bits_are_half_a_step_off_at_most(coded: Job, kind: Kind, 
 def test_8_bits_add_nothing_to_the_rounding_of_the_features_own_precision(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     rows = (torch.rand(2, 8, 8, 3) / 1000).to(dtype)
-    kept = InEightBits(in_memory, (2, 8, 8, 3), dtype)
+    kept = EightBitRows(in_memory, (2, 8, 8, 3), dtype)
     kept.write(torch.tensor([0, 1]), rows)
-    back = kept.opened(kept.read(lambda part: part))
+    back = kept.decoded(kept.read(lambda part: part))
     step = (rows.float().amax((1, 2), keepdim=True) - rows.float().amin((1, 2), keepdim=True)) / 255
     assert back.dtype == dtype
     rounding = torch.finfo(dtype).eps * rows.float().abs() + 1e-7
@@ -148,16 +148,16 @@ def test_8_bits_add_nothing_to_the_rounding_of_the_features_own_precision(dtype:
 
 
 def test_a_channel_of_one_value_keeps_it() -> None:
-    kept = InEightBits(in_memory, (4, 2, 3, 1), torch.float32)
+    kept = EightBitRows(in_memory, (4, 2, 3, 1), torch.float32)
     kept.write(torch.tensor([2]), torch.full((1, 2, 3, 1), -0.3))
-    assert (kept.opened(kept.read(lambda rows: rows[[2]])) == torch.tensor(-0.3)).all()
+    assert (kept.decoded(kept.read(lambda rows: rows[[2]])) == torch.tensor(-0.3)).all()
 
 
 def test_bf16_features_are_stored_as_they_come(recipe: Callable[..., Any], tmp_path: Path) -> None:
     job = prepare(recipe(precision="bf16"), tmp_path)
     freeze([job.student.model])
     store = store_of(job, "memory", tmp_path)
-    store.advance(job.contents.train[1])
+    store.advance(job.plan.contents.train[1])
     feature = store.batch(EVERY_SECOND).tensors[Key("teacher", "encoder.1")]
     assert feature.dtype == torch.bfloat16
     assert feature.is_contiguous(memory_format=torch.channels_last)

@@ -14,14 +14,15 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
-from segskd.distill.running import session
 from segskd.distill.running.prepare import prepare
 from segskd.distill.running.session import resume, start
-from segskd.distill.training.graft import Grafter
+from segskd.distill.training.graft_scores import GraftScorer
 from segskd.distill.training.trainer import Trainer
 from segskd.errors import Stopped, UserError
+from segskd.events import Event
 from segskd.models.cut import cut
-from segskd.runs import Event, Run
+from segskd.runs import Run
+from segskd.subset_file import read_subset_names
 
 Weights = dict[str, torch.Tensor]
 
@@ -57,7 +58,7 @@ def test_the_run_directory_holds_everything(finished: tuple[Path, dict[str, Any]
     assert run.recipe.data.views == 2
     assert (folder / "subset.txt").read_text().split() == [f"b{i:02}" for i in range(12)]
     assert json.loads((folder / "result.json").read_text()) == result
-    kinds = [event["kind"] for event in run.events()]
+    kinds = [event.kind for event in run.events()]
     assert kinds.count("phase_start") == kinds.count("phase_end") == kinds.count("graft") == 11
     assert kinds.count("epoch") == 22
     assert kinds[-1] == "done"
@@ -92,7 +93,7 @@ def test_previews_show_every_phase(finished: tuple[Path, dict[str, Any]]) -> Non
 
 def test_training_lowers_the_feature_loss(finished: tuple[Path, dict[str, Any]]) -> None:
     events = Run.open(finished[0]).events()
-    losses = {(e["phase"], e["epoch"]): e["loss"] for e in events if e["kind"] == "epoch"}
+    losses = {(e.phase, e.epoch): e.loss for e in events if e.kind == "epoch"}
     assert losses["encoder.0", 2] < losses["encoder.0", 1]
 
 
@@ -101,8 +102,8 @@ def test_a_step_tells_the_rate_that_it_was_taken_at(recipe: Callable[..., Any], 
     rates: list[float] = []
 
     def listen(event: dict[str, Any]) -> None:
-        if event["kind"] == "step":
-            rates.append(event["lr"])
+        if event.kind == "step":
+            rates.append(event.lr)
 
     made = recipe(subset={"count": 4}, optimisation={"epochs": 10})
     start(made, tmp_path / "run", [listen], until="encoder.0")
@@ -163,9 +164,9 @@ def test_a_graft_is_the_student_so_far_and_the_rest_of_the_teacher(recipe: Calla
     job.student.model.eval()
     phase = next(phase for phase in job.phases if phase.name == "encoder.2")
     store = job.feature_store(job.subset.val, 1, tmp_path)
-    store.advance(job.contents.val[job.phases.index(phase)])
+    store.advance(job.plan.contents.val[job.phases.index(phase)])
     batch = next(store.batches())
-    logits = Grafter(job, Run(tmp_path)).logits(phase, batch)
+    logits = GraftScorer(job, Run(tmp_path)).logits(phase, batch)
 
     images, _ = store.samples.load(range(4))
     student, teacher = job.student.model, job.teacher.model
@@ -179,8 +180,8 @@ def test_a_graft_is_the_student_so_far_and_the_rest_of_the_teacher(recipe: Calla
 
 def test_a_graft_after_the_head_is_the_student(finished: tuple[Path, dict[str, Any]]) -> None:
     events = Run.open(finished[0]).events()
-    graft = next(e for e in events if e["kind"] == "graft" and e["phase"] == "head")
-    assert graft["miou"] == pytest.approx(finished[1]["miou"], abs=1e-4)
+    graft = next(e for e in events if e.kind == "graft" and e.phase == "head")
+    assert graft.miou == pytest.approx(finished[1]["miou"], abs=1e-4)
 
 
 def test_recomputing_trains_what_the_store_trains(
@@ -189,7 +190,7 @@ def test_recomputing_trains_what_the_store_trains(
     events: list[Event] = []
     made = recipe(store={"kind": "recompute"})
     start(made, tmp_path / "slow", [events.append], until="encoder.2")
-    warnings = [event["message"] for event in events if event["kind"] == "warning"]
+    warnings = [event.message for event in events if event.kind == "warning"]
     assert any("recomputed in every step" in warning for warning in warnings)
     ours = weights(saved(tmp_path / "slow" / "student"), "encoder.0", "encoder.1", "encoder.2")
     theirs = weights(saved(finished[0] / "student"), "encoder.0", "encoder.1", "encoder.2")
@@ -221,7 +222,7 @@ def test_a_run_with_features_in_8_bits_goes_on_to_the_same_bits(recipe: Callable
 def test_fewer_images_than_a_batch_shrink_it_and_say_so(recipe: Callable[..., Any], tmp_path: Path) -> None:
     events: list[Event] = []
     start(recipe(subset={"count": 3}), tmp_path / "few", [events.append], until="encoder.0")
-    assert [e["message"] for e in events if e["kind"] == "warning"] == [
+    assert [e.message for e in events if e.kind == "warning"] == [
         "3 images are fewer than a batch of 4: the batch is 3"
     ]
 
@@ -233,13 +234,13 @@ def test_the_best_epoch_is_chosen_on_images_held_out(recipe: Callable[..., Any],
     assert len(held.split()) == 12 // 5
     assert not set(train.split()) & set(held.split())
     run = Run.open(folder)
-    choices = {e["epoch"]: e["choice"] for e in run.events() if e["kind"] == "epoch"}
+    choices = {e.epoch: e.choice for e in run.events() if e.kind == "epoch"}
     best = min(choices, key=lambda epoch: choices[epoch])
     state = run.load_state()
     assert state is not None
     assert state["progress"]["phases"][0]["best_epoch"] == best
 
-    job = prepare(run.recipe, folder, session.chosen_names(run))
+    job = prepare(run.recipe, folder, read_subset_names(run))
     assert job.teacher is not None
     job.student.model.load_state_dict(state["student"])
     images, _ = job.feature_store(job.subset.holdout, 1, folder).samples.load(range(2))
@@ -255,7 +256,7 @@ def test_the_best_weights_so_far_outlast_a_stop(
     monkeypatch.setattr(Trainer, "_choice_value", lambda trainer, _: float(trainer.progress.epoch))
 
     def stop(event: Event) -> None:
-        if event["kind"] == "step":
+        if event.kind == "step":
             Run(tmp_path / "stopped").request_stop(after_epoch=True)
 
     made = recipe(subset={"count": 6}, select="best")
@@ -296,7 +297,7 @@ def test_a_stop_saves_and_leaves_the_run_resumable(recipe: Callable[..., Any], t
     folder = tmp_path / "run"
 
     def stop_at_third_step(event: Event) -> None:
-        if event["kind"] == "step" and event["step"] == 3:
+        if event.kind == "step" and event.step == 3:
             Run(folder).request_stop()
 
     with pytest.raises(Stopped, match=r"stopped in encoder\.0, epoch 1; .* resume run"):
@@ -313,7 +314,7 @@ def test_a_stop_after_the_epoch_waits_for_its_last_step(recipe: Callable[..., An
     folder = tmp_path / "run"
 
     def stop_after_the_first_epoch(event: Event) -> None:
-        if event["kind"] == "step" and event["step"] == 1:
+        if event.kind == "step" and event.step == 1:
             Run(folder).request_stop(after_epoch=True)
 
     with pytest.raises(Stopped, match=r"stopped in encoder\.0, epoch 1; "):
@@ -329,7 +330,7 @@ def test_what_keeps_a_run_from_beginning_stands_in_its_events(recipe: Callable[.
     with pytest.raises(UserError, match="no model at"):
         resume(run)
     assert run.status() == "failed"
-    assert run.events()[-1]["message"].startswith(f"no model at {tmp_path / 'gone'}")
+    assert run.events()[-1].message.startswith(f"no model at {tmp_path / 'gone'}")
 
 
 def test_a_finished_run_is_not_trained_again(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -406,7 +407,7 @@ def test_an_image_that_breaks_during_training_is_named(recipe: Callable[..., Any
     made = recipe(data={"folder": str(tmp_path / "data")}, store={"kind": "recompute"})
 
     def break_it(event: Event) -> None:
-        if event["kind"] == "phase_start":
+        if event.kind == "phase_start":
             broken.write_bytes(b"no image")
 
     with pytest.raises(UserError, match=r"can't read image .*b05\.png"):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from segskd.data.samples import Samples
-from segskd.distill.caching.store import Networks
+from segskd.distill.caching.store import FeatureComputer
 from segskd.distill.planning import phase
 from segskd.distill.running import prepare as preparing
 from segskd.distill.running import session, trial
@@ -18,7 +18,7 @@ from segskd.distill.running.prepare import prepare
 from segskd.distill.running.session import start
 from segskd.distill.running.trial import run_trial
 from segskd.distill.training import trainer
-from segskd.distill.training.graft import Grafter
+from segskd.distill.training.graft_scores import GraftScorer
 from segskd.distill.training.module import PhaseModule
 from segskd.errors import UserError
 from segskd.evaluate.predictor import Predictor
@@ -71,14 +71,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock.costs(monkeypatch, Samples, "load", load_cost)
     clock.costs(
         monkeypatch,
-        Networks,
+        FeatureComputer,
         "compute",
         lambda _, known, wanted: TENSOR_SECONDS * len(wanted) * len(next(iter(known.values()))),
     )
     clock.costs(monkeypatch, PhaseModule, "forward", lambda _, batch: FORWARD_SECONDS * len(batch))
     clock.costs(
         monkeypatch,
-        Grafter,
+        GraftScorer,
         "score",
         lambda _, __, store, draw=True: SCORE_SECONDS * len(store.samples) + DRAW_SECONDS * draw,
     )
@@ -89,7 +89,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     ("changes", "image_seconds"),
     [
         ({}, 0.02),
-        ({"select": "best", "store": {"kind": "recompute"}}, 1.0),  # a slow machine rehearses with few images
+        ({"select": "best", "store": {"kind": "recompute"}}, 1.0),  # a slow machine tries few images
         ({"select": "best", "select_on": "val", "method": "supervised", "optimisation": {"epochs": 2}}, 0.02),
     ],
 )
@@ -104,7 +104,7 @@ def test_what_is_foretold_comes_true(
     """Five images in batches of at most four are steps of 3 and 2; three epochs see the three views in turn."""
     clock.costs(monkeypatch, Predictor, "logits", lambda _, images: image_seconds * len(images))
     if changes:
-        monkeypatch.setattr(Grafter, "_draw", lambda *_: None)
+        monkeypatch.setattr(GraftScorer, "_draw", lambda *_: None)
     given = {"subset": {"count": 5}, "data": {"views": 3}, "optimisation": {"epochs": 3}, "threads": 1}
     made = recipe(**{**given, **changes}, checkpoint_seconds=1e9)
     foretold = run_trial(prepare(made, tmp_path / "run"), tmp_path / "scratch")

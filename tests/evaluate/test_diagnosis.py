@@ -159,9 +159,9 @@ def test_a_run_begins_with_it(
     sound.save_pretrained(tmp_path / "sound")
     made = recipe(teacher=str(tmp_path / "sound"), trust_teacher=False, method="supervised", optimisation={"epochs": 1})
     start(made, tmp_path / "run")
-    told = [event for event in Run.open(tmp_path / "run").events() if event["kind"] == "diagnosis"]
+    told = [event for event in Run.open(tmp_path / "run").events() if event.kind == "diagnosis"]
     assert len(told) == 1
-    assert told[0]["miou"] > 0.9 > told[0]["frequency"] > 0
+    assert told[0].miou > 0.9 > told[0].frequency > 0
     with pytest.raises(UserError, match=r"the teacher .* --trust-teacher skips this check"):
         start(recipe(trust_teacher=False), tmp_path / "refused")
     assert not (tmp_path / "refused").exists()

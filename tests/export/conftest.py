@@ -41,10 +41,10 @@ def run(recipe: Callable[..., Any], shared: Path) -> Run:
 def narrow_run(run: Run, shared: Path) -> Run:
     """The same student with half its channels."""
     from segskd.distill.running.pruning import plan_pruned
-    from segskd.distill.running.session import pruned
+    from segskd.distill.running.session import train_pruned
 
     with FileLock(shared / "narrow-run.lock"):
-        return pruned(*plan_pruned(run, 0.5, 1))
+        return train_pruned(*plan_pruned(run, 0.5, 1))
 
 
 @pytest.fixture(scope="session")

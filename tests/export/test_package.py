@@ -19,6 +19,7 @@ import torch
 from segskd import cli
 from segskd.data.cards import load_card
 from segskd.errors import UserError
+from segskd.events import PhaseEndEvent, PlannedPhase, StartEvent, StoppedEvent
 from segskd.export import formats, timing
 from segskd.export import package as packing
 from segskd.export.certificate import Difference, Package, find_package
@@ -262,9 +263,10 @@ def test_the_encoder_is_fetched_from_nowhere(run: Run, tmp_path: Path) -> None:
 
 def test_an_unfinished_run_says_how_far_it_is(recipe: Callable[..., Any], tmp_path: Path) -> None:
     run = Run.create(tmp_path / "half", recipe())
-    run.event("start", phases=[{"phase": name} for name in ("encoder.0", "encoder.1", "head")])
-    run.event("phase_end", phase="encoder.0")
-    run.event("stopped", phase="encoder.1")
+    phases = tuple(PlannedPhase(phase=name, epochs=2, steps=20) for name in ("encoder.0", "encoder.1", "head"))
+    run.record(StartEvent(phases=phases, images=40, batch=4))
+    run.record(PhaseEndEvent(phase="encoder.0", loss=0.5, seconds=1.0, graft_miou=0.5))
+    run.record(StoppedEvent(phase="encoder.1"))
     with pytest.raises(UserError, match=r"half is not finished \(interrupted, 1 of 3 phases are done\).*resume half"):
         package(run)
 

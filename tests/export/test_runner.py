@@ -6,17 +6,15 @@ import json
 import struct
 import subprocess
 import sys
-import venv
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
-from importlib.metadata import Distribution, distribution
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from packaging.requirements import Requirement
+from bare_python import bare
 from PIL import Image
 
 from segskd.data.cards import load_card
@@ -29,31 +27,6 @@ from segskd.export.package import package
 from segskd.models.build import load
 from segskd.runs import Run
 from segskd.standalone import bands, predict
-
-
-def with_all_it_needs(names: Iterable[str]) -> dict[str, Distribution]:
-    """The distributions of those names and of all that they require, without extras."""
-    found: dict[str, Distribution] = {}
-    left = list(names)
-    while left:
-        name = left.pop().lower().replace("_", "-")
-        if name in found:
-            continue
-        found[name] = distribution(name)
-        needed = [Requirement(line) for line in found[name].requires or ()]
-        left += [one.name for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
-    return found
-
-
-def bare(folder: Path, names: Iterable[str]) -> Path:
-    """A Python in which these distributions are all there is, linked from this one."""
-    venv.create(folder, with_pip=False, symlinks=True)
-    site = next(folder.glob("lib/python*/site-packages"))
-    for one in with_all_it_needs(names).values():
-        for top in {file.parts[0] for file in one.files or () if file.parts[0] not in ("..", "__pycache__")}:
-            if not (site / top).exists():
-                (site / top).symlink_to(Path(str(one.locate_file(top))))
-    return folder / "bin" / "python"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     folder = tmp_path / "stand-in"
     folder.mkdir()
     made = StandIn(folder)
-    monkeypatch.setattr(process, "COMMAND", (sys.executable, str(folder / "stand_in.py")))
+    monkeypatch.setattr(process, "segskd", lambda *words: [sys.executable, str(folder / "stand_in.py"), *words])
     return made
 
 

@@ -132,7 +132,7 @@ def test_real_runs_are_interrupted_and_go_on(
     status, out, _ = call(*words)
     assert status == 0
     answer = json.loads(out.splitlines()[-1])
-    assert [event["kind"] for event in first.events()].count("resumed") == 1
+    assert [event.kind for event in first.events()].count("resumed") == 1
     assert (answer["done"], answer["failed"]) == (2, 0)
     stagewise, supervised = answer["cells"]
     assert stagewise["image_passes"] == supervised["image_passes"] == 6 * 11  # one epoch a stage, eleven stages

@@ -171,3 +171,19 @@ def test_the_projects_studies_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert [cell.labels for cell in labels.cells()] == [0.1, 0.0]
     assert (set(camvid.methods) - set(large.methods), large.recipe["data"]["size"]) == ({"hinton"}, "192x256")
     assert {path.stem for path in STUDIES.glob("*.yaml")} == set(names)
+
+
+def test_a_study_that_comes_with_the_program_goes_by_its_name(
+    content: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGSKD_RUNS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert load_study("scenes") == load_study(STUDIES / "scenes.yaml")
+    (tmp_path / "scenes").mkdir()  # a folder is no study
+    assert load_study("scenes").title == "Sample street scenes, ResNet-34 to ResNet-10"
+    with pytest.raises(UserError, match=r"no study 'scene': name one of camvid.*, scenes, or the path of a study"):
+        load_study("scene")
+    with pytest.raises(UserError, match=r"can't read scenes\.yaml: No such file"):
+        load_study("scenes.yaml")
+    (tmp_path / "mine").write_text(yaml.safe_dump(content(title="my own")))
+    assert load_study("mine").title == "my own"

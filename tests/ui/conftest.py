@@ -13,6 +13,7 @@ import gradio as gr
 import pytest
 
 from segskd.config import make_recipe, merged
+from segskd.events import DoneEvent
 from segskd.runs import Run
 from ui.app import build
 from ui.context import Context
@@ -79,7 +80,7 @@ def finish() -> Callable[..., Run]:
 
     def done(run: Run, **changes: Any) -> Run:
         run.write_json("result.json", {**RESULT, **changes})
-        run.event("done")
+        run.record(DoneEvent(miou=RESULT["miou"], seconds=RESULT["seconds"]))
         return run
 
     return done
@@ -91,10 +92,12 @@ def begin() -> Callable[..., Run]:
 
     def write(run: Run, **last: Any) -> Run:
         phases = [{"phase": phase, "epochs": 4, "steps": 40} for phase in ("encoder.0", "head")]
+        scores = {"pixel_accuracy": 0.8, "per_class": {"ground": 0.75}, "absent_classes": [], "images": 4}
+        place = {"number": 1, "phases": 2, "steps_before": 0}
         lines = [
             {"time": 0.0, "kind": "start", "phases": phases, "images": 40, "batch": 4},
-            {"time": 0.0, "kind": "evaluation", "model": "teacher", "split": "val", "miou": 0.75, "images": 4},
-            {"time": 1.0, "kind": "phase_start", "phase": "encoder.0", "epochs": 4, "steps": 40, "store": "memory"},
+            {"time": 0.0, "kind": "evaluation", "model": "teacher", "split": "val", "miou": 0.75, **scores},
+            {"time": 1.0, "kind": "phase_start", "phase": "encoder.0", "epochs": 4, "steps": 40, **place},
             {"time": 2.0, "kind": "epoch", "phase": "encoder.0", "epoch": 1, "epochs": 4, "loss": 0.5},
         ]
         lines += [{"time": 3.0, **last}] if last else []

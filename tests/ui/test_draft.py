@@ -11,6 +11,7 @@ import pytest
 
 from segskd.config import Recipe, make_recipe
 from segskd.errors import UserError
+from segskd.events import ErrorEvent, PhaseStartEvent, PlannedPhase, ResumedEvent, StartEvent
 from segskd.runs import Run
 from ui.api import read_recipe, start, state
 from ui.context import Context
@@ -107,7 +108,7 @@ def test_the_data_in_one_line(context: Context, values: dict[str, Any]) -> None:
         ({"name": "mine"}, "name", "there is a run mine already"),
         ({"batch": "0"}, "batch", "at least 1"),
         ({"seed": 1.5}, "seed", "whole number"),
-        ({"count": "1"}, "data", "at least 2"),
+        ({"count": "1"}, "count", "at least 2"),
         ({"choice": {"card": "nowhere"}}, "data", "no card 'nowhere'"),
         ({"choice": {"card": "scenes"}}, "teacher", "3 outputs, but 'scenes' has 9 classes"),
     ],
@@ -260,12 +261,13 @@ def test_scripts_start_runs_and_ask_after_them(context: Context, recipe: Callabl
         "miou": None, "teacher_miou": None, "error": None,
     }  # fmt: skip
     run = Run(context.runs / "r")
-    run.event("start", phases=[{"phase": "encoder.0"}, {"phase": "head"}])
-    run.event("phase_start", phase="encoder.0")
-    run.event("error", message="the disk is full")
+    phases = tuple(PlannedPhase(phase=name, epochs=2, steps=20) for name in ("encoder.0", "head"))
+    run.record(StartEvent(phases=phases, images=40, batch=4))
+    run.record(PhaseStartEvent(phase="encoder.0", number=1, phases=2, epochs=2, steps=20, steps_before=0))
+    run.record(ErrorEvent(message="the disk is full"))
     found = state(context, "r")
     assert (found["phase"], found["phases"], found["error"]) == ("encoder.0", 2, "the disk is full")
-    run.event("resumed", phase="encoder.0")
+    run.record(ResumedEvent(phase="encoder.0", epoch=0, step=3))
     assert state(context, "r")["error"] is None
     for wrong, name, message in [
         (content, "r", "exists"),

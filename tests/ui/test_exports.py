@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from segskd import supervisor
 from segskd.errors import UserError
 from segskd.export.certificate import Certificate
 from segskd.export.formats import Spec
@@ -143,7 +144,7 @@ def instead(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[list[str]]]
             return real([sys.executable, "-c", program], **arguments)
 
         monkeypatch.setattr(subprocess, "Popen", begin)
-        monkeypatch.setattr(module, "LISTEN_SECONDS", 0.05)
+        monkeypatch.setattr(supervisor, "LISTEN_SECONDS", 0.05)
         return asked
 
     return put
@@ -222,7 +223,7 @@ def test_an_export_without_end_is_ended(
     exports: Exports, run: Run, monkeypatch: pytest.MonkeyPatch, instead: Callable[[str], list[list[str]]]
 ) -> None:
     instead("import time; time.sleep(600)")
-    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(module, "LONGEST_SECONDS", 0.2)
     task = exports.start(run, PLAIN)
     assert task.wait(PATIENCE)
     assert task.problem == "the export took longer than 0 minutes and was ended"

@@ -22,23 +22,26 @@ from segskd.data.cards import load_card
 from segskd.data.dataset import Pair, list_pairs, read_mask
 from segskd.data.pixels import read_image
 from segskd.devices import choose_device, out_of_memory
-from segskd.distill.caching.budget import Choice
-from segskd.distill.caching.inputs import IMAGE_KEY
+from segskd.distill.caching.budget import StorePlace
+from segskd.distill.caching.contents import IMAGE_KEY
 from segskd.distill.caching.store import Batch
+from segskd.distill.planning import images
 from segskd.distill.planning.images import Subset
 from segskd.distill.planning.methods import stagewise
 from segskd.distill.planning.phase import Setting
-from segskd.distill.running import checks, images
-from segskd.distill.training import meta
+from segskd.distill.running.loading import load_teachers
+from segskd.distill.training import networks
 from segskd.distill.training.loop import Loop
-from segskd.distill.training.meta import MetaNetworks, check_step_fits
+from segskd.distill.training.networks import MetaNetworks, Networks, check_step_fits
 from segskd.distill.training.ranks import Ranks
 from segskd.distill.training.trainer import Trainer
-from segskd.errors import UserError
+from segskd.errors import UserError, full_disk, in_labels
+from segskd.events import ErrorEvent, StoppedEvent, WarningEvent, Written
 from segskd.files import writing
 from segskd.models.adapters import Adapters
-from segskd.models.build import create, load
+from segskd.models.build import create
 from segskd.models.cut import cut
+from segskd.run_progress import RunProgress
 from segskd.runs import Run
 from ui.context import Context
 from ui.jobs import Jobs
@@ -53,13 +56,18 @@ VIEW = RunView(
     dataset="bands",
     student="unet:resnet10",
     method="stagewise",
-    phases=[],
-    activity="training",
+    progress=RunProgress(),
 )
 
 
 def failed(error: BaseException) -> RunView:
-    return replace(VIEW, error=(str(error), type(error).__name__))
+    return heard(ErrorEvent(**vars(ErrorEvent.of(full_disk(error) or error)) | {"time": 1.0}))
+
+
+def heard(event: Written, **changes: Any) -> RunView:
+    progress = RunProgress()
+    progress.apply(event)
+    return replace(VIEW, progress=progress, **changes)
 
 
 def refused(code: int) -> None:
@@ -67,15 +75,20 @@ def refused(code: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
+def load_teacher(folder: Path) -> None:
+    card = load_card("scenes")
+    load_teachers(make_recipe({"data": {"card": "scenes"}, "teacher": str(folder)}), card)
+
+
 def broken_model(folder: Path) -> None:
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"broken")
-    load(folder)
+    load_teacher(folder)
 
 
 def without_weights(folder: Path) -> None:
     (folder / "config.json").write_text("{}")
-    load(folder)
+    load_teacher(folder)
 
 
 def changed_teacher(_folder: Path) -> None:
@@ -90,7 +103,7 @@ def loss_astray(_folder: Path) -> None:
     loop = Loop.__new__(Loop)
     loop._ranks = Ranks(Fabric(accelerator="cpu", devices=1))
     loop.phase = SimpleNamespace(name="head")
-    loop.wrapped = lambda _batch: {"loss": torch.tensor(math.nan), "duel": torch.tensor(0.0)}
+    loop.wrapped = lambda _batch: {"loss": torch.tensor(math.nan), "adversarial": torch.tensor(0.0)}
     loop.step(Batch({IMAGE_KEY: torch.zeros(2, 3, 32, 32)}))
 
 
@@ -107,8 +120,8 @@ def said_by(act: Callable[[], Any]) -> UserError:
         ("disk", lambda _: refused(errno.EROFS)),
         ("teacher", broken_model),
         ("teacher", without_weights),
-        ("teacher", lambda folder: load(folder)),
-        ("teacher", lambda folder: load(folder / "gone")),
+        ("teacher", load_teacher),
+        ("teacher", lambda folder: load_teacher(folder / "gone")),
         ("teacher", changed_teacher),
         ("data", lambda folder: load_card(folder / "gone.yaml")),
         ("data", lambda folder: read_image(folder / "gone.png", load_card("scenes"))),
@@ -120,7 +133,7 @@ def test_what_the_core_says_is_understood(kind: str, act: Callable[[Path], Any],
     error = said_by(lambda: act(tmp_path))
     failure = diagnose(failed(error))
     assert failure is not None
-    assert (failure.kind, failure.said, failure.halve) == (kind, str(error), False)
+    assert (failure.kind, failure.said, failure.halve) == (kind, in_labels(error), False)
     assert failure.retry == (kind != "loss")
 
 
@@ -149,10 +162,10 @@ def test_memory_that_ran_out_offers_half_the_batch() -> None:
 
 def test_a_step_that_does_not_fit_offers_half_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     student = cut(create("unet", "resnet10", 3))
-    monkeypatch.setattr(meta, "free_device_memory", lambda _device: 1)
+    monkeypatch.setattr(networks, "free_device_memory", lambda _device: 1)
     phases = stagewise(Setting(tuple(student.names), 1))[-1:]
     card: Any = SimpleNamespace(ignore_index=255)
-    on_meta = MetaNetworks({"student": student}, Adapters(), torch.nn.ModuleDict(), card, (32, 32))
+    on_meta = MetaNetworks(Networks(student, {}, Adapters(), torch.nn.ModuleDict()), card, (32, 32))
     error = said_by(lambda: check_step_fits(on_meta, phases, 4, 0, torch.device("cpu")))
     failure = diagnose(failed(error))
     assert failure is not None
@@ -161,8 +174,8 @@ def test_a_step_that_does_not_fit_offers_half_the_batch(monkeypatch: pytest.Monk
 
 def test_a_store_that_does_not_fit_is_not_helped_by_half_the_batch() -> None:
     recipe = SimpleNamespace(device="cpu", optimisation=SimpleNamespace(batch=2))
-    subset, store = Subset([], [], []), Choice("memory", 1, 2**62)
-    error = said_by(lambda: checks.check_memory(recipe, subset, None, [], store, 1))
+    subset, store = Subset([], [], []), StorePlace("memory", 2**62)
+    error = said_by(lambda: networks.check_memory(recipe, subset, None, [], store, 1))
     failure = diagnose(failed(error))
     assert failure is not None
     assert (failure.kind, failure.halve) == ("memory", False)
@@ -195,26 +208,28 @@ def test_anything_else_is_a_mistake_of_ours_and_shows_the_last_lines() -> None:
 
 
 def test_a_worker_that_died_without_a_word_was_killed() -> None:
-    failure = diagnose(replace(VIEW, state="interrupted", updated=2e9), ["epoch 3"])
+    failure = diagnose(heard(WarningEvent(time=2e9, message="small"), state="interrupted"), ["epoch 3"])
     assert failure is not None
     assert (failure.kind, failure.halve) == ("killed", True)
 
 
 def test_a_restarted_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("psutil.boot_time", lambda: 100.0)
-    before, after = (diagnose(replace(VIEW, state="interrupted", updated=time)) for time in (99.0, 101.0))
+    before, after = (
+        diagnose(heard(WarningEvent(time=time, message="small"), state="interrupted")) for time in (99.0, 101.0)
+    )
     assert before is not None
     assert after is not None
     assert (before.kind, after.kind) == ("restarted", "killed")
 
 
 def test_the_log_tells_when_no_event_could_be_written() -> None:
-    view = replace(VIEW, state="interrupted", updated=2e9)
+    view = heard(WarningEvent(time=2e9, message="small"), state="interrupted")
     said = diagnose(view, ["segskd: can't write x: No space left on device; free some space, then resume the run"])
     crashed = diagnose(view, ["Traceback (most recent call last):", "ImportError: torch"])
     assert said is not None
     assert crashed is not None
-    assert (said.kind, crashed.kind, crashed.said) == ("disk", "bug", "ImportError: torch")
+    assert (said.kind, crashed.kind, crashed.said) == ("setting", "bug", "ImportError: torch")
     assert not said.said.startswith("segskd")
 
 
@@ -224,7 +239,7 @@ def test_a_run_that_did_not_fail_has_no_failure(state: Any) -> None:
 
 
 def test_who_was_stopped_did_not_fail_and_who_never_began_did() -> None:
-    assert diagnose(replace(VIEW, state="interrupted", stopped=True)) is None
+    assert diagnose(heard(StoppedEvent(time=1.0, phase="head"), state="interrupted")) is None
     failure = diagnose(replace(VIEW, state="new"), [], worker_began=True)
     assert failure is not None
     assert failure.kind == "killed"
@@ -243,6 +258,6 @@ def test_the_log_of_an_earlier_worker_explains_nothing(tmp_path: Path, data: Pat
     watching = Watching(Context(data, tmp_path, Jobs(tmp_path, data)))
     assert watching.page({"run": "one"})["failure"] is None
     run.write_json("worker.json", {"pid": 2**22 + 1, "born": log.stat().st_mtime - 1})
-    assert watching.page({"run": "one"})["failure"]["kind"] == "teacher"
+    assert watching.page({"run": "one"})["failure"]["kind"] == "setting"
     run.write_json("worker.json", {"pid": 2**22 + 1, "born": log.stat().st_mtime + 1})
     assert watching.page({"run": "one"})["failure"]["kind"] == "killed"

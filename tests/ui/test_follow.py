@@ -19,17 +19,17 @@ from segskd.data.cards import load_card
 from segskd.data.dataset import list_pairs, read_mask
 from segskd.errors import UserError
 from segskd.evaluate.pictures import write_index_png
+from segskd.events import EventReader
 from segskd.runs import Run
 from ui.context import Context
 from ui.jobs import Jobs
 from ui.state import previews
-from ui.state.curves import Curve
-from ui.state.follow import EventReader, Followers
+from ui.state.follow import Followers
 from ui.state.logs import tail
-from ui.state.progress import Progress
 from ui.state.watching import Watching
 
 PHASES = [{"phase": name, "epochs": 2, "steps": 20} for name in ("encoder.0", "decoder.0", "head")]
+PLACE = {"number": 1, "phases": 3, "steps_before": 0}
 
 
 @pytest.fixture
@@ -60,11 +60,12 @@ def start(time: float = 0.0) -> dict[str, Any]:
 
 
 def begin(phase: str, time: float) -> dict[str, Any]:
-    return {"time": time, "kind": "phase_start", "phase": phase, "epochs": 2, "steps": 20}
+    return {"time": time, "kind": "phase_start", "phase": phase, "epochs": 2, "steps": 20, **PLACE}
 
 
 def step(phase: str, number: int, time: float, loss: float = 1.0) -> dict[str, Any]:
-    return {"time": time, "kind": "step", "phase": phase, "epoch": 1 + number // 11, "step": number, "loss": loss}
+    figures = {"loss": loss, "lr": 0.1}
+    return {"time": time, "kind": "step", "phase": phase, "epoch": 1 + number // 11, "step": number, **figures}
 
 
 def epoch(phase: str, number: int, time: float, loss: float, **more: float) -> dict[str, Any]:
@@ -75,35 +76,9 @@ def end(phase: str, time: float, seconds: float, miou: float = 0.5) -> dict[str,
     return {"time": time, "kind": "phase_end", "phase": phase, "loss": 0.1, "seconds": seconds, "graft_miou": miou}
 
 
-# -- curves -------------------------------------------------------------------------------------------
-
-
-def test_a_full_curve_merges_neighbours() -> None:
-    curve = Curve(limit=4)
-    for x, y in ((1, 1.0), (2, 3.0), (3, 5.0), (4, 7.0)):
-        curve.add(x, y)
-    assert curve.points == [(2, 2.0), (4, 6.0)]
-    curve.add(5, 9.0)
-    assert curve.points == [(2, 2.0), (4, 6.0), (5, 9.0)]
-    curve.add(6, 12.0)
-    assert curve.points == [(2, 2.0), (4, 6.0), (6, 10.5)]
-
-
-def test_a_long_curve_stays_small_and_keeps_its_mean() -> None:
-    curve = Curve(limit=300)
-    for x in range(1, 9601):
-        curve.add(x, float(x))
-    assert len(curve.points) == 150
-    assert curve.points[-1][0] == 9600
-    assert sum(y for _, y in curve.points) / 150 == pytest.approx(4800.5)
-
-
-def test_a_cut_curve_forgets_what_lies_beyond() -> None:
-    curve = Curve(limit=4)
-    for x in range(1, 6):
-        curve.add(x, 1.0)
-    curve.cut(4)
-    assert [x for x, _ in curve.points] == [2, 4]
+def evaluated(model: str, miou: float) -> dict[str, Any]:
+    scores = {"split": "val", "pixel_accuracy": 0.9, "per_class": {"ground": 0.8}, "absent_classes": [], "images": 4}
+    return {"time": 0.5, "kind": "evaluation", "model": model, "miou": miou, **scores}
 
 
 # -- reading ------------------------------------------------------------------------------------------
@@ -117,16 +92,16 @@ def test_a_half_written_line_waits_for_its_end(context: Context, new_run: Callab
     assert followers.get("one").phases[0].step == 0
     write(run, end=text[30:] + "\n")
     assert (followers.get("one").phases[0].step, followers.get("one").phases[0].loss) == (3, 0.25)
-    assert followers.get("one").phases[0].curve == [(3, 0.25)]
+    assert followers.get("one").phases[0].losses.points == [(3, 0.25)]
 
 
 def test_only_what_is_new_is_read(new_run: Callable[..., Run]) -> None:
     run = new_run()
     reader = EventReader(run.path / "events.jsonl")
     write(run, start(), begin("encoder.0", 1.0))
-    assert [event["kind"] for event in reader.read()[1]] == ["start", "phase_start"]
+    assert [event.kind for event in reader.read()[1]] == ["start", "phase_start"]
     write(run, step("encoder.0", 1, 2.0))
-    assert [event["kind"] for event in reader.read()[1]] == ["step"]
+    assert [event.kind for event in reader.read()[1]] == ["step"]
     assert reader.read() == (False, [])
 
 
@@ -136,7 +111,7 @@ def test_broken_lines_and_broken_events_are_left_out(context: Context, new_run: 
     write(run, {"time": 2, "kind": "step", "phase": "encoder.0"}, {"time": "x", "kind": "epoch"}, {"kind": 3})
     write(run, step("nowhere", 1, 3.0), step("encoder.0", 2, 4.0))
     view = Followers(context).get("one")
-    assert (view.phases[0].step, view.updated) == (2, 4.0)
+    assert (view.phases[0].step, view.progress.updated) == (2, 4.0)
 
 
 def test_options_and_labels_are_told_where_they_say_anything(context: Context, new_run: Callable[..., Run]) -> None:
@@ -168,11 +143,8 @@ def test_stages_that_ended_early_count_by_the_steps_that_they_took(
     write(run, start(), begin("encoder.0", 0), *early, end("decoder.0", 16, 10) | {"epochs": 1}, begin("head", 16))
     view = Followers(context).get("one")
     assert [(phase.state, phase.epoch, phase.share) for phase in view.phases[:2]] == [("done", 0, 1), ("done", 1, 1)]
-    assert view.share == pytest.approx(40 / 60)
-    progress = Progress()
-    for event in run.events():
-        progress.apply(event)
-    assert progress.seconds_left() == pytest.approx(20 * (5 + 10) / 10)
+    assert view.progress.share == pytest.approx(40 / 60)
+    assert run.progress().seconds_left() == pytest.approx(20 * (5 + 10) / 10)
 
 
 def test_figures_that_cannot_be_are_left_out(context: Context, new_run: Callable[..., Run]) -> None:
@@ -206,7 +178,7 @@ def test_a_file_that_shrank_or_was_replaced_is_read_anew(
         other = run.path / "other"
         other.write_text(text.replace('"step": 7', '"step": 8') + json.dumps(step("encoder.0", 9, 3.0)) + "\n")
         os.replace(other, path)
-        assert followers.get("one").phases[0].curve == [(8, 1.0), (9, 1.0)]
+        assert followers.get("one").phases[0].losses.points == [(8, 1.0), (9, 1.0)]
     else:
         path.write_text(json.dumps(start()) + "\n")
         assert followers.get("one").phases[0].state == "to come"
@@ -240,15 +212,15 @@ def test_a_damaged_recipe_is_told(context: Context, new_run: Callable[..., Run])
 
 def test_phases_fill_one_after_the_other(context: Context, new_run: Callable[..., Run]) -> None:
     run = new_run()
-    write(run, start(), {"time": 0.5, "kind": "evaluation", "model": "teacher", "miou": 0.8}, begin("encoder.0", 1.0))
+    write(run, start(), evaluated("teacher", 0.8), begin("encoder.0", 1.0))
     write(run, step("encoder.0", 1, 2.0), epoch("encoder.0", 1, 3.0, 0.5), epoch("encoder.0", 2, 5.0, 0.25))
     write(run, end("encoder.0", 6.0, seconds=5.0, miou=0.6), begin("decoder.0", 6.0))
     view = Followers(context).get("one")
     assert [phase.state for phase in view.phases] == ["done", "filling", "to come"]
-    assert (view.stage, view.teacher_miou, view.seconds_so_far) == (2, 0.8, 5.0)
+    assert (view.progress.stage, view.teacher_miou, view.progress.seconds) == (2, 0.8, 5.0)
     assert (view.phases[0].graft_miou, view.phases[0].loss) == (0.6, 0.1)
-    assert view.phases[0].epoch_curve == [(10, 0.5), (20, 0.25)]
-    assert view.share == pytest.approx(1 / 3)
+    assert view.phases[0].epoch_losses.points == [(10, 0.5), (20, 0.25)]
+    assert view.progress.share == pytest.approx(1 / 3)
 
 
 def test_a_resumed_run_forgets_what_lay_beyond_its_checkpoint(context: Context, new_run: Callable[..., Run]) -> None:
@@ -259,10 +231,10 @@ def test_a_resumed_run_forgets_what_lay_beyond_its_checkpoint(context: Context, 
     write(run, start(100.0), {"time": 101.0, "kind": "resumed", "phase": "decoder.0", "epoch": 1, "step": 2})
     write(run, begin("decoder.0", 102.0))
     phase = followers.get("one").phases[1]
-    assert (phase.state, phase.epoch, phase.step, phase.curve) == ("filling", 1, 12, [(5, 1.0)])
+    assert (phase.state, phase.epoch, phase.step, phase.losses.points) == ("filling", 1, 12, [(5, 1.0)])
     write(run, step("decoder.0", 13, 104.0))
     view = followers.get("one")
-    assert view.phases[1].curve == [(5, 1.0), (13, 1.0)]
+    assert view.phases[1].losses.points == [(5, 1.0), (13, 1.0)]
     assert view.phases[1].seconds == 14.0 + 2.0
     assert view.phases[0].state == "done"
 
@@ -271,16 +243,18 @@ def test_a_run_that_begins_again_without_a_checkpoint_is_empty(context: Context,
     run = new_run()
     write(run, start(), begin("encoder.0", 0.0), step("encoder.0", 15, 5.0), start(9.0), begin("encoder.0", 10.0))
     phase = Followers(context).get("one").phases[0]
-    assert (phase.step, phase.curve, phase.seconds) == (0, [], 0.0)
+    assert (phase.step, phase.losses.points, phase.seconds) == (0, [], 0.0)
 
 
 def test_a_phase_that_is_trained_again_takes_its_mask_and_the_later_ones_back(
     context: Context, new_run: Callable[..., Run]
 ) -> None:
-    run = new_run()
+    run, followers = new_run(), Followers(context)
     write(run, start(), begin("encoder.0", 0.0), end("encoder.0", 9.0, 9.0), begin("decoder.0", 9.0))
+    versions = [phase.version for phase in followers.get("one").phases]
     write(run, start(20.0), begin("encoder.0", 21.0))
-    phases = Followers(context).get("one").phases
+    phases = followers.get("one").phases
+    assert all(phase.version > before for phase, before in zip(phases, versions, strict=True))  # the page draws anew
     assert [phase.state for phase in phases] == ["filling", "to come", "to come"]
     assert phases[0].graft_miou is None
 
@@ -300,17 +274,17 @@ def test_the_time_left_is_reckoned_from_this_run(context: Context, new_run: Call
 
 def test_a_network_trained_whole_has_a_curve_of_scores(context: Context, new_run: Callable[..., Run]) -> None:
     run = new_run()
-    whole = {"time": 0.0, "kind": "start", "images": 8, "phases": [{"phase": "supervised", "epochs": 2, "steps": 20}]}
+    whole = start() | {"phases": [{"phase": "supervised", "epochs": 2, "steps": 20}]}
     write(run, whole, begin("supervised", 1.0), epoch("supervised", 1, 2.0, 1.5, val_miou=0.3))
     write(run, epoch("supervised", 2, 3.0, 1.0, val_miou=0.4))
-    assert Followers(context).get("one").phases[0].scores == [(10, 0.3), (20, 0.4)]
+    assert Followers(context).get("one").phases[0].scores.points == [(10, 0.3), (20, 0.4)]
 
 
 def test_a_loss_that_is_no_number_is_left_out(context: Context, new_run: Callable[..., Run]) -> None:
     run = new_run()
     write(run, start(), begin("encoder.0", 1.0), step("encoder.0", 1, 2.0, loss=float("nan")))
     phase = Followers(context).get("one").phases[0]
-    assert (phase.loss, phase.curve, phase.step) == (None, [], 1)
+    assert (phase.loss, phase.losses.points, phase.step) == (None, [], 1)
 
 
 def test_warnings_are_told_once_and_an_error_until_the_next_attempt(
@@ -322,9 +296,12 @@ def test_warnings_are_told_once_and_an_error_until_the_next_attempt(
         run, start(), warning, start(), warning, {"time": 1.0, "kind": "error", "message": "no", "error": "UserError"}
     )
     view = followers.get("one")
-    assert (view.warnings, view.error, view.state) == (("small batch",), ("no", "UserError"), "failed")
+    error = view.progress.error
+    assert error is not None
+    assert (view.progress.warnings, error.message, error.error) == (["small batch"], "no", "UserError")
+    assert view.state == "failed"
     write(run, start(2.0))
-    assert followers.get("one").error is None
+    assert followers.get("one").progress.error is None
 
 
 @pytest.mark.parametrize(
@@ -350,7 +327,7 @@ def test_what_a_run_does_is_said_in_words(
 
 def test_a_result_outweighs_the_events(context: Context, new_run: Callable[..., Run]) -> None:
     run = new_run()
-    write(run, start(), {"time": 1.0, "kind": "evaluation", "model": "student", "miou": 0.1})
+    write(run, start(), evaluated("student", 0.1))
     followers = Followers(context)
     assert followers.get("one").miou == 0.1
     figures = {"miou": 0.5, "teacher_miou": 0.625, "percent_of_teacher": 80.0, "dataset": "bands"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -10,23 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
+import segskd
 from segskd.cli import main
-from segskd.config import Recipe, dump_recipe, make_recipe
+from segskd.config import SCHEMA, Recipe, dump_recipe, make_recipe, named
+from segskd.errors import UserError
 from segskd.runs import default_name
 from ui.state.choice import Choice
-from ui.state.command import command
-from ui.state.form import FieldError, Form, TeachForm
-from ui.state.places import (
-    as_text,
-    default,
-    field_at,
-    help_text,
-    if_empty,
-    in_page_words,
-    options,
-    read_options,
-    write_options,
-)
+from ui.state.form import FieldError, Form, TeachForm, as_text, command, page_field, read_options, write_options
 
 Carried = list[tuple[Recipe, Path]]
 
@@ -68,13 +59,15 @@ FULL = Form(
     select="best",
     select_on="val",
     store="disk",
-    budget="1.5",
+    store_budget="1.5",
     store_bits="8",
     checkpoint_seconds="5",
     device="cpu",
     precision="32",
     threads="2",
     devices="2",
+    nodes="3",
+    sync_batchnorm=True,
 )
 
 
@@ -109,8 +102,8 @@ def test_every_field_reaches_its_place_in_the_recipe() -> None:
         "precision": "32",
         "threads": 2,
         "devices": 2,
-        "nodes": 1,
-        "sync_batchnorm": False,
+        "nodes": 3,
+        "sync_batchnorm": True,
     }
 
 
@@ -210,7 +203,7 @@ def test_a_recipe_fills_the_form_that_asks_for_it(form: Form) -> None:
 def test_a_teachers_recipe_fills_its_form(recipe: Callable[..., Recipe]) -> None:
     made = TeachForm("resnet50", epochs=6).recipe(Form(Choice(card="camvid", seed=2), size="64x64", views="3"))
     teach, student = TeachForm.from_recipe(made)
-    assert (teach.encoder, teach.epochs, student.size, student.choice.seed) == ("resnet50", 6, "64x64", 2)
+    assert (teach.encoder, teach.epochs, student["size"], student.choice.seed) == ("resnet50", 6, "64x64", 2)
     assert teach.recipe(student) == made
 
 
@@ -245,24 +238,36 @@ def test_names_say_what_a_run_is_about() -> None:
 
 
 def test_fields_explain_themselves_in_the_recipes_words() -> None:
-    assert help_text("batch") == "images a step"
-    assert help_text("store") == "memory, disk, or recompute in every step"
-    assert if_empty("threads") == "all cores"
-    assert if_empty("batch") == ""
-    assert all(help_text(name) for name in ("seed", "device", "precision", "init", "weights"))
-    assert options("select") == ["last", "best"]
-    assert options("store") == ["auto", "memory", "disk", "recompute"]
-    assert (default("batch"), default("size"), default("epochs")) == (8, "192x256", None)
+    assert SCHEMA["batch"].help == "images a step"
+    assert SCHEMA["threads"].help == "CPU threads; all cores, shared out among the processes"
+    assert SCHEMA["threads"].empty == "all cores, shared out among the processes"
+    assert SCHEMA["batch"].empty == ""
+    assert all(field.description and field.label for field in SCHEMA if field.shown)
+    assert SCHEMA["select"].choices == ["last", "best"]
+    assert SCHEMA["store"].choices == ["auto", "memory", "disk", "recompute"]
+    assert [SCHEMA[name].default for name in ("batch", "size", "epochs")] == [8, "192x256", None]
 
 
-def test_places_without_a_field_of_their_own() -> None:
-    assert field_at(("optimisation", "lr")) == "lr"
-    assert field_at(("subset",)) == "data"
-    assert field_at(("data", "card")) == "data"
-    assert field_at(("begin", "run")) == "form"
-    said = in_page_words("--size 64x64 with --batch 8: take --store disk or --store-budget; --data stays")
-    assert said == "size 64x64 with batch 8: take store disk or store budget; --data stays"
+def test_paths_without_a_field_of_their_own() -> None:
+    paths = ("optimisation.lr", "store.kind", "data.card", "subset.fraction", "begin.run", "nothing", "")
+    assert [page_field(path) for path in paths] == ["lr", "store", "data", "data", "", "", ""]
     assert [as_text(value) for value in (None, 0.0, 1e-5, 30.0, "x")] == ["", "0", "1e-05", "30", "x"]
+
+
+def test_one_message_has_flags_on_the_command_line_and_labels_on_the_page() -> None:
+    error = UserError(f"{named('data.size')} 64x64: take {named('store.budget_gib')} 2, or less --tile", "data.size")
+    assert str(error) == "--size 64x64: take --store-budget 2, or less --tile"
+    found = FieldError.of(error, "form")
+    assert found.problems == {"size": "«Size» 64x64: take «Memory for the store (GiB)» 2, or less --tile"}
+    assert FieldError.of(UserError("wrong"), "name").field == "name"
+
+
+def test_every_name_in_a_message_is_a_field() -> None:
+    """A wrong path would be noticed only when the message is written."""
+    source = "".join(path.read_text() for path in Path(segskd.__file__).parent.rglob("*.py"))
+    paths = set(re.findall(r"""named\(["']([\w.]+)["']\)""", source))
+    assert len(paths) > 10
+    assert paths <= {field.dotted for field in SCHEMA if field.shown}
 
 
 def test_a_pruned_run_is_no_form() -> None:

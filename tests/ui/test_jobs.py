@@ -14,9 +14,10 @@ import pytest
 
 from segskd.config import make_recipe
 from segskd.errors import UserError
+from segskd.events import PhaseStartEvent, StoppedEvent
 from segskd.runs import Run
+from segskd.supervisor import NICENESS
 from ui.jobs import QUEUE, WORKER, Jobs
-from ui.processes import NICENESS
 
 PATIENCE = 90.0
 
@@ -63,8 +64,8 @@ def test_two_runs_are_worked_off_one_after_the_other(jobs: Jobs, recipe: Callabl
     assert (jobs.memory("first") or 0) > 50 * 2**20
     wait_until(lambda: jobs.state("second") == "finished", "the second run")
     assert jobs.state("first") == "finished"
-    ends = [Run(jobs.runs / name).events()[-1]["time"] for name in ("first", "second")]
-    starts = [Run(jobs.runs / name).events()[0]["time"] for name in ("first", "second")]
+    ends = [Run(jobs.runs / name).events()[-1].time for name in ("first", "second")]
+    starts = [Run(jobs.runs / name).events()[0].time for name in ("first", "second")]
     assert starts[1] > ends[0]
     assert "Traceback" not in (jobs.runs / "second" / "log.txt").read_text()
 
@@ -79,17 +80,17 @@ def test_a_queue_outlives_its_server(jobs: Jobs, idle: Jobs, recipe: Callable[..
 
 def test_a_run_that_works_is_stopped_and_resumed(jobs: Jobs, recipe: Callable[..., Any]) -> None:
     jobs.submit(recipe(optimisation={"epochs": 400}), "long")
-    wait_until(lambda: any(e["kind"] == "epoch" for e in Run(jobs.runs / "long").events()), "an epoch")
+    wait_until(lambda: any(e.kind == "epoch" for e in Run(jobs.runs / "long").events()), "an epoch")
     with pytest.raises(UserError, match="run long is running"):
         jobs.resume("long")
     jobs.stop("long")
     wait_until(lambda: jobs.state("long") == "interrupted", "the stop")
     before = len(Run(jobs.runs / "long").events())
     jobs.resume("long")
-    wait_until(lambda: any(e["kind"] == "resumed" for e in Run(jobs.runs / "long").events()[before:]), "the resume")
+    wait_until(lambda: any(e.kind == "resumed" for e in Run(jobs.runs / "long").events()[before:]), "the resume")
     jobs.stop("long", after_epoch=True)
     wait_until(lambda: jobs.state("long") == "interrupted", "the stop after the epoch")
-    assert [e["kind"] for e in Run(jobs.runs / "long").events()[-2:]] == ["epoch", "stopped"]
+    assert [e.kind for e in Run(jobs.runs / "long").events()[-2:]] == ["epoch", "stopped"]
 
 
 def test_a_worker_that_goes_is_none_that_starts(idle: Jobs, recipe: Callable[..., Any]) -> None:
@@ -100,9 +101,9 @@ def test_a_worker_that_goes_is_none_that_starts(idle: Jobs, recipe: Callable[...
     assert idle.state("going") == "starting"
     with pytest.raises(UserError, match="is running"):
         idle.resume("going")
-    run.event("phase_start", phase="encoder.0")
+    run.record(PhaseStartEvent(phase="encoder.0", number=1, phases=1, epochs=1, steps=9, steps_before=0))
     assert idle.state("going") == "starting"
-    run.event("stopped")
+    run.record(StoppedEvent(phase="encoder.0"))
     assert idle.state("going") == "interrupted"
     assert idle.busy() == ["going"]
     idle.resume("going")
@@ -121,7 +122,7 @@ def test_a_student_waits_for_its_teacher(jobs: Jobs, recipe: Callable[..., Any])
     jobs.resume("big")
     wait_until(lambda: jobs.state("small") == "finished", "the student")
     assert jobs.awaited("small") is None
-    assert Run(jobs.runs / "small").events()[0]["time"] > Run(jobs.runs / "big").events()[-1]["time"]
+    assert Run(jobs.runs / "small").events()[0].time > Run(jobs.runs / "big").events()[-1].time
 
 
 def test_what_waits_is_taken_out(idle: Jobs, recipe: Callable[..., Any]) -> None:

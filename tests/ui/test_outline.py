@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from segskd.distill.planning.methods import METHODS
-from segskd.distill.planning.plan import default_epochs
+from segskd.distill.planning.methods import METHODS, SNAPSHOT_METHODS
+from segskd.distill.planning.settle import default_epochs
+from segskd.distill.running.prepare import prepare
 from segskd.errors import UserError
 from ui.state.admission import check_unlabelled, unlabelled_folders
-from ui.state.form import FieldError
+from ui.state.form import FieldError, read_options
 from ui.state.outline import method_options, method_sentences, option_sentences, outline
-from ui.state.places import read_options
 
 
 def on(recipe: Any, data: Path) -> list[str]:
@@ -95,10 +95,18 @@ def test_problems_stand_beside_their_fields(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_pages_hint_of_options_is_what_a_method_takes(recipe: Callable[..., Any], data: Path, method: str) -> None:
+def test_the_pages_hint_of_options_is_what_a_method_takes(
+    recipe: Callable[..., Any], data: Path, teacher_folder: Path, tmp_path: Path, method: str
+) -> None:
     assert method_sentences()[method]
     told = read_options(method_options(method))
-    assert len(outline(recipe(method=method, options=told), data).phases) > 0
+    shutil.copytree(teacher_folder, tmp_path / "teacher")
+    made = recipe(method=method, options=told, teacher=str(tmp_path / "teacher"))
+    if method in SNAPSHOT_METHODS:
+        with pytest.raises(FieldError, match="learns from snapshots"):
+            outline(made, data)
+        shutil.copytree(teacher_folder, tmp_path / "teacher" / "snapshots" / "1")
+    assert len(outline(made, data).phases) > 0
     sentences = option_sentences(method).split("; ") if told else []
     assert [sentence.partition(": ")[0] for sentence in sentences] == list(told)
 
@@ -124,3 +132,24 @@ def test_folders_of_images_are_those_of_the_server(card_path: Path, tmp_path: Pa
     ):
         with pytest.raises(UserError, match="from a folder directly below this server's data"):
             check_unlabelled(context, str(path))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"select": "best"},
+        {"subset": {"fraction": 0.5, "labels": 0.25}, "options": {"joint": 0.2}},
+        {"subset": {"rule": "hand", "names": ["b01", "b03", "b05"]}, "method": "dearkd"},
+        {"method": "supervised", "subset": {"labels": 0.5}},
+    ],
+)
+def test_the_page_foretells_what_a_run_does(
+    recipe: Callable[..., Any], data: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    made = recipe(**changes)
+    made = made.model_copy(update={"optimisation": made.optimisation.model_copy(update={"epochs": None})})
+    told, job = outline(made, data), prepare(made, tmp_path / "run")
+    subset = job.subset
+    assert (told.images, told.labelled, told.held_out) == (len(subset.train), len(subset.labelled), len(subset.holdout))
+    assert told.epochs == job.recipe.optimisation.epochs
+    assert [(phase.name, phase.epochs) for phase in told.phases] == [(p.name, p.epochs) for p in job.phases]

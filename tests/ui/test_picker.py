@@ -15,8 +15,8 @@ from segskd.data.pixel_counts import PixelCounts
 from segskd.data.subset import draw_subset
 from segskd.errors import Stopped, UserError
 from segskd.evaluate.image_statistics import ImageStatistics
+from segskd.evaluate.statistics_worker import Question, _answer, _listen, image_statistics_in_worker
 from ui.state import picker as picker_module
-from ui.state.asking import Question, _answer, _listen, image_statistics_in_worker
 from ui.state.background import Tasks
 from ui.state.choice import Choice
 from ui.state.datasets import Datasets

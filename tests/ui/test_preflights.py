@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from segskd.config import Recipe
+from segskd.config import Recipe, named
+from segskd.errors import ErrorRecord, UserError
 from ui.context import Context
 from ui.jobs import Jobs
 from ui.state import preflight
@@ -46,7 +47,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
         shell = tmp_path / "python"
         shell.write_text(f'#!/bin/sh\nexec "{real}" "{script}" "$@"\n')
         shell.chmod(0o755)
-        monkeypatch.setattr(preflight.sys, "executable", str(shell))
+        monkeypatch.setattr(sys, "executable", str(shell))
         return script
 
     return write
@@ -75,12 +76,16 @@ def test_what_the_command_says_is_kept(
     assert not seen.exists()  # known already: nothing is measured again
 
 
+TOO_LARGE = ErrorRecord.of(UserError(f"take a smaller {named('data.size')}", "data.size")).as_dict()
+
+
 @pytest.mark.parametrize(
     ("status", "output", "errors", "state", "problem"),
     [
         (0, f"x\n{GOOD}\n", "", "fits", None),
         (0, FULL, "", "refused", "take a smaller batch"),
-        (2, "", "segskd: take a smaller --size", "refused", "take a smaller size"),
+        (2, json.dumps(TOO_LARGE), "segskd: take a smaller --size", "refused", "take a smaller «Size»"),
+        (0, json.dumps({"fits": False, "problem": "", **TOO_LARGE}), "", "refused", "take a smaller «Size»"),
         (2, "", "noise\nsegskd: no card 'x'\n", "refused", "no card 'x'"),
         (1, "", "Traceback\nValueError: y\n", "failed", "it ended with status 1: ValueError: y"),
         (-9, "", "", "failed", "it ended with status -9: and said nothing"),
@@ -116,7 +121,7 @@ def test_one_at_a_time_and_cancelled(
 def test_one_that_takes_too_long_is_ended(
     flights: Preflights, recipe: Callable[..., Recipe], program: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "TIMEOUT", 0.2)
+    monkeypatch.setattr(preflight, "LONGEST_SECONDS", 0.2)
     program("time.sleep(300)")
     key = flights.ask(recipe())
     wait_until(lambda: flights.state(key)["state"] == "failed")

@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +13,11 @@ import httpx
 import pytest
 from starlette.exceptions import HTTPException
 
+from segskd.cli import main
+from segskd.cli.ui_command import PageFlags
 from segskd.errors import UserError
 from ui import server
-from ui.server import Arguments, choose_port, main, read_auth, serve, tells_of_a_fault
+from ui.server import choose_port, read_auth, serve, tells_of_a_fault
 
 LOCAL = "127.0.0.1"
 
@@ -82,7 +83,7 @@ def test_a_file_that_can_not_be_read(auth: Path, tmp_path: Path) -> None:
 def test_another_host_needs_names(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "choose_port", lambda *_: pytest.fail("it would have listened"))
     with pytest.raises(UserError, match="lets other machines in: say who may, with --auth FILE"):
-        serve(Arguments(host=host))
+        serve(PageFlags(host=host))
 
 
 # -- where it listens ---------------------------------------------------------------------------------
@@ -143,7 +144,7 @@ def proxied(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine whose administrator set a proxy."""
     for name in ("HTTP_PROXY", "http_proxy"):
         monkeypatch.setenv(name, "http://192.0.2.1:3128")
-    for name in ("NO_PROXY", "no_proxy", "GRADIO_ANALYTICS_ENABLED", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+    for name in ("NO_PROXY", "no_proxy", "GRADIO_ANALYTICS_ENABLED"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     return monkeypatch
@@ -168,22 +169,17 @@ def test_what_was_exempted_before_stays_so(proxied: pytest.MonkeyPatch) -> None:
     server._prepare_environment(LOCAL)
     assert os.environ["NO_PROXY"] == "intra.example,localhost,127.0.0.1,::1"
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-    assert os.environ["GOMP_SPINCOUNT"] == "10000"
 
 
 @pytest.mark.parametrize("option", ["runs", "data"])
 def test_a_folder_that_is_a_file(tmp_path: Path, option: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=f"--{option} .*file is no folder: name another one"):
-        serve(Arguments(**{option: tmp_path / "file"}))  # type: ignore[arg-type]
+        serve(PageFlags(**{option: tmp_path / "file"}))  # type: ignore[arg-type]
 
 
-def test_what_can_not_be_is_one_line_and_status_2(
-    busy: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["app.py", "--port", str(busy)])
-    assert main() == 2
+def test_what_can_not_be_is_one_line_and_status_2(busy: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ui", "--port", str(busy)]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == f"segskd: --port {busy} on 127.0.0.1 can't be taken: Address already in use; name another one\n"

@@ -11,6 +11,7 @@ import gradio as gr
 import pytest
 
 from segskd.errors import UserError
+from segskd.events import StoppedEvent
 from segskd.runs import STUDY, Run
 from ui.context import Context
 from ui.handlers import answered, known, looked
@@ -82,7 +83,7 @@ def test_a_stop_that_was_asked_for_is_told(context: Context, followers: Follower
         assert strip(context, followers)["stopping"] == "epoch"
         run.request_stop()
         assert strip(context, followers)["stopping"] == "now"
-    run.event("stopped", phase="encoder.0")
+    run.record(StoppedEvent(phase="encoder.0"))
     assert strip(context, followers)["stopping"] is None  # the request is over with the run
 
 
@@ -94,7 +95,8 @@ def test_the_last_run_is_shown_while_it_can_go_on(
 ) -> None:
     old = begin(make_run("old"))
     os.utime(old.path / "events.jsonl", (1000, 1000))
-    begin(make_run("last"), kind=kind, message="m", error="E", phase="encoder.0", after="encoder.0")
+    figures = {"message": "m", "error": "E", "phase": "encoder.0", "after": "encoder.0", "miou": 0.5, "seconds": 1.0}
+    begin(make_run("last"), kind=kind, **figures)
     found = strip(context, followers)
     assert (found["run"], found.get("state")) == (("last", shown) if shown else (None, None))
 

@@ -15,6 +15,7 @@ import pytest
 
 from segskd import run_admin
 from segskd.errors import UserError
+from segskd.events import StartEvent
 from segskd.runs import Run
 from segskd.study.folder import StudyFolder, StudyProgress
 from segskd.study.grid import dump_study, make_study
@@ -65,7 +66,7 @@ def end(place: StudyFolder, cell: str, miou: float, **changes: Any) -> Run:
     figures = {"miou": miou, "teacher_miou": 0.625, "percent_of_teacher": 100 * miou / 0.625, "gpu_seconds": None}
     costs = {"image_passes": 24, "training_flops": 2e12, "seconds": 10.0, "cpu_seconds": 20.0}
     run.write_json("result.json", {**figures, **costs, **changes})
-    run.event("start", images=6, phases=[])
+    run.record(StartEvent(phases=(), images=6, batch=4))
     return run
 
 
@@ -163,7 +164,7 @@ def test_a_finished_study_says_how_its_cells_are_opened(studies: Studies, make_s
     folder = place.path.rename(place.path.with_name("it's mine"))
     study = only(studies)
     assert (study["name"], study["state"], study["go_on"]) == ("it's mine", "finished", None)
-    assert shlex.split(study["open"]) == ["python", "app.py", "--runs", str(folder)]
+    assert shlex.split(study["open"]) == ["python", "-m", "segskd", "ui", "--runs", str(folder)]
 
 
 # -- read again only when something has changed -----------------------------------------------------

@@ -1,4 +1,4 @@
-// The Compare tab's images: fetched, kept, shown; the gallery's order is that of next and previous.
+// The images of the Compare tab: fetches them, keeps them and shows them. Next and previous follow the gallery's order.
 const frameOf = (key, request) => {
   const kept = frames.get(key);
   frames.delete(key);

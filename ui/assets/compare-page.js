@@ -1,4 +1,4 @@
-// The Compare tab's parts on the page; compare-paint, compare-images and compare (in this order) bring them to life.
+// The elements of the Compare tab. compare-paint, compare-images and compare, in this order, add the behaviour.
 const root = element.querySelector(".compare-view");
 const address = new URL(window.location).searchParams;
 const KEPT_FRAMES = 12;
@@ -148,7 +148,7 @@ for (const [key, words] of [
   ["m", "masks, agreement, first errors, stages"],
   ["?", "show or hide this"],
   ["mouse", "wheel zooms, drag moves, double click zooms in (with Shift out)"],
-  ["touch", "two fingers zoom and move, one finger moves once you zoomed in, a tap sets the cursor"],
+  ["touch", "two fingers zoom and move, after zooming in one finger moves, a tap sets the cursor"],
 ]) keys.append(node("dt", "", key), node("dd", "", words));
 
 // -- the side and the tables

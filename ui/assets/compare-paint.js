@@ -1,4 +1,4 @@
-// The Compare tab: what is drawn over the pictures, and the ways of looking.
+// The Compare tab: draws layers over the pictures, and switches between its modes.
 const classTable = () => {
   const colors = new Uint32Array(256);
   about.classes.forEach(({ color }, place) => {
@@ -63,7 +63,7 @@ const drawLegend = () => {
   legend.replaceChildren(...chips, button("All", () => every(true), "compare-link"), button("None", () => every(false), "compare-link"));
 };
 
-// -- ways of looking
+// -- modes
 const parent = () => relatives.find((pair) => pair.after.run === run)?.before;
 const why = () => {
   if (!about) return {};

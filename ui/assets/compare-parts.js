@@ -20,7 +20,7 @@ const signed = (value) => {
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const count = (number) => number.toLocaleString("en");
 const css = ([red, green, blue]) => `rgb(${red} ${green} ${blue})`;
-// One pixel of an ImageData seen as a number: on every machine with a browser the low byte comes first.
+// A pixel of an ImageData as one number. Browsers run on little-endian machines only, so the low byte comes first.
 const rgba = ([red, green, blue], alpha = 255) => ((alpha << 24) | (blue << 16) | (green << 8) | red) >>> 0;
 const swatch = (color) => {
   const made = node("span", "swatch");

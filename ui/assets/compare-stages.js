@@ -1,4 +1,4 @@
-// What stands beside the viewer in each way of looking: agreement, first errors, stages.
+// The panels beside the viewer, one for each mode: agreement, first errors, stages.
 const bar = (color, share, title) => {
   const made = node("span", "compare-bar");
   const filled = node("span", "compare-bar-filled");
@@ -31,7 +31,7 @@ const makeAgreement = (place) => ({
   },
 });
 
-// First errors by stage, of this image or of all, and the button that trains again from a stage on.
+// First errors by stage, for this image or for all images, and the button that trains again from a stage.
 const makeErrors = (place, ask) => {
   let about = null;
   let rows = null;
@@ -175,7 +175,7 @@ const makeErrors = (place, ask) => {
 const makeSlider = (place, changed) => {
   let stages = [];
   const title = node("h3", "", "Stage by stage");
-  const hint = node("p", "hint", "The student's stages up to the chosen one, then the teacher's: the mask as it was after each stage.");
+  const hint = node("p", "hint", "The mask after each stage: from the student's stages up to the chosen one, then the teacher's stages.");
   const label = node("label", "compare-slider");
   const words = node("output", "compare-stage-name");
   const range = node("input");

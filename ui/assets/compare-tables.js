@@ -1,4 +1,4 @@
-// The retention table, which filters the gallery, and the gallery, whose order is that of «next» and «previous».
+// The retention table and the gallery. The table filters the gallery; «next» and «previous» follow the gallery's order.
 const RETENTION = [
   ["class", "class", (row) => row.class],
   ["teacher", "teacher", (row) => figure(row.teacher)],
@@ -63,7 +63,7 @@ const makeRetention = (place, choose) => {
     const hint = node("p", "hint", "IoU of each class over all images. Click a class: the gallery below sorts by it.");
     const box = node("div", "compare-retention-box");
     box.append(table);
-    place.replaceChildren(node("h3", "", "What the student kept"), box, hint);
+    place.replaceChildren(node("h3", "", "What the student retained"), box, hint);
   };
   return {
     show(found, classes) {

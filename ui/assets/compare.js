@@ -1,4 +1,4 @@
-// The Compare tab: which run is open, and what is asked of the server while the tab is looked at.
+// The Compare tab: which run is open. Asks the server only while the tab is visible.
 const tell = (text, actions = []) => {
   message.replaceChildren(node("p", "", text));
   const row = node("div", "compare-actions");
@@ -14,7 +14,7 @@ const working = (state) => {
     tell("");
     bar = part("progress", "", message);
     bar.setAttribute("aria-label", "images looked at");
-    part("p", "hint", message).textContent = "Once for each run: what they say is kept, and from then on every image opens at once.";
+    part("p", "hint", message).textContent = "This happens once for each run. The answers are stored, so that every image then opens at once.";
   }
   if (state.total) Object.assign(bar, { max: state.total, value: state.done });
   else bar.removeAttribute("value");
@@ -112,11 +112,11 @@ const askRuns = async () => {
   if (run) return;
   if (first && listed.length && !address.get("run")) trigger("look", { run: listed[0].run });
   else if (listed.length) tell("Choose a finished run above: its student and its teacher are shown side by side.");
-  else tell("Nothing to compare yet. Distill a student from a teacher; when it is finished, both stand here side by side.", [goTo("distill", "Go to Distill")]);
+  else tell("Nothing to compare yet. Distill a student from a teacher. When it is finished, both appear here side by side.", [goTo("distill", "Go to Distill")]);
 };
 pick.addEventListener("change", () => pick.value && trigger("look", { run: pick.value }));
 
-// -- what comes in pieces: stages of an image, errors of all images, the run before this one
+// -- answers that arrive in parts: the stages of an image, the errors of all images, the run before this one
 const askStages = async () => {
   const frame = loaded;
   const answer = await server.compare_stages({ run, image: current.image });

@@ -1,4 +1,4 @@
-// The gallery: thousands of images, of which only those in sight are in the page.
+// The gallery. It may hold thousands of images; only the visible ones are in the page.
 const GAP = 10;
 const LEAST_WIDTH = 128;
 const CAPTION = 24;
@@ -6,7 +6,7 @@ const AT_ONCE = 24;
 const KEPT_PICTURES = 1500;
 
 class Gallery {
-  // `ask({indices, masks})` resolves to {urls: [[index, url or null], …]}; `toggle(index)` hears clicks.
+  // `ask({indices, masks})` resolves to {urls: [[index, url or null], …]}. A click calls `toggle(index)`.
   constructor(ask, toggle) {
     this.ask = ask;
     this.toggle = toggle;
@@ -40,7 +40,7 @@ class Gallery {
     this.element.scrollTop = 0;
   }
 
-  // Which images stand in the gallery, and what is marked: index → "in", "came" or "went".
+  // The images of the gallery, and their marks: index → "in", "came" or "went".
   show(indices, marks, emptyText) {
     const before = this.shown;
     this.shown = indices;
@@ -155,7 +155,7 @@ class Gallery {
     else frame.replaceChildren(el("img", { src: url, alt: "", draggable: "false" }));
   }
 
-  // One page of pictures at a time, those in sight first.
+  // Loads one page of pictures at a time, the visible ones first.
   async fetch() {
     if (this.fetching) return;
     this.fetching = true;

@@ -25,7 +25,7 @@ const tile = (entry, chosen, choose) =>
     ),
   );
 
-// A dataset that is not on this server: how it gets here.
+// A dataset that is not on this server yet: how to get it.
 const absent = (view, act) => {
   const texts = {
     draw: ["These scenes are not drawn yet: ", `${view.how}.`],
@@ -75,7 +75,7 @@ const problems = (found) => {
   );
 };
 
-// Pixel shares by class, training above validation; the colours are the card's, so this is the legend, too.
+// The share of the pixels by class, for training and validation. The colours are the card's, so this is the legend too.
 const histogram = (view) => {
   const { shares } = view.found;
   const splits = ["train", "val"].filter((split) => shares[split]);

@@ -1,4 +1,4 @@
-// Small parts of the Data tab: elements without markup, figures in words.
+// Helpers of the Data tab: make elements, write figures in words.
 const el = (tag, properties = {}, ...children) => {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -26,7 +26,7 @@ const bar = (share, most, color, kind) =>
   });
 const message = (text, kind = "problem") => el("div", { class: `notice ${kind}`, role: "status" }, text);
 
-// A bar for work that goes on, with a button that ends it.
+// A progress bar with a button that stops the work.
 const progress = (task, stop) => {
   const known = task.total > 1;
   const many = task.total > 100000; // bytes

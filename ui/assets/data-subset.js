@@ -1,4 +1,4 @@
-// The subset picker: a rule, a share, a seed; which images that takes and what they hold.
+// The subset picker: a rule, a share and a seed, the images that they choose, and the classes in these images.
 const RULES = {
   random: ["Random", "Drawn by the seed; the same images on every machine."],
   balanced: ["Balanced by class", "Drawn by the seed, but images with rare classes come first."],
@@ -10,7 +10,7 @@ const ASKING = ["diverse", "hardest"];
 const LEAST_PERCENT = 0.1;
 
 class SubsetControls {
-  // `changed(parts, kind)` hears what a person sets; `ask` and `stop` are for the teacher.
+  // A change by the person calls `changed(parts, kind)`. `ask` and `stop` start and stop the teacher's look at the images.
   constructor(changed, ask, stop) {
     this.changed = changed;
     this.ask = ask;
@@ -74,7 +74,7 @@ class SubsetControls {
     this.seed.disabled = hand || ASKING.includes(choice.rule);
   }
 
-  // The teachers of this dataset, and the button with which one is asked.
+  // The teachers of this dataset, and the button that starts one's look at the images.
   showTeacher(choice, teachers, waiting, task) {
     this.teacherRow.hidden = !ASKING.includes(choice.rule);
     if (this.teacherRow.hidden) return;
@@ -85,7 +85,7 @@ class SubsetControls {
     }
     if (choice.teacher) this.teachers.value = choice.teacher;
     if (!teachers.length) {
-      const text = "No teacher of this dataset is on this server. Train one, or give one, on the Distill tab.";
+      const text = "This server has no teacher for this dataset. Train one, or upload one, on the Distill tab.";
       this.teacherRow.replaceChildren(message(text, "hint"));
       return;
     }
@@ -102,7 +102,7 @@ class SubsetControls {
   }
 }
 
-// Images and pixels by class, in the subset and in the whole.
+// Images and pixels by class, in the subset and in all training images.
 const classTable = (view, rows, total, count) => {
   const most = Math.max(...rows.flatMap(({ share, whole }) => [share, whole]), 0.0001);
   const row = (entry, index) => {
@@ -137,7 +137,7 @@ const classTable = (view, rows, total, count) => {
   );
 };
 
-// In words, what a change did.
+// What a change did, in words.
 const changeText = (came, went, stayed) => {
   if (!came && !went) return "The same images as before.";
   return `${plural(came, "image", "images")} came in (✓ new), ${went.toLocaleString("en")} went out (− out), ` +

@@ -55,7 +55,7 @@ place.append(added, overview, picker);
 
 // -- the server ------------------------------------------------------------------------------------
 
-// An answer of the server; undefined when it is down. What it has to say against the question is shown.
+// The server's answer; undefined when the server is down. An error in the answer is shown.
 async function call(name, asked) {
   let answer;
   try {
@@ -102,7 +102,7 @@ async function reopen() {
   await open(page.choice.card);
 }
 
-// Asks for the subset of the choice as it is; while one answer is on its way, later wishes become one more.
+// Asks for the subset of the current choice. Requests made while an answer is awaited become one further request.
 let selecting = null;
 async function select() {
   if (selecting) {
@@ -158,14 +158,14 @@ async function poll() {
 }
 const same = (one, other) => one && one.state === other.state;
 
-// Begins when the tab is first seen; one poll at a time, none while the tab is hidden.
+// Starts when the tab is first seen. Runs one poll at a time, and none while the tab is hidden.
 let begun = false;
 let visible = false;
 async function live() {
   if (!element.isConnected) return;
   if (element.offsetParent !== null) {
     if (!begun) adopt(props.value);
-    // What was added elsewhere meanwhile, a teacher above all, is here when the tab is looked at again.
+    // A teacher or dataset that was added elsewhere appears when the tab is shown again.
     await (visible ? poll() : reopen());
     begun = visible = true;
   } else visible = false;
@@ -214,7 +214,7 @@ function firstTeacher() {
   if (!known.some(({ key }) => key === page.choice.teacher)) page.choice.teacher = known.length ? known[0].key : null;
 }
 
-// The page's choice follows shortly after the last change, when the choice is one that a run can take.
+// Sets the page's choice shortly after the last change, if a run can take the choice.
 let publishing = null;
 function publish() {
   clearTimeout(publishing);
@@ -224,14 +224,14 @@ function publish() {
 }
 const usable = () => !subset.problem && subset.waiting !== "teacher";
 
-// What comes back of one's own choices is no news.
+// Ignores the echo of a choice that was made here.
 function remember(choice) {
   sent.push(JSON.stringify(choice));
   if (sent.length > 50) sent.shift();
   return choice;
 }
 
-// A choice made elsewhere, or a dataset that is being added.
+// Takes a choice that was made elsewhere, or a dataset that is being added.
 function adopt(value) {
   if (value && value.adding) {
     page.adding = value.adding;
@@ -296,8 +296,8 @@ function drawSubset() {
   const went = base.filter((index) => !now.has(index));
   drawControls();
   const texts = {
-    counts: "The classes of each mask are still being counted; the rule chooses as soon as that is done.",
-    answer: "The gallery shows the choice of this rule as soon as the teacher was asked; until then the one before.",
+    counts: "The classes of each mask are still being counted. The rule chooses when that is done.",
+    answer: "The gallery shows this rule's choice after the teacher has looked at the images. Until then it shows the choice before.",
     teacher: null,
   };
   const notices = problem ? [message(problem)] : texts[waiting] ? [message(texts[waiting], "hint")] : [];
@@ -340,7 +340,7 @@ function drawFilters(lists) {
   if (focused) filters.querySelector(`[data-filter=${focused}]`).focus();
 }
 
-// A dataset that is being added: how far it is, then what came of it.
+// A dataset that is being added: the progress, then the result.
 async function drawAdding(task) {
   if (!task) return;
   if (task.state === "working") {

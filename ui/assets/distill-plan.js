@@ -56,7 +56,7 @@ function render() {
   const value = props.value || {};
   box.replaceChildren(make("h3", "", "What will be trained"));
   if (!value.run) {
-    box.append(make("p", "summary", "Mend the fields that are marked, and the stages appear here."));
+    box.append(make("p", "summary", "Correct the marked fields; the stages then appear here."));
     return;
   }
   if (value.teacher) {

@@ -1,4 +1,4 @@
-// What the run will need, against what is free: asks while a pre-flight works, draws when it is done.
+// What the run will need, beside what is free. Polls while a pre-flight works, and draws its result.
 const EVERY = 700;
 const GIB = 2 ** 30;
 const make = (tag, className, text) => {
@@ -127,11 +127,11 @@ function render() {
   if (!box) return;
   box.replaceChildren(make("h3", "", value.of_teacher ? "Pre-flight of the teacher’s training" : "Pre-flight"));
   if (value.teacher_coming) {
-    box.append(make("p", "summary", "It can be measured when the teacher is finished; the run may wait in the queue."));
+    box.append(make("p", "summary", "The run can be measured when its teacher is finished. It may wait in the queue until then."));
     return expected(box);
   }
   if (!value.key) {
-    box.append(make("p", "summary", "Mend the fields that are marked first."));
+    box.append(make("p", "summary", "Correct the marked fields first."));
     return expected(box);
   }
   const state = last || { state: "unknown" };
@@ -173,7 +173,7 @@ async function poll() {
   if (key !== shown) poll();
 }
 
-// Follows what was started, whatever the form shows by now.
+// Follows the pre-flight that was started, whatever the form shows by now.
 let following = false;
 async function follow() {
   if (following) return;

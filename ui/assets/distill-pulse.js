@@ -1,4 +1,4 @@
-// Tells Python when the tab comes into view, and when teachers or training changed while it is looked at.
+// Tells Python when the tab becomes visible, and when teachers or training change while it is visible.
 const EVERY = 1500;
 let seen = null;
 let visible = false;

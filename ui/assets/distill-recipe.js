@@ -12,7 +12,7 @@ async function copy(text, button, code) {
     await navigator.clipboard.writeText(text);
     button.textContent = "Copied";
   } catch {
-    // Without https the clipboard is closed to scripts: the text is marked for the person's own Ctrl+C.
+    // Without https scripts can't use the clipboard. The text is selected, so that the person can press Ctrl+C.
     window.getSelection().selectAllChildren(code);
     button.textContent = "Marked: press Ctrl+C";
   }

@@ -1,5 +1,5 @@
-// Pruning on the Export tab: begins a pruned student of the chosen run, and shows those that there are.
-// `begin` is given a ratio and whether all epochs are repeated, `look` and `follow` a run's name.
+// Pruning on the Export tab: starts a pruned student of the chosen run, and lists the pruned students that exist.
+// `begin(ratio, whole)` takes the ratio and whether all epochs are repeated. `look` and `follow` take a run's name.
 const makePruning = ({ begin, look, follow }) => {
   const ratio = make("select", { "aria-label": "share of every layer's channels" });
   const long = make("select", { "aria-label": "how long the rest is repaired" });

@@ -1,4 +1,4 @@
-// The Export tab: choose a finished run and a format, export it, read what the file proves.
+// The Export tab: choose a finished run and a format, export it, read its certificate.
 const place = element.querySelector(".export-view");
 const megabytes = (count) => `${(count / 1e6).toFixed(1)} MB`;
 const NO_ANSWER = "no answer from the server: try again in a moment";
@@ -14,7 +14,7 @@ const facts = (pairs) => {
   return list;
 };
 
-// -- what stays while it is drawn again: the choice of the run, the button, the progress ---------------------------
+// -- elements that stay while the rest is drawn again: the run's menu, the button, the progress ----------------------
 const select = make("select");
 const choosing = make("label", { class: "export-choice" }, ["Finished run", select]);
 const kinds = make("fieldset", { class: "export-kinds" });
@@ -147,7 +147,7 @@ const drawProof = onChange((made) => {
   );
 });
 const drawEmpty = onChange((asked, names) => {
-  const words = asked ? `There is no run ${asked} on this server.` : "There is no finished run yet. Distill a student first, then take it along from here.";
+  const words = asked ? `There is no run ${asked} on this server.` : "There is no finished run yet. Distill a student first, then export it here.";
   const on = names.length ? button(`Look at ${names[0]}`, () => look(names[0])) : button("Go to Distill", () => trigger("go"));
   empty.replaceChildren(make("p", { text: words }), on);
 });

@@ -1,8 +1,9 @@
-// What the whole page needs: the address follows what is looked at; light or dark and the data that were chosen are remembered.
+// For the whole page: keeps the address in step with the open tab and run, and remembers the theme and the chosen data.
 
-// Gradio's sign of loading goes on asking for a frame after it was taken away, 60 a second while the page is open: a
-// tenth of a core that the training beside it needs. It kept the browser's own function, so its frames are those that
-// were not asked for here. When nobody else has asked for a second, the one that is left is its, and is called off.
+// Gradio's loading indicator goes on requesting 60 frames a second after it was removed. That costs a tenth of a core,
+// which training needs. The indicator holds the browser's own requestAnimationFrame, and everybody else calls the
+// wrapper below. So when nobody has called the wrapper for a second, a frame that is still pending is the indicator's.
+// That frame is cancelled, and the loop ends.
 const STEADY = 60;
 const AT_MOST = 900;
 const askFrame = window.requestAnimationFrame.bind(window);

@@ -1,4 +1,4 @@
-// What scripts share that ask the server again and again: no two questions at once, no click and no focus lost.
+// For scripts that poll the server: one request at a time, and neither clicks nor focus are lost.
 
 function button(text, action, className = "strip-button") {
   const made = make("button", { type: "button", class: className, text });
@@ -6,7 +6,7 @@ function button(text, action, className = "strip-button") {
   return made;
 }
 
-// Asks at once and every `pause` ms while the component is seen. Gives a function that asks in between.
+// Polls at once and then every `pause` ms while the component is visible. Returns a function that polls out of turn.
 function poll(ask, pause, seen = () => element.offsetParent !== null) {
   let asking = null;
   const once = () => (asking ??= ask().finally(() => { asking = null; }));
@@ -25,7 +25,7 @@ function poll(ask, pause, seen = () => element.offsetParent !== null) {
   };
 }
 
-// A node that is replaced between press and release loses its click: while this is true, draw later.
+// True while a mouse button is down. A node that is replaced between press and release loses its click, so draw later.
 let pressed = false;
 element.addEventListener("pointerdown", () => {
   pressed = true;
@@ -33,7 +33,7 @@ element.addEventListener("pointerdown", () => {
   for (const over of ["pointerup", "pointercancel"]) window.addEventListener(over, release, { once: true });
 });
 
-// Draws, and gives the focus back to what stands in the place of the node that had it.
+// Draws, then gives the focus to the node that replaced the focused one.
 function keepingFocus(root, draw) {
   const key = root.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
   draw();

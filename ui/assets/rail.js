@@ -1,8 +1,8 @@
-// The stage rail: a cell a stage that fills while the stage trains. A click or Enter opens the stage's masks.
+// The stage rail: one cell for each stage, which fills while the stage trains. A click or Enter opens the stage's masks.
 
 const RAIL_SIGNS = { done: "✓", training: "▶", filling: "◔", "to come": "○" };
 
-// Phases of one stage bear its name, perhaps with a teacher's behind it; others have names of their own.
+// A phase that trains one stage has the stage's name, perhaps followed by a teacher's. Other phases have names of their own.
 const STAGE = /^(?:(encoder|decoder)\.(\d+)|head)(-.*)?$/;
 const MANY_PHASES = 14;
 

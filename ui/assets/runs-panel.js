@@ -1,5 +1,5 @@
-// The panel of one run: what can be done with it, its name and its note. Questions and what is being written stay
-// while the table is drawn again.
+// The panel of one run: its actions, its name and its note. An open question and a half-written note stay while the
+// table is drawn again.
 function makePanel(panel, does) {
   let row = null;
   let asked = null;
@@ -28,11 +28,11 @@ function makePanel(panel, does) {
       event.preventDefault();
       save(input.value.trim());
     });
-    // What somebody is writing is left alone until the run itself says something else.
+    // The field keeps what the person is writing, unless the run's own value changes.
     return { form, show: onChange((_run, value) => { input.value = value; }) };
   }
 
-  // A question takes the place of the buttons until it is answered; `key` names the button that asked.
+  // A question replaces the buttons until it is answered. `key` names the button that opened it.
   const ask = (key, text, yes, no, then) => () => {
     asked = { run: row.name, state: row.state, key, text, yes, no, then };
     drawActions();
@@ -93,9 +93,9 @@ function makePanel(panel, does) {
 
   say(told, "");
   return {
-    // What went wrong with the last change, "" for nothing.
+    // The error of the last change, "" for none.
     say: (problem) => say(told, problem),
-    // The words of the download's button while it is being made.
+    // The label of the download button while the zip is being made.
     busy: (text) => { busy = text; if (row) drawActions(); },
     draw(next) {
       panel.hidden = !next;

@@ -1,7 +1,7 @@
 // Plots of the Runs tab, in SVG: axes, mIoU against cost with its frontier, and curves of several runs.
 const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 300, LEFT = 54, RIGHT = 16, TOP = 12, BOTTOM = 44;
-// Okabe and Ito's palette without its yellow, with dashes beside the colours.
+// Okabe and Ito's palette without yellow, with a dash pattern for each colour.
 const LINES = [["#0072b2", ""], ["#d55e00", "6 3"], ["#009e73", "2 3"], ["#cc79a7", "8 3 2 3"], ["#e69f00", "1 4"], ["#56b4e9", "10 4"]];
 const AXES = { bytes: ["weights, MB", 1e6], latency_ms: ["latency, ms (batch 1)", 1], gmacs: ["GMACs", 1] };
 
@@ -22,7 +22,7 @@ function ticksOf(low, high) {
   return ticks;
 }
 
-// Axes as wide as their box, so that letters keep their size. `names` are the ticks of an axis that counts.
+// Axes as wide as their box, so that the text keeps its size. `names` label the ticks of an axis of whole numbers.
 function axes(box, title, [xTitle, yTitle], xs, ys, names) {
   const width = Math.max(280, Math.min(720, box.clientWidth - 42));
   const svg = shape("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "group", "aria-label": title, class: "runs-plot" });
@@ -44,14 +44,14 @@ function axes(box, title, [xTitle, yTitle], xs, ys, names) {
   return { svg, x, y, width };
 }
 
-// Those that no other beats: nothing is both cheaper and better.
+// The frontier: the points for which no other point is both cheaper and better.
 function frontierOf(points) {
   const found = [];
   for (const point of [...points].sort((a, b) => a.x - b.x || b.y - a.y)) if (!found.length || point.y > found.at(-1).y) found.push(point);
   return found;
 }
 
-// Runs and, as diamonds, their teachers that are no runs of this server.
+// Runs, and as diamonds those of their teachers that are not runs of this server.
 function pointsOf(rows, axis) {
   const unit = AXES[axis][1];
   const points = rows.map((row) => ({ name: row.name, x: row[axis] / unit, y: 100 * row.miou, run: true }));
@@ -82,12 +82,12 @@ function marked(point, title, best, cx, cy, open) {
   return dot;
 }
 
-// A place for a name beside its point where no other name stands.
+// A free place for a name beside its point.
 function labelled(taken, text, cx, cy, width) {
   const most = Math.floor((width - LEFT) / 6.5);
   const words = text.length > most ? `${text.slice(0, most - 1)}…` : text;
   const long = 6.5 * words.length;
-  // Beside its point where there is room, else as far left as it must.
+  // Beside its point where there is room, else as far to the left as necessary.
   const start = cx + 12 + long < width ? cx + 12 : cx - 12 - long > LEFT ? cx - 12 - long : Math.max(0, width - long);
   const free = (top) => !taken.some((other) => Math.abs(other.top - top) < 13 && start < other.end && other.start < start + long);
   const covers = start < cx && cx < start + long;
@@ -106,15 +106,15 @@ function scatterPlot(box, rows, axis, open) {
   const taken = [];
   const ordered = [...points].sort((a, b) => b.y - a.y);
   svg.append(...ordered.map((point) => labelled(taken, point.name, x(point.x), y(point.y), width)));
-  // the best are drawn last, so that nothing covers them
+  // The best points are drawn last, so that nothing covers them.
   svg.append(...ordered.reverse().map((point) => marked(point, title, frontier.includes(point), x(point.x), y(point.y), open)));
   return svg;
 }
 
 const shortStage = (name) => name.replace("encoder.", "e").replace("decoder.", "d");
 
-// One line a run over the stages, and a level line for a run of a single phase beside runs of several; null when
-// none of the runs has such a figure yet.
+// One line for each run over the stages. A run of a single phase becomes a level line beside runs of several phases.
+// Returns null while no run has such a figure.
 function curvePlot(box, curves, measure) {
   const [factor, title] = measure === "loss" ? [1, "loss"] : [100, "graft mIoU, %"];
   const lines = curves.map((curve) => ({ ...curve, phases: curve.phases.filter((phase) => isNumber(phase[measure])) }));

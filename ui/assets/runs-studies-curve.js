@@ -1,5 +1,5 @@
-// The data-efficiency curve of a study, as segskd/study/curve.py draws it: mIoU against the share of the images, and
-// for a single share the methods beside one another with their seeds. Hover and arrow keys tell the figures.
+// The data-efficiency curve of a study, as segskd/study/curve.py draws it: mIoU against the share of the images. A study
+// with a single share shows the methods side by side, with their seeds. Hover and the arrow keys show the figures.
 const CURVE = { height: 320, left: 54, right: 16, top: 14, bottom: 46 };
 const LOGARITHMIC = 20; // shares that span more than this many times lie on a logarithmic axis
 const MOST_SHARES = 8;
@@ -30,7 +30,7 @@ function markShape(number, x, y, r = 5) {
   return shape("path", { class: `mark ${colourOf(number)}${hollow}`, d: markPath(number, r), transform: `translate(${x} ${y})` });
 }
 
-// Lines by name, each with its rows that have figures, by rising share.
+// The lines by name, each with its rows that have figures, in rising order of the share.
 function linesOf(rows) {
   const lines = new Map();
   for (const row of [...rows].sort((a, b) => a.fraction - b.fraction)) {
@@ -54,7 +54,7 @@ const told = (row) => {
   return `${row.line}, ${imagesOf(row)}: mIoU ${(100 * row.miou_mean).toFixed(1)}${deviation}\u00a0%${kept}, ${seedsOf(row)}`;
 };
 
-// Where a share lies, and which shares are named below the axis.
+// The x position of a share, and the shares that are labelled below the axis.
 function shareAxis(fractions, from, to) {
   const [least, most] = [fractions[0], fractions.at(-1)];
   const log = most / least > LOGARITHMIC;
@@ -69,7 +69,7 @@ function shareAxis(fractions, from, to) {
   return { at, ticks };
 }
 
-// Names of the lines below their points, in one row or in two; where there is no room for them the legend has them.
+// The lines' names below their points, in one row or two. Without room for them the legend shows them.
 function nameAxis(names, from, to) {
   const slot = (to - from) / names.length;
   const longest = LETTER * Math.max(...names.map((name) => name.length));
@@ -100,7 +100,7 @@ function drawBars(svg, points, number) {
   }
 }
 
-// The whole picture, its points for who hovers, and whether its axis names the lines: [svg, points, named].
+// The whole picture, its points for hovering, and whether the axis names the lines: [svg, points, named].
 function curvePicture(study, width) {
   const lines = linesOf(study.rows);
   const fractions = [...new Set(study.rows.map((row) => row.fraction))].sort((a, b) => a - b);
@@ -147,7 +147,7 @@ function curvePicture(study, width) {
   return [svg, placed.flat().sort((a, b) => a.x - b.x || a.y - b.y), !byShare && along.ticks.length > 0];
 }
 
-// What the lines are called, unless the axis says it.
+// The legend, unless the axis names the lines.
 function curveLegend(study, named) {
   const lines = linesOf(study.rows);
   const several = study.rows.some((row) => row.fraction !== study.rows[0].fraction);
@@ -165,7 +165,7 @@ function curveLegend(study, named) {
   return make("ul", { class: "runs-legend" }, entries.map(([drawn, text]) => make("li", {}, [drawn, make("span", { text })])));
 }
 
-// A figure that draws itself anew in the width that it has; the function that comes back gives it a study.
+// A figure that draws itself again when its width changes. Returns a function that sets its study.
 function makeCurve(host) {
   const frame = make("div", { class: "studies-frame" });
   const tip = make("div", { class: "studies-tip", "aria-live": "polite" });

@@ -1,7 +1,7 @@
-// The table of a study: rows by share of the images, as its table.md has them, the best mean of each share in bold.
+// The table of a study: rows by share of the images, as in its table.md. The best mean of each share is bold.
 const AXIS_TITLES = { student: "student", rule: "images chosen", labels: "labels" };
 
-// A whole number with its thousands apart; small ones keep three digits that say something.
+// A whole number with separated thousands. Small numbers keep three significant digits.
 const count = (value) => {
   if (!isNumber(value)) return "–";
   if (value !== 0 && Math.abs(value) < 10 && !Number.isInteger(value)) return String(Number(value.toPrecision(3)));
@@ -14,7 +14,7 @@ const axisText = {
 };
 const inSeconds = (key, title) => [title, (row) => count(row[key]), "number"];
 
-// What every cell has got so far decides whether CPU or GPU seconds are told.
+// Shows CPU or GPU seconds, whichever every cell has.
 function studyColumns(study) {
   const some = (key) => study.rows.some((row) => isNumber(row[key]));
   return [
@@ -30,7 +30,7 @@ function studyColumns(study) {
   ];
 }
 
-// Where there is no room for them, the axes that vary stand below the method.
+// On a narrow page the axes that vary stand below the method.
 function studyRow(row, columns, varying) {
   const [first, ...cells] = columns.map(([, text, kind], place) => (
     make(place ? "td" : "th", { class: kind, text: text(row), ...(place ? {} : { scope: "row" }) })

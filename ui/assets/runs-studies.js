@@ -12,12 +12,12 @@ function saveBytes(base64, name) {
   setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
-// One study; it stays while it is drawn again, so that it stays open or closed.
+// One study. Its element stays while it is drawn again, so that it stays open or closed.
 function makeStudy(name, open, fetchFile) {
   const card = make("details", { class: "card studies-study", ...(open ? { open: "" } : {}) });
   const title = make("span", { class: "studies-title" });
   const state = make("span");
-  const bar = make("progress", { "aria-label": "finished cells, and what is done of those at work" });
+  const bar = make("progress", { "aria-label": "finished cells and the progress of running ones" });
   let done = 0;
   const body = make("div", { class: "studies-body" });
   card.append(make("summary", {}, [title, state, bar]), body);
@@ -80,7 +80,7 @@ function makeStudy(name, open, fetchFile) {
       drawFiles(study.files);
       opens.replaceChildren("Its cells are runs; ", make("code", { text: study.open }), " opens them here.");
     },
-    // What the cells at work do.
+    // What the running cells do.
     drawNow: onChange((working, doing) => {
       now.hidden = !working.length;
       bar.value = done;
@@ -94,7 +94,7 @@ function makeStudy(name, open, fetchFile) {
   };
 }
 
-// The section; `ask` and `fetchFile` are the server's functions. Gives a function that asks again.
+// The section. `ask` and `fetchFile` are the server's functions. Returns a function that asks again.
 function makeStudies(section, { ask, fetchFile }) {
   const list = make("div", { class: "studies-list" });
   section.append(make("h3", { text: "Studies", tabindex: -1 }), list);

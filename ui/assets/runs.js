@@ -1,4 +1,4 @@
-// The Runs tab: a table to sort and filter, the panel of the run that is open, and figures drawn.
+// The Runs tab: a table to sort and filter, the panel of the open run, and the plots.
 const place = element.querySelector(".runs-view");
 const STATES = {
   finished: "✓ finished", running: "▶ running", starting: "◔ starting", waiting: "… waiting", paused: "‖ paused",
@@ -159,7 +159,7 @@ const panel = makePanel(panelBox, {
     [...tableBox.querySelectorAll("[data-key]")].find((node) => node.dataset.key === `open ${name}`)?.focus();
   },
 });
-// The zip stands ready behind a hidden button of a new label, which is then pressed for whoever asked.
+// The zip is offered by a hidden button with a new label. The script then presses that button.
 const saver = () => document.querySelector("#runs-save");
 let packedBefore = "";
 const pack = (run) => {
@@ -187,8 +187,8 @@ const scatter = make("div"), overlay = make("div");
 scatterBox.append(make("h3", { text: "mIoU against cost" }), make("div", { class: "runs-picks" }, [data.label, cost.label]), scatter);
 overlayBox.append(make("h3", { text: "Runs over one another" }), make("div", { class: "runs-picks" }, [measure.label]), overlay);
 
-const EMPTY_SCATTER = "Finished runs appear here, and the frontier of those that none beats in both.";
-const SCATTER_HINT = "Circles are runs, diamonds teachers that are no runs here. The line is the frontier: nothing on it is beaten in both.";
+const EMPTY_SCATTER = "Finished runs appear here, with the frontier of runs that no other run beats in both figures.";
+const SCATTER_HINT = "Circles are runs. Diamonds are teachers that are not runs of this server. The line is the frontier: no run beats a run on it in both figures.";
 const drawData = onChange((names) => {
   const before = data.select.value;
   data.select.replaceChildren(...names.map((value) => make("option", { value, text: value })));

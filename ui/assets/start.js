@@ -16,7 +16,7 @@ const machine = make("section", { class: "start-machine" });
 guide.hidden = true;
 place.append(guide, runs, machine);
 
-// -- the demo: its cards stay, only their words change, so that a click meets the card it was meant for ---------
+// -- the demo: its cards stay and only their words change, so that a click reaches the card that was aimed at -----
 const cards = [];
 const list = make("ol", { class: "steps" });
 guide.append(list);

@@ -1,4 +1,4 @@
-// The run strip: asks the server once a second, and draws what it answers.
+// The run strip: polls the server once a second and draws the answer.
 const place = element.querySelector(".strip");
 const WORDS = {
   waiting: "waits in the queue", starting: "starting", finished: "finished", paused: "paused",

@@ -1,10 +1,10 @@
-// Pictures of one size in panels with one zoom, one pan and one cursor: mouse, wheel, touch and keyboard.
+// Panels with pictures of one size, which share zoom, pan and cursor. Works by mouse, wheel, touch and keyboard.
 const VIEWER_MAX_ZOOM = 64;
 const VIEWER_STEP = 1.25;
 const VIEWER_GRID = 6;
 
-// `place` becomes the viewer. `panels` are {key, title}. `options`: readout(key, x, y) gives the words below a panel,
-// announce(x, y) those for a screen reader, key(event) hears other keys and returns whether it took one.
+// Turns the element `place` into the viewer. `panels` are {key, title}. `options`: readout(key, x, y) returns the text
+// below a panel, announce(x, y) the text for a screen reader, and key(event) says whether it handled another key.
 function makeViewer(place, panels, options) {
   const size = { width: 1, height: 1 };
   const view = { x: 0.5, y: 0.5, zoom: 1 };
@@ -243,7 +243,7 @@ function makeViewer(place, panels, options) {
 
   const find = (key) => parts.find((part) => part.key === key);
   return {
-    // Another picture: `width` and `height` of its maps, `image` drawn over all of it. Keeps zoom where sizes agree.
+    // Shows another picture. Its maps have `width` and `height`; `image` covers all of it. Keeps the zoom if the size is the same.
     show(image, width, height) {
       photo = image;
       if (size.width !== width || size.height !== height) {

@@ -1,4 +1,4 @@
-// Curves as SVG: axes with their names, hover and arrow keys tell the values. Colours are the page's own.
+// Curves as SVG with labelled axes. Hover and the arrow keys show the values. The colours are the page's.
 
 const SVG = "http://www.w3.org/2000/svg";
 const CHART_HEIGHT = 230;
@@ -92,14 +92,14 @@ function drawSeries(svg, data, scale, width) {
     const at = scale.up(line.y);
     svg.append(makeSvg("line", { class: "level", x1: CHART_EDGE.left, x2: width - CHART_EDGE.right, y1: at, y2: at }));
     const ends = [[CHART_EDGE.left + 4, "start"], [width - CHART_EDGE.right - 4, "end"]];
-    // At the end where the curve leaves it more room.
+    // The legend goes to the end of the plot where the curve leaves more room.
     const room = ([end]) => Math.min(Infinity, ...all.filter(([x]) => Math.abs(x - end) < 90).map(([, y]) => Math.abs(y - at + 9)));
     const [x, anchor] = room(ends[0]) > room(ends[1]) ? ends[0] : ends[1];
     svg.append(makeSvg("text", { class: "level-name", x, y: at - 5, "text-anchor": anchor }, line.name));
   }
 }
 
-// host gets one chart; the function that comes back draws data: {series: [{points, kind, dots}], lines, bounds,
+// Puts one chart into host. Returns a function that draws data: {series: [{points, kind, dots}], lines, bounds,
 // xTicks, xRange, xName, yName, showX, showY, log, leastSpan, empty, label}.
 function makeChart(host) {
   const tip = make("div", { class: "tip", "aria-live": "polite" });

@@ -1,4 +1,4 @@
-// Small things that the parts of the Watch tab share. Text from outside only ever becomes textContent.
+// Helpers of the Watch tab. Text from outside only becomes textContent, never markup.
 
 function make(tag, attributes = {}, children = []) {
   const node = document.createElement(tag);
@@ -14,7 +14,7 @@ function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-// Draws again only when what it draws from has changed, so that nothing flickers and focus stays.
+// Draws again only when its data have changed, so that nothing flickers and the focus stays.
 function onChange(draw) {
   let last;
   return (...inputs) => {

@@ -1,6 +1,6 @@
-// The pinned validation images: photograph, truth, the teacher's mask, the graft's mask; masks lie over the photograph.
+// The pinned validation images: photograph, truth, teacher's mask and graft's mask. Masks lie over the photograph.
 
-// host gets the pictures; ask fetches them (see Watching.previews).
+// Shows the pictures in host. `ask` fetches them (see Watching.previews).
 function makePreviews(host, ask) {
   const rows = make("div", { class: "previews-rows" });
   const legend = make("ul", { class: "legend", "aria-label": "classes" });
@@ -50,7 +50,7 @@ function makePreviews(host, ask) {
     known.set(image.name, { panels, row, stamp: "", photo: image.photo });
   }
 
-  // The new mask replaces the old one only when it is decoded: nothing flickers.
+  // A new mask replaces the old one only when it is decoded, so that nothing flickers.
   async function swap(entry, image, caption) {
     const { mask, label } = entry.panels.graft;
     let words = caption;
@@ -101,7 +101,7 @@ function makePreviews(host, ask) {
   }
 
   return {
-    // Shows the masks after `name`; `stamp` changes when they do, "" says that there are none yet.
+    // Shows the masks after phase `name`. `stamp` changes with the masks; "" says that there are none yet.
     async update(runName, name, stamp, caption, none) {
       if (runName !== run) clear();
       const same = `${runName}|${name}|${stamp}`;

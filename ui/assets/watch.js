@@ -1,4 +1,4 @@
-// The Watch tab: asks the server once a second how the run is, and hands the answer to the parts of the tab.
+// The Watch tab: polls the server once a second for the run's state, and hands it to the parts of the tab.
 
 const root = element.querySelector(".watch");
 const part = (name) => root.querySelector(`[data-part="${name}"]`);
@@ -19,7 +19,7 @@ const rail = makeRail(part("rail"), (name) => {
   draw();
   tick();
 });
-// Calls to the server resolve to undefined when it gives no answer; the next poll tries again.
+// A call resolves to undefined when the server does not answer. The next poll tries again.
 const previews = makePreviews(part("previews"), (asked) => server.watch_previews(asked));
 const lossChart = makeChart(part("loss"));
 const scoreChart = makeChart(part("score"));
@@ -65,7 +65,7 @@ const drawState = onChange((run) => {
   );
 });
 
-// Each hint is plain data, so that nothing is built again (and no focus lost) while the words stay the same.
+// A hint is plain data, so that it is not rebuilt, and no focus is lost, while its words stay the same.
 function hintsOf({ run, runs, problem, lately, failure }) {
   const hints = [message, problem].filter(Boolean).map((text) => ({ text, kind: "problem" }));
   const say = (text, more = {}) => hints.push({ text, kind: "hint", ...more });
@@ -80,9 +80,9 @@ function hintsOf({ run, runs, problem, lately, failure }) {
   }
   if (run.state === "starting" || lately) say(`${run.doing}${lately ? `: ${lately}` : " …"}`);
   if (!failure && ["paused", "interrupted"].includes(run.state)) {
-    say("This run was stopped. «Resume», at the top of the page, goes on from its last checkpoint.");
+    say("This run was stopped. «Resume», at the top of the page, continues from its last checkpoint.");
   }
-  if (!failure && run.state === "new") say("This run was never begun. «Start», beside its name on Runs, puts it into the queue.");
+  if (!failure && run.state === "new") say("This run has not begun. «Start», beside its name on Runs, puts it into the queue.");
   for (const warning of run.warnings) say(`Warning: ${warning}`);
   return hints;
 }
@@ -121,7 +121,7 @@ async function retry(name, halve) {
 // -- figures --------------------------------------------------------------------------------------
 
 function table(head, rows) {
-  // A long name may go on in the next line behind a colon or an underscore.
+  // A long name may wrap after a colon or an underscore.
   const pieces = (text) => text.split(/(?<=[:_])/).flatMap((piece) => [make("wbr"), piece]).slice(1);
   const titles = head.map((text) => make("th", { scope: "col" }, pieces(text)));
   const body = rows.map(([first, ...rest]) =>
@@ -202,7 +202,7 @@ function lossOfOne(curves, now) {
   return {
     series, xRange: [0, now.epochs], xName: "epoch", yName: "loss", log: true,
     showX: (x) => `epoch ${Number(x.toFixed(1))}`, showY: shortLoss,
-    label: `Loss of ${now.name} by epoch`, empty: now.state === "done" ? `${now.name} equals the teacher’s already: it had nothing to learn.` : `${now.name} has not been trained yet.`,
+    label: `Loss of ${now.name} by epoch`, empty: now.state === "done" ? `${now.name} already equals the teacher’s, so it was not trained.` : `${now.name} has not been trained yet.`,
   };
 }
 
@@ -217,7 +217,7 @@ function lossOfAll(curves, run) {
   };
 }
 
-// Numbers below the stages, and their group's name once below those.
+// Each stage's number, and the group's name once below the numbers.
 function stageTicks(phases, at) {
   const ticks = [];
   let first = 0;
@@ -247,7 +247,7 @@ function scoresOfAll(run) {
     series: [{ points, kind: "strong", dots: true }], lines: teacherLine(run), leastSpan: 0.02,
     xRange: [-0.5, run.phases.length - 0.5], xTicks: stageTicks(run.phases, (i) => i), yName: "mIoU",
     showX: (x) => `after ${run.phases[x].name}`, showY: percent,
-    label: "mIoU of the graft after each stage", empty: "The first mIoU comes when the first stage is done.",
+    label: "mIoU of the graft after each stage", empty: "The first mIoU appears when the first stage is done.",
   };
 }
 
@@ -257,7 +257,7 @@ function scoresOfOne(curves, now, run) {
     series: [{ points: curves.scores.map(([x, y]) => [x / each, y]), kind: "strong", dots: true }],
     lines: teacherLine(run), leastSpan: 0.02, xRange: [0, now.epochs], xName: "epoch", yName: "mIoU",
     showX: (x) => `epoch ${Math.round(x)}`, showY: percent,
-    label: "mIoU by epoch", empty: "It is measured some ten times in all; the first figure comes soon.",
+    label: "mIoU by epoch", empty: "It is measured about ten times during the run. The first figure comes soon.",
   };
 }
 
@@ -272,16 +272,16 @@ part("all").addEventListener("click", () => {
 function drawPreviews() {
   const { run, drawn } = answer;
   const whole = run.phases.length === 1;
-  // Masks of a stage that is not done are of an attempt before; a network trained whole is drawn on the way.
+  // Masks of an unfinished stage come from an earlier attempt. A network that trains as a whole is drawn during training.
   const ready = run.phases.filter((one) => drawn[one.name] && (whole || one.state === "done"));
   const shown = phase || ready.at(-1)?.name || run.phases[0]?.name || "";
   const has = ready.some((one) => one.name === shown);
   setText(part("previews-title"), has && !whole ? `Masks after ${shown}` : "Masks");
   part("latest").hidden = phase === null;
-  const none = run.phases.length === 0 ? "The first masks come when the first stage is done."
+  const none = run.phases.length === 0 ? "The first masks appear when the first stage is done."
     : run.phases.find((one) => one.name === shown)?.state === "done" ? `The masks after ${shown} are not in the run’s folder.`
     : whole ? "The first masks come after some epochs."
-    : `The masks after ${shown} come when it is done: what is trained of the student, and the rest of the teacher, give them.`;
+    : `The masks after ${shown} appear when it is done. The student’s trained stages, followed by the teacher’s remaining stages, make them.`;
   previews.update(run.name, shown, has ? drawn[shown] : "", whole ? "network" : `graft after ${shown}`, none);
   return shown;
 }
@@ -336,7 +336,7 @@ function draw() {
 
 const drawNothing = onChange(() => {
   part("nothing").replaceChildren(
-    make("h2", { text: "Nothing is running, and nothing ran yet." }),
+    make("h2", { text: "No run yet." }),
     make("p", { text: "Here you will see each stage of a student as it trains: its loss, its mIoU, and its masks." }),
     make("div", { class: "acts" }, [action("Run the demo", () => openTab("start"), "main"), action("Train a student", () => openTab("distill"))]),
   );
@@ -353,7 +353,7 @@ async function ask() {
   await draw();
 }
 
-// Never two at once; who asks meanwhile waits for the same answer, and the next comes within a second.
+// One poll at a time. A caller that comes meanwhile waits for the same answer; the next poll follows within a second.
 function tick() {
   asking ??= ask().finally(() => (asking = null));
   return asking;

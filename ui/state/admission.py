@@ -10,11 +10,11 @@ from segskd.config import Recipe
 from segskd.data.cards import CARDS_FOLDER, list_cards, load_card
 from segskd.errors import UserError
 from segskd.run_admin import SOURCE_RUNS
-from ui.context import Context
-from ui.state.form import SHARED, Form, TeachForm
-from ui.state.outline import beside
-from ui.state.places import PLACES
-from ui.state.teachers import check_hub_id, find_teacher, list_teachers
+
+from ..context import Context
+from .form import FIELDS, SHARED, Form, TeachForm
+from .outline import beside
+from .teachers import check_hub_id, find_teacher, list_teachers
 
 
 def fill(context: Context, recipe: Recipe) -> dict[str, Any]:
@@ -31,9 +31,8 @@ def fill(context: Context, recipe: Recipe) -> dict[str, Any]:
     else:
         form = Form.from_recipe(recipe)
         source = _source(context, recipe.teacher)
-        fields = tuple(name for name in PLACES if name != "teacher")
-    values = {name: getattr(form, name) for name in fields if name != "folder"}
-    values |= {name: values[name] or "" for name in ("weights", "unlabelled") if name in values}
+        fields = tuple(name for name in FIELDS if name != "teacher")
+    values = {name: form[name] for name in fields if name != "folder"}
     return {**values, **source, "seed": form.choice.seed, "choice": form.choice.as_dict()}
 
 

@@ -1,4 +1,4 @@
-"""Work that takes longer than an answer may: each piece in a thread of its own, watched by a name."""
+"""Work that takes longer than an answer of the page may: each task has a thread of its own, and a key to ask for it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from segskd.errors import Stopped, UserError
+from segskd.errors import Stopped, UserError, in_labels
 
 Report = Callable[[str, int, int | None], None]
-"""What is being done, how far it is, and of how much if that is known."""
+"""Called with what is being done, how many pieces of it are done, and how many there are, None if that is unknown."""
 
 TaskState = Literal["working", "done", "failed", "stopped"]
-KEPT = 50
+MOST_KEPT = 50
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Task:
-    """One piece of work: how far it is, and in the end its result or what went wrong."""
+    """One piece of work: how far it is and, in the end, its result or what went wrong."""
 
     key: str
     state: TaskState = "working"
@@ -36,28 +36,28 @@ class Task:
     _stop: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def report(self, stage: str, done: int, total: int | None) -> None:
-        """Called by the work as it goes. Raises Stopped when somebody asked for that."""
+        """Called by the work as it goes on. Raises Stopped when the task was asked to stop."""
         if self._stop.is_set():
             raise Stopped(self.key)
         self.stage, self.done, self.total = stage, done, total
 
     def stop(self) -> None:
-        """Asks the work to end at its next report."""
+        """Asks the work to stop at its next report."""
         self._stop.set()
 
     def wait(self, seconds: float) -> bool:
-        """Whether it is over, after waiting that long at most."""
+        """Waits for its end, for so many seconds at most; whether it is over."""
         return self._over.wait(seconds)
 
     def run(self, work: Callable[[Report], Any]) -> None:
-        """Does the work, here and now."""
+        """Does the work in the thread that calls this."""
         try:
             self.result = work(self.report)
             self.state = "done"
         except Stopped:
             self.state = "stopped"
         except UserError as error:
-            self.state, self.problem = "failed", str(error)
+            self.state, self.problem = "failed", in_labels(error)
         except Exception as error:  # a bug: the page says so, and the server's output shows where
             log.exception("%s failed", self.key)
             self.state, self.problem = "failed", f"an error in SegSKD: {type(error).__name__}: {error}"
@@ -78,14 +78,14 @@ class Task:
 
 
 class Tasks:
-    """The work of this server, by key. Who asks for what is being done already joins it."""
+    """The tasks of this server, by key. There is one task of a key at a time."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, Task] = {}
         self._lock = threading.Lock()
 
     def start(self, key: str, work: Callable[[Report], Any]) -> Task:
-        """The task of that key: the one that is working, else a new one."""
+        """The task of that key: the one that is at work, else a new one that does `work`."""
         with self._lock:
             task = self._tasks.get(key)
             if task is not None and task.state == "working":
@@ -98,10 +98,10 @@ class Tasks:
         return task
 
     def get(self, key: str) -> Task | None:
-        """The last task of that key."""
+        """The last task of that key, None when there was none."""
         return self._tasks.get(key)
 
     def _forget_old(self) -> None:
         over = [key for key, task in self._tasks.items() if task.state != "working"]
-        for key in over[: max(0, len(self._tasks) - KEPT)]:
+        for key in over[: max(0, len(self._tasks) - MOST_KEPT)]:
             del self._tasks[key]

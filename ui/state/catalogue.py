@@ -12,12 +12,14 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from segskd.config import Recipe
 from segskd.data.cards import load_card
-from segskd.distill.planning.plan import default_epochs
+from segskd.distill.planning.settle import default_epochs
 from segskd.errors import UserError
+from segskd.events import EVENTS
 from segskd.run_admin import note
 from segskd.runs import RUN_NAME, Run, list_runs
-from ui.jobs import Jobs, JobState
-from ui.state.follow import Followers
+
+from ..jobs import Jobs, JobState
+from .follow import Followers
 
 COSTS = ("bytes", "gmacs", "latency_ms")
 READ = ("recipe.yaml", "result.json")
@@ -105,7 +107,7 @@ class Catalogue:
             kept = self._kept.get(name)
             if kept is None or kept[0] != stamps:
                 kept = self._kept[name] = (stamps, _read(run))
-        times = [seen[0] for seen in (*stamps, stamp(run.path / "events.jsonl")) if seen]
+        times = [seen[0] for seen in (*stamps, stamp(run.path / EVENTS)) if seen]
         row = replace(kept[1], changed=max(times) / 1e9, note=note(run))
         try:
             return row if row.problem else self._with_state(row)
@@ -123,13 +125,14 @@ class Catalogue:
         if state in ("finished", "new", "waiting"):
             return replace(row, state=state)
         view = self._followers.get(row.name)
+        progress = view.progress
         ended = {
-            "failed": view.error[0] if view.error else "",
-            "interrupted": STOPPED if view.stopped else DIED,
-            "paused": f"It stopped where it was told to; Resume goes on with stage {view.stage + 1}.",
+            "failed": progress.error.record.in_labels if progress.error else "",
+            "interrupted": STOPPED if progress.ended else DIED,
+            "paused": f"It stopped where it was told to; Resume goes on with stage {progress.stage + 1}.",
         }
         doing = view.doing if state in ("starting", "running") else ""
-        return replace(row, state=state, doing=doing, share=view.share, ended=ended.get(state, ""))
+        return replace(row, state=state, doing=doing, share=progress.share, ended=ended.get(state, ""))
 
 
 def _read(run: Run) -> Row:

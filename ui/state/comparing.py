@@ -17,11 +17,12 @@ from segskd.evaluate.comparison import AGREEMENT, AGREEMENT_COLORS
 from segskd.evaluate.sidebyside import IGNORED, TEACHER_TOO, Frame, SideBySide
 from segskd.models.stages import HEAD
 from segskd.runs import Run, free_name
-from ui.context import Context
-from ui.jobs import JobState
-from ui.state.background import Report, Task, Tasks
-from ui.state.catalogue import Catalogue, Row
-from ui.state.frames import packed, picture_url, stage_colours, thumbnail
+
+from ..context import Context
+from ..jobs import JobState
+from .background import Report, Task, Tasks
+from .catalogue import Catalogue, Row
+from .frames import packed, picture_url, stage_colours, thumbnail
 
 KEPT_RUNS = 3
 MOST_EPOCHS = 100_000
@@ -42,7 +43,7 @@ DOING: dict[JobState, str] = {
 
 
 @dataclass
-class Opened:
+class OpenComparison:
     """A run that is loaded and compared: what the page is told of it at once, and its thumbnails so far."""
 
     side: SideBySide
@@ -61,7 +62,7 @@ class Comparisons:
         self._context = context
         self._catalogue = Catalogue(context.jobs)
         self._tasks = Tasks()
-        self._opened: OrderedDict[str, Opened] = OrderedDict()
+        self._opened: OrderedDict[str, OpenComparison] = OrderedDict()
         self._uploads: OrderedDict[str, tuple[str, Frame]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -134,17 +135,17 @@ class Comparisons:
         side = SideBySide(run)
         side.predict(lambda done, total: report(COMPARING, done, total))
         with self._lock:
-            self._opened[key] = Opened(side, about(side))
+            self._opened[key] = OpenComparison(side, about(side))
             while len(self._opened) > KEPT_RUNS:
                 self._opened.popitem(last=False)
 
-    def _get(self, key: str) -> Opened | None:
+    def _get(self, key: str) -> OpenComparison | None:
         with self._lock:
             if key in self._opened:
                 self._opened.move_to_end(key)
             return self._opened.get(key)
 
-    def opened(self, name: object) -> Opened:
+    def opened(self, name: object) -> OpenComparison:
         """A run that is ready. Raises NotOpen when it is not, UserError when there is no such run."""
         run = self._context.run(name)
         opened = self._get(_key(run))
@@ -285,7 +286,7 @@ def _stages(side: SideBySide, image: str) -> dict[str, Any]:
     return packed(maps | {"first errors": side.first_errors(image)}) | {"shares": side.error_shares([image])}
 
 
-def _thumbnail(opened: Opened, image: str) -> str | None:
+def _thumbnail(opened: OpenComparison, image: str) -> str | None:
     found = opened.thumbnails.get(image)
     if found is None:
         try:

@@ -19,14 +19,15 @@ from segskd.data.fetch import fetch, missing
 from segskd.data.pixel_counts import PixelCounts, pixel_counts
 from segskd.errors import UserError
 from segskd.files import write_whole
-from ui.state.background import Report, Task, Tasks
-from ui.state.dataset_report import Json, plain_report, shown, without
+
+from .background import Report, Task, Tasks
+from .dataset_report import Json, plain_report, shown, without
 
 QUICK_SECONDS = 0.4
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenDataset:
     """A dataset that is on the disk: its listings by split, and what tells this state of its files from another."""
 
     place: str
@@ -62,7 +63,7 @@ class Datasets:
         self.data = data
         self.cache = cache
         self.tasks = tasks
-        self._opened: dict[str, Opened] = {}
+        self._opened: dict[str, OpenDataset] = {}
 
     # -- which there are ----------------------------------------------------------------------------
 
@@ -91,17 +92,17 @@ class Datasets:
 
     # -- one of them --------------------------------------------------------------------------------
 
-    def open(self, place: object, fresh: bool = False) -> Opened:
+    def open(self, place: object, fresh: bool = False) -> OpenDataset:
         """The dataset's files, listed anew where asked for. Raises UserError when they are not here."""
         key = str(place)
         if fresh or key not in self._opened:
             card = self.card(place)
             here = [split for split in card.splits if split == "train" or has_split(card, self.data, split)]
             listings: dict[str, Listing] = {split: list_split(card, self.data, split) for split in here}
-            self._opened[key] = Opened(key, card, card.root(self.data), listings, _version(card, listings))
+            self._opened[key] = OpenDataset(key, card, card.root(self.data), listings, _version(card, listings))
         return self._opened[key]
 
-    def read(self, opened: Opened) -> Task:
+    def read(self, opened: OpenDataset) -> Task:
         """The task that reads every file; its result is a `Reading`. What was read before is kept on disk."""
 
         def work(report: Report) -> Reading:
@@ -121,7 +122,7 @@ class Datasets:
         before = self.tasks.get(key)
         return before if before is not None and before.state == "done" else self.tasks.start(key, work)
 
-    def reading(self, opened: Opened) -> Reading | None:
+    def reading(self, opened: OpenDataset) -> Reading | None:
         """What `read` gave, None while it is still at it or when it failed."""
         task = self.tasks.get(f"read {opened.version}")
         return task.result if task is not None and task.state == "done" else None
@@ -202,21 +203,21 @@ class Datasets:
 
     # -- what is kept -------------------------------------------------------------------------------
 
-    def _check(self, opened: Opened, report: Report) -> Json:
+    def _check(self, opened: OpenDataset, report: Report) -> Json:
         found = check(opened.card, self.data, lambda done, total: report("reading every image and mask", done, total))
         return self._keep(opened, plain_report(found, opened.root))
 
-    def _keep(self, opened: Opened, found: Json) -> Json:
+    def _keep(self, opened: OpenDataset, found: Json) -> Json:
         write_whole(self._file(opened), json.dumps(found).encode())
         return found
 
-    def _kept(self, opened: Opened) -> Json | None:
+    def _kept(self, opened: OpenDataset) -> Json | None:
         with suppress(OSError, ValueError):  # not read yet, or damaged: read anew
             kept: Json = json.loads(self._file(opened).read_text(encoding="utf-8"))
             return kept
         return None
 
-    def _file(self, opened: Opened) -> Path:
+    def _file(self, opened: OpenDataset) -> Path:
         return self.cache / f"check-{opened.version}.json"
 
 

@@ -7,21 +7,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from segskd.config import Recipe, Size
-from segskd.data.cards import CARDS_FOLDER, load_card
-from segskd.distill.planning.plan import default_epochs
-from segskd.errors import UserError
+from segskd.config import SCHEMA, Recipe, Size
+from segskd.data.cards import load_card
+from segskd.distill.planning.settle import default_epochs
+from segskd.errors import UserError, in_labels
+from segskd.folders import home
 from segskd.runs import default_name, free_name
-from ui.context import Context
-from ui.jobs import check_name
-from ui.processes import ROOT
-from ui.state.admission import check_card, check_unlabelled
-from ui.state.choice import Choice
-from ui.state.command import command
-from ui.state.form import FieldError, Form, TeachForm
-from ui.state.outline import Outline, beside, outline
-from ui.state.places import PLACES, default
-from ui.state.teachers import Teacher, best_teacher, check_hub_id, find_teacher, fits, list_teachers
+
+from ..context import Context
+from ..jobs import check_name
+from .admission import check_card, check_unlabelled
+from .choice import Choice
+from .form import FIELDS, OF_TEACHER, FieldError, Form, TeachForm, command
+from .outline import Outline, beside, outline
+from .teachers import Teacher, best_teacher, check_hub_id, find_teacher, fits, list_teachers
 
 TeacherFrom = Literal["known", "hub", "train", "none"]
 ASKING_RULES = ("diverse", "hardest")
@@ -96,19 +95,19 @@ def make_draft(context: Context, values: Mapping[str, Any]) -> Draft:
     try:  # what comes from the page may be any path
         check_card(context, form.choice.card)
     except UserError as error:
-        draft.problems["data"] = str(error)
+        draft.problems["data"] = in_labels(error)
         return draft
     source: TeacherFrom = values.get("teacher_from") or "known"
     place = _collect(draft, lambda: _teacher_place(context, draft, form, source, values))
-    form = replace(form, teacher=place or None)
+    form = form.but(teacher=place or None)
     known = dict(draft.problems)
-    folder = form.unlabelled or ""
+    folder = form["unlabelled"] or ""
     if folder and _collect(draft, lambda: _is_ours(context, folder)) is None:
-        form = replace(form, unlabelled=None)
+        form = form.but(unlabelled=None)
     draft.recipe = _collect(draft, form.recipe)
     if place is None and "teacher" in draft.problems.keys() - known.keys():
         del draft.problems["teacher"]  # what the recipe says of it is for the command line
-        draft.problems |= known or {"teacher": _no_teacher(source, form.method)}
+        draft.problems |= known or {"teacher": _no_teacher(source, form["method"])}
     if recipe := draft.recipe:
         draft.outline = _collect(draft, lambda: outline(recipe, context.data))
     _collect(draft, lambda: _name(context, draft, values))
@@ -123,7 +122,7 @@ def read_form(context: Context, values: Mapping[str, Any]) -> Form:
     choice = Choice.from_dict(values.get("choice"))
     seed = values.get("seed", choice.seed)
     seed = int(seed) if isinstance(seed, float) and seed.is_integer() else seed
-    own = {name: values.get(name) for name in PLACES if name not in ("folder", "teacher")}
+    own = {name: values.get(name) for name in FIELDS if name not in ("folder", "teacher")}
     return Form(replace(choice, seed=0 if seed is None else seed), folder=str(context.data), **own)
 
 
@@ -146,7 +145,7 @@ def propose(context: Context, choice: Choice, source: TeacherFrom, known: str | 
             return {}
         teacher = best_teacher(teachers, card) if source == "known" else None
     if teacher is None:
-        return {"teacher_from": "train", "size": SAMPLE_SIZE if card.generator else default("size")}
+        return {"teacher_from": "train", "size": SAMPLE_SIZE if card.generator else SCHEMA["size"].default}
     size = {"size": f"{teacher.size[0]}x{teacher.size[1]}"} if teacher.size else {}
     return {"teacher_from": "known", "known": teacher.key, **size}
 
@@ -217,8 +216,7 @@ def _teach_first(context: Context, draft: Draft, form: Form, values: Mapping[str
     try:
         draft.teach_outline = outline(draft.teach, context.data)
     except FieldError as error:
-        moved = "teach_encoder" if error.field == "student" else error.field
-        raise FieldError(moved, error.message) from error
+        raise FieldError(OF_TEACHER.get(error.field, error.field), error.message) from error
     return str(context.runs / draft.teach_name)
 
 
@@ -284,12 +282,12 @@ def _no_teacher(source: TeacherFrom, method: str | None) -> str:
 
 def _with_folder(recipe: Recipe, context: Context) -> Recipe:
     """Says where datasets lie only where that is not the place in which a command looks anyway."""
-    usual = context.data == CARDS_FOLDER
+    usual = context.data == home() / "datasets"
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"folder": None})}) if usual else recipe
 
 
 def _run_place(context: Context, name: str, as_folder: bool = False) -> str:
-    usual = context.runs == ROOT / "checkpoints"
+    usual = context.runs == home() / "checkpoints"
     if usual:
         return f"checkpoints/{name}" if as_folder else name
     return str(context.runs / name)

@@ -1,28 +1,20 @@
-"""Exports of a run: made by the command line in a process of its own, read back from the run's directory."""
+"""Exports of a run: made by a worker, `segskd export RUN`, and read back from the run's directory."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from segskd.errors import UserError
 from segskd.export.certificate import Package, find_package
 from segskd.export.formats import FORMATS, Spec, all_specs
 from segskd.runs import Run
-from ui.processes import NICENESS, ROOT, child_environment
-from ui.state.background import Report, Task, Tasks
+from segskd.supervisor import folder_variables, last_words, segskd, start
 
-LISTEN_SECONDS = 0.3
-PATIENCE_SECONDS = 1800.0
+from .background import Report, Task, Tasks
+
+LONGEST_SECONDS = 1800.0
+BAD_INPUT = 2
 WORKING = "packing, then comparing the file with the checkpoint"
 
 
@@ -32,7 +24,7 @@ class Exports:
     def __init__(self, runs: Path, data: Path) -> None:
         self._tasks = Tasks()
         self._specs: dict[str, Spec] = {}  # what each run's last task makes
-        self._environment = child_environment(runs, data)
+        self._environment = folder_variables(runs, data)
 
     def start(self, run: Run, spec: Spec) -> Task:
         """Begins an export, or joins the same one that is being made.
@@ -54,7 +46,7 @@ class Exports:
         return self._tasks.get(run.name)
 
     def told(self, run: Run, spec: Spec) -> dict[str, Any] | None:
-        """What the page shows of the run's last export: its work whatever is looked at, its end where it was asked."""
+        """What the page shows of the run's last export, while it is being made and when it was this `spec`."""
         task, made = self.task(run), self._specs.get(run.name)
         if task is None or made is None or (task.state != "working" and made != spec):
             return None
@@ -67,22 +59,14 @@ class Exports:
             raise UserError(f"run {run.name} is being exported: wait for the end of that")
 
     def _make(self, run: Run, spec: Spec, report: Report) -> None:
-        command = [sys.executable, "-m", "segskd", "export", str(run.path), *spec.flags(), "--json"]
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
-            process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=said,
-                start_new_session=True,  # it goes on when the server ends
-            )
-            with suppress(psutil.Error):  # it may be over already
-                psutil.Process(process.pid).nice(NICENESS)
-            _wait(process, report)
-            said.seek(0)
-            _judge(process.returncode, said.read().strip())
+        command = segskd("export", str(run.path), *spec.flags(), "--json")
+        with start(command, "lasting", environment=self._environment, low_priority=True) as worker:
+            try:
+                status = worker.wait(LONGEST_SECONDS, lambda: report(WORKING, 0, None))
+            except TimeoutError as error:
+                minutes = f"{LONGEST_SECONDS / 60:.0f} minutes"
+                raise UserError(f"the export took longer than {minutes} and was ended") from error
+            _check_ending(status, worker.said())
 
 
 def any_exported(run: Run) -> bool:
@@ -109,27 +93,12 @@ def as_dict(made: Package) -> dict[str, Any]:
     return {"file": made.path.name, "bytes": made.certificate.bytes, "certificate": made.certificate.as_dict()}
 
 
-def _wait(process: subprocess.Popen[bytes], report: Report) -> None:
-    """Until it is over. Raises UserError when that takes too long."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while process.poll() is None:
-        report(WORKING, 0, None)
-        if time.monotonic() > deadline:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            raise UserError(f"the export took longer than {PATIENCE_SECONDS / 60:.0f} minutes and was ended")
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(LISTEN_SECONDS)
-
-
-def _judge(status: int, said: str) -> None:
-    """Raises UserError with what the command said of the user's files, RuntimeError for anything else."""
+def _check_ending(status: int, said: str) -> None:
+    """Raises UserError when the command refused the user's files or was killed, RuntimeError for any other failure."""
     if status == 0:
         return
-    last = said.splitlines()[-1] if said else ""
-    if status == 2 and last:
-        raise UserError(last.removeprefix("segskd: "))
+    if status == BAD_INPUT and (last := last_words(said)):
+        raise UserError(last)
     if status < 0:
         raise UserError(f"the export's process was ended by signal {-status}: see that memory is free, and try again")
-    raise RuntimeError(f"the export ended with status {status}: {said[-500:]}")
+    raise RuntimeError(f"the export ended with status {status}: {said.strip()[-500:]}")

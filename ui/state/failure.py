@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import psutil
 
-from ui.state.follow import RunView
+from segskd.errors import ErrorRecord
+
+from .follow import RunView
 
 Kind = Literal[
     "memory", "disk", "teacher", "data", "loss", "device", "setting", "killed", "restarted", "damaged", "bug"
@@ -54,62 +55,50 @@ KILLED = Failure(
 RESTARTED = Failure(
     "restarted", "This machine was restarted while the run trained.", "It goes on from the last checkpoint."
 )
-NOT_AS_SET_UP = "The run can't go on as it is set up."
-# By what the core says; tests get each line from the core itself. The first that fits counts.
-BY_MESSAGE: tuple[tuple[str, Failure], ...] = (
-    (
-        r"^the feature store needs",
-        Failure(
-            "memory",
-            "The feature store is larger than the free memory.",
-            "Close other programs and try again, or begin a new run whose store lies on disk, or with fewer views.",
-        ),
-    ),
-    (r"^memory ran out|GiB of memory and .* are free", MEMORY),
-    (
-        r"No space left on device|quota exceeded|free some space",
-        Failure("disk", "The disk is full.", "Free some space, then try again: it goes on from the last checkpoint."),
-    ),
-    (
-        r"make it writable|Read-only file system|Permission denied",
-        Failure("disk", "The disk refuses to be written.", "Make the run's folder writable, then try again."),
-    ),
-    (
-        r"^the teacher .* has changed",
-        Failure("teacher", "The teacher is not the one that the run began with.", "Put it back, then try again."),
-    ),
-    (
-        r"^the teacher .* --trust-teacher skips this check",
-        Failure(
-            "teacher",
-            "The teacher doesn't fit the data.",
-            "Mend it as the line below says, and begin a new run with it; «Trust teacher» takes it as it is.",
-            retry=False,
-        ),
-    ),
-    (
-        r"can't be loaded as a model|^no model at|is no model:|but no weights|holds more than tensors",
-        Failure("teacher", "The teacher is gone or can't be read.", "Put it back, then try again."),
-    ),
-    (
-        r"subset is gone|^no folder .* for dataset|^split .* has no images|^no image of split|^no card"
-        r"|^can't read (image|mask|the split)|^mask .* has values? |differ in size",
-        Failure("data", "The data are gone or have changed.", "Put the files back or mend them, then try again."),
-    ),
-    (
-        r"^the loss of .* became",
-        Failure(
-            "loss",
-            "Training went astray: the loss is no number any more.",
-            "Begin a new run with a smaller learning rate, or with precision 32; trying again as it is ends alike.",
-            retry=False,
-        ),
-    ),
-    (
-        r"this machine has none|needs a CUDA device",
-        Failure("device", "The run asks for a device that this machine hasn't.", "Make it available, then try again."),
-    ),
+NOT_AS_SET_UP = Failure(
+    "setting",
+    "The run can't go on as it is set up.",
+    "What it said tells what to change; then try again, or begin a new run.",
 )
+STORE = Failure(
+    "memory",
+    "The feature store is larger than the free memory.",
+    "Close other programs and try again, or begin a new run whose store lies on disk, or with fewer views.",
+)
+DEVICE = Failure("device", "The run asks for a device that this machine hasn't.", "Make it available, then try again.")
+# By the field of the recipe that the error is about, then by the error's class.
+BY_FIELD: dict[str, Failure] = {
+    "store.kind": STORE,
+    "teacher": Failure(
+        "teacher", "The teacher is gone, has changed, or doesn't fit the data.", "Put it back, then try again."
+    ),
+    "trust_teacher": Failure(
+        "teacher",
+        "The teacher doesn't fit the data.",
+        "Mend it as the line below says, and begin a new run with it; «Trust teacher» takes it as it is.",
+        retry=False,
+    ),
+    "optimisation.lr": Failure(
+        "loss",
+        "Training went astray: the loss is no number any more.",
+        "Begin a new run with a smaller learning rate, or with precision 32; trying again as it is ends alike.",
+        retry=False,
+    ),
+    "device": DEVICE,
+    "precision": DEVICE,
+}
+BY_CLASS: dict[str, Failure] = {
+    "OutOfMemory": MEMORY,
+    "NoRoom": MEMORY,
+    "DiskError": Failure(
+        "disk",
+        "The disk is full, or refuses to be written.",
+        "Free some space, or make the run's folder writable, then try again: it goes on from the last checkpoint.",
+    ),
+    "DataError": Failure(
+        "data", "The data are gone or have changed.", "Put the files back or mend them, then try again."
+    ),
+}
 
 
 def diagnose(view: RunView, log: Sequence[str] = (), worker_began: bool = False) -> Failure | None:
@@ -120,26 +109,20 @@ def diagnose(view: RunView, log: Sequence[str] = (), worker_began: bool = False)
     if view.state == "damaged":
         mend = "Mend or delete its folder; the other runs are not concerned."
         return Failure("damaged", "The run's files are damaged or gone.", mend, view.problem, retry=False)
-    if view.state == "failed" and view.error:
-        message, kind = view.error
-        return _by_message(message) if kind == "UserError" else _by_message(message, bug=_bug(message, log))
-    if view.state == "interrupted" and not view.stopped:
+    error = view.progress.error
+    if view.state == "failed" and error:
+        return _of_record(error.record) if error.record.expected else _bug(error.message, log)
+    if view.state == "interrupted" and not view.progress.ended:
         return _without_event(view, log)
     if view.state == "new" and worker_began:
         return _without_event(view, log)
     return None
 
 
-def _by_message(message: str, bug: Failure | None = None) -> Failure:
-    for pattern, failure in BY_MESSAGE:
-        if re.search(pattern, message):
-            return _saying(failure, message)
-    mend = "What it said tells what to change; then try again, or begin a new run."
-    return bug or Failure("setting", NOT_AS_SET_UP, mend, message)
-
-
-def _saying(failure: Failure, message: str) -> Failure:
-    return Failure(**{**asdict(failure), "said": message})
+def _of_record(error: ErrorRecord) -> Failure:
+    """Of an error that a person can mend; one of an older version, which doesn't say what it is about, is a setting."""
+    known = BY_FIELD.get(error.about) or BY_CLASS.get(error.error) or NOT_AS_SET_UP
+    return replace(known, said=error.in_labels)
 
 
 def _bug(message: str, log: Sequence[str]) -> Failure:
@@ -156,10 +139,10 @@ def _without_event(view: RunView, log: Sequence[str]) -> Failure:
     """Of a worker that ended before it could write an event: its log, or the machine, must tell."""
     last = log[-1] if log else ""
     if last.startswith(SAID):
-        return _by_message(last.removeprefix(SAID))
+        return replace(NOT_AS_SET_UP, said=last.removeprefix(SAID))
     if TRACEBACK in log:
         return _bug(last, log)
-    if view.updated is not None and view.updated < psutil.boot_time():
+    if view.progress.updated is not None and view.progress.updated < psutil.boot_time():
         return RESTARTED
     return KILLED
 

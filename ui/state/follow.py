@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,16 +9,18 @@ from typing import Any
 
 from segskd.config import Recipe
 from segskd.errors import UserError
-from segskd.runs import Event, Run
-from ui.context import Context
-from ui.jobs import QUEUE, WORKER, JobState
-from ui.state.places import write_options
-from ui.state.progress import Activity, PhaseView, Progress
+from segskd.events import EVENTS, EventReader
+from segskd.run_progress import PhaseProgress, RunProgress
+from segskd.runs import Run
+
+from ..context import Context
+from ..jobs import QUEUE, WORKER, JobState
+from .form import write_options
 
 AT_REST = ("finished", "failed", "paused", "interrupted", "damaged")
 WORKING = ("starting", "running")
 # What changes when a run at rest is begun again, moved or finished.
-TELLTALES = ("recipe.yaml", "events.jsonl", "result.json", WORKER, "stop")
+TELLTALES = ("recipe.yaml", EVENTS, "result.json", WORKER, "stop")
 Stamp = tuple[int, int, int]
 
 
@@ -33,24 +34,13 @@ class RunView:
     dataset: str
     student: str
     method: str
-    phases: list[PhaseView]
-    activity: Activity
+    progress: RunProgress
     teacher_miou: float | None = None
     miou: float | None = None
     percent_of_teacher: float | None = None
-    seconds_left: float | None = None
-    seconds_so_far: float = 0.0
-    images: int | None = None
     options: str = ""
     labels: str = ""
     """Which images are trained on with theirs, where these are not all."""
-    warnings: tuple[str, ...] = ()
-    error: tuple[str, str] | None = None
-    """Message and type of what ended the last attempt."""
-    stopped: bool = False
-    started: float | None = None
-    updated: float | None = None
-    last_event: str = ""
     memory: int | None = None
     place: int | None = None
     """In the queue; the next one is 1."""
@@ -62,16 +52,12 @@ class RunView:
     has_teacher: bool = False
 
     @property
-    def stage(self) -> int:
-        """Number of the phase that trains, trained last, or comes next; the first is 1, and 0 means none is known."""
-        begun = [number for number, phase in enumerate(self.phases, start=1) if phase.state != "to come"]
-        return begun[-1] if begun else min(1, len(self.phases))
+    def phases(self) -> list[PhaseProgress]:
+        return self.progress.phases
 
     @property
-    def share(self) -> float:
-        """How much of all steps is done, 0 to 1."""
-        total = sum(phase.steps for phase in self.phases)
-        return sum(phase.share * phase.steps for phase in self.phases) / total if total else 0.0
+    def seconds_left(self) -> float | None:
+        return self.progress.seconds_left() if self.state == "running" else None
 
     @property
     def doing(self) -> str:
@@ -82,32 +68,22 @@ class RunView:
             return f"waiting, number {self.place} in the queue"
         if self.state == "starting":
             return "starting: loading the networks and reading the dataset"
-        if self.state != "running":
-            return {"new": "not begun"}.get(self.state, self.state)
-        phase = self.phases[self.stage - 1] if self.phases else None
-        if phase is None or self.activity == "beginning":
-            measuring = self.has_teacher and self.phases and self.teacher_miou is None
-            return "measuring the teacher on the validation images" if measuring else "preparing the data"
-        if self.activity == "filling":
-            coming = self.phases[min(self.stage, len(self.phases) - 1)] if phase.state == "done" else phase
-            return f"storing what {coming.name} will be trained on"
-        if self.activity == "training":
-            return f"training {phase.name}, epoch {phase.epoch} of {phase.epochs}"
-        if self.activity == "scoring":
-            return f"measuring the mIoU after {phase.name}"
-        return "measuring the trained network: mIoU and latency"
+        if self.state == "running":
+            return self.progress.doing(self.has_teacher)
+        return {"new": "not begun"}.get(self.state, self.state)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for the page, without curves; a few kilobytes."""
         names = (
             *("name", "state", "kind", "dataset", "student", "method", "teacher_miou", "miou", "percent_of_teacher"),
-            *("seconds_left", "seconds_so_far", "images", "stopped", "started", "updated", "memory", "place"),
-            *("awaited", "problem", "stage", "share", "doing", "has_teacher", "options", "labels"),
+            *("seconds_left", "memory", "place", "awaited", "problem", "doing", "has_teacher", "options", "labels"),
         )
+        progress = self.progress
         return {
             **{name: getattr(self, name) for name in names},
-            "warnings": list(self.warnings),
-            "error": self.error and self.error[0],
+            **{name: getattr(progress, name) for name in ("images", "updated", "stage", "share", "warnings")},
+            "seconds_so_far": round(progress.seconds, 1),
+            "error": progress.error and progress.error.record.in_labels,
             "phases": [phase.as_dict() for phase in self.phases],
         }
 
@@ -146,11 +122,11 @@ class _Follower:
         self._run = run
         self._jobs = context.jobs
         self._lock = threading.Lock()
-        self._events = EventReader(run.path / "events.jsonl")
-        self._progress = Progress()
-        self._phases: list[PhaseView] = []
-        self._recipe = _Kept(run.path / "recipe.yaml")
-        self._result = _Kept(run.path / "result.json")
+        self._events = EventReader(run.path / EVENTS)
+        self._progress = RunProgress()
+        self._shown = self._progress.copy()
+        self._recipe = _FileContent(run.path / "recipe.yaml")
+        self._result = _FileContent(run.path / "result.json")
         self._state: tuple[object, JobState] | None = None
 
     def state(self) -> JobState:
@@ -166,11 +142,11 @@ class _Follower:
     def _read_events(self) -> None:
         anew, events = self._events.read()
         if anew:
-            self._progress = Progress()
+            self._progress = RunProgress()
         for event in events:
             self._progress.apply(event)
         if anew or events:
-            self._phases = self._progress.snapshot()
+            self._shown = self._progress.copy()
 
     def _read_state(self) -> JobState:
         """A run at rest is asked again only when one of its files has changed: a list of runs must be cheap."""
@@ -185,7 +161,7 @@ class _Follower:
         return state
 
     def _made(self, state: JobState) -> RunView:
-        progress, problem = self._progress, ""
+        problem = ""
         recipe: Recipe | None = None
         result: dict[str, Any] | None = None
         try:
@@ -196,20 +172,10 @@ class _Follower:
         view = RunView(
             name=self._run.name,
             state="damaged" if recipe is None and state not in WORKING else state,
-            phases=self._phases,
-            activity=progress.activity,
+            progress=self._shown,
             **_of_recipe(recipe),
-            teacher_miou=progress.teacher_miou,
-            miou=progress.miou,
-            seconds_left=progress.seconds_left() if state == "running" else None,
-            seconds_so_far=round(sum(phase.seconds for phase in self._phases), 1),
-            images=progress.images,
-            warnings=tuple(progress.warnings),
-            error=progress.error,
-            stopped=progress.stopped,
-            started=progress.started,
-            updated=progress.updated,
-            last_event=progress.last_event,
+            teacher_miou=self._shown.teacher_miou,
+            miou=self._shown.miou,
             memory=self._jobs.memory(self._run.name) if state in WORKING else None,
             place=self._place() if state == "waiting" else None,
             awaited=self._jobs.awaited(self._run.name) if state == "waiting" else None,
@@ -222,46 +188,7 @@ class _Follower:
         return waiting.index(self._run.name) + 1 if self._run.name in waiting else None
 
 
-class EventReader:
-    """Reads an events.jsonl from where it stopped last time."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = 0
-        self._inode = 0
-
-    def read(self) -> tuple[bool, list[Event]]:
-        """Whether all that came before is void, because the file is another or shorter one, and the new events.
-
-        A line that is not ended yet waits for its end; one that is no event is left out.
-        """
-        anew = False
-        try:
-            with open(self._path, "rb") as file:
-                status = self._path.stat()
-                if self._offset and (status.st_ino != self._inode or status.st_size < self._offset):
-                    self._offset, anew = 0, True
-                self._inode = status.st_ino
-                file.seek(self._offset)
-                content = file.read()
-        except FileNotFoundError:
-            anew, self._offset = self._offset > 0, 0
-            return anew, []
-        whole = content[: content.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        parsed = (_parsed(line) for line in whole.splitlines())
-        return anew, [event for event in parsed if event is not None]
-
-
-def _parsed(line: bytes) -> Event | None:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) and isinstance(event.get("kind"), str) else None
-
-
-class _Kept:
+class _FileContent:
     """A file's content, read again when the file has changed."""
 
     def __init__(self, path: Path) -> None:

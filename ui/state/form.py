@@ -1,92 +1,79 @@
-"""The Distill tab's form: what its fields hold, as a recipe and as a command, and back."""
+"""The Distill tab's form: what its fields hold, as a recipe and as a command, and back.
+
+Which fields there are, and what each of them means, is said by the recipe's schema.
+"""
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_origin
 
 from pydantic import ValidationError
 
-from segskd.config import Recipe, in_plain_words
-from segskd.errors import UserError
-from ui.state.choice import Choice
-from ui.state.command import command
-from ui.state.places import PLACES, at, differences, field_at, given, put, read_options, whole, write_options
+from segskd.config import SCHEMA, Recipe, problems
+from segskd.errors import UserError, in_labels
+from segskd.schema import RecipeField
 
-# What a teacher that is trained first shares with its student, and its own fields.
-SHARED = (
-    *("folder", "size", "views", "batch", "weight_decay", "select", "select_on"),
-    *("checkpoint_seconds", "device", "precision", "threads", "devices"),
-)
+from .choice import Choice
+
+# What `Choice` holds; the Data tab chooses it.
+CHOSEN = {field.name for field in SCHEMA if field.place == "data" or field.name == "seed"}
+FIELDS = {field.name: field for field in SCHEMA if field.shown and field.name not in CHOSEN}
+# What a teacher that is trained first shares with its student, and the page's names of its own fields.
+SHARED = tuple(field.name for field in FIELDS.values() if field.shown and field.shown.shared)
 OF_TEACHER = {
     "student": "teach_encoder",
-    **{field: f"teach_{field}" for field in ("weights", "epochs", "lr", "snapshots")},
+    **{name: f"teach_{name}" for name in ("weights", "epochs", "lr", "snapshots")},
 }
 
 
 class FieldError(UserError):
-    """Something that a field can't hold. `problems` has them all by field, this one first."""
+    """Something that a field of the page can't hold. `problems` has them all by field, this one first."""
 
     def __init__(self, field: str, message: str, others: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.field = field
-        self.message = message
-        self.problems = {field: message, **(others or {})}
+        self.message = in_labels(message)
+        self.problems = {field: self.message, **(others or {})}
+
+    @classmethod
+    def of(cls, error: UserError, field: str) -> FieldError:
+        """The error beside the field that it is about; beside `field` where it is about none of the page."""
+        return cls(page_field(error.about) or field, error.template)
 
 
-@dataclass(frozen=True)
 class Form:
-    """What the fields of the page hold; None or "" leaves it to the recipe's default.
+    """What the fields of the page hold, by their short names; None or "" leaves a field to the recipe's default.
 
     Numbers come from the page as they were typed, some as text, so any may be wrong until `recipe` has looked.
     """
 
-    choice: Choice = field(default_factory=Choice)
-    folder: str | None = None
-    size: str | None = None
-    views: float | str | None = None
-    count: float | str | None = None
-    labels: float | str | None = None
-    unlabelled: str | None = None
-    teacher: str | None = None
-    trust_teacher: bool | None = None
-    student: str | None = None
-    weights: str | None = None
-    init: str | None = None
-    method: str | None = None
-    options: str | None = None
-    epochs: float | str | None = None
-    batch: float | str | None = None
-    lr: float | str | None = None
-    weight_decay: float | str | None = None
-    patience: float | str | None = None
-    select: str | None = None
-    select_on: str | None = None
-    store: str | None = None
-    budget: float | str | None = None
-    store_bits: float | str | None = None
-    checkpoint_seconds: float | str | None = None
-    device: str | None = None
-    precision: str | None = None
-    threads: float | str | None = None
-    devices: float | str | None = None
+    def __init__(self, choice: Choice | None = None, **values: Any) -> None:
+        if unknown := values.keys() - FIELDS.keys():
+            raise TypeError(f"no such fields: {', '.join(sorted(unknown))}")
+        self.choice = choice or Choice()
+        self._values = values
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values.get(name)
+
+    def but(self, **values: Any) -> Form:
+        """The same form with other values."""
+        return Form(self.choice, **{**self._values, **values})
 
     def recipe(self) -> Recipe:
         """The recipe that the form asks for. Raises FieldError with every field that can't be."""
         content = self.choice.recipe_parts()
-        if given(self.count):
+        if given(self["count"]):
             content["subset"].pop("fraction", None)
-        for name, place in PLACES.items():
-            if given(value := getattr(self, name)):
-                put(content, place, self._options() if name == "options" else whole(value))
+        for name, field in FIELDS.items():
+            if given(value := self[name]):
+                field.put(content, _read(field, value))
         return checked(content)
-
-    def _options(self) -> dict[str, float]:
-        try:
-            return read_options(self.options or "")
-        except UserError as error:
-            raise FieldError("options", str(error)) from error
 
     def command(self, run: str) -> str:
         """The line that starts the same run, quoted for a shell; `run` is a name, or a path for another folder."""
@@ -98,19 +85,12 @@ class Form:
         if recipe.kind != "distill":
             raise FieldError("load", "this recipe trains a teacher: load one that distills a student")
         content = recipe.model_dump(mode="json")
-        subset = content["subset"]
-        names = subset.get("names")
-        choice = Choice(
-            card=content["data"]["card"],
-            fraction=1.0 if subset["fraction"] is None else subset["fraction"],
-            rule=subset["rule"],
-            seed=recipe.seed,
-            names=None if names is None else tuple(names),
-        )
-        fields = {field: at(content, place) for field, place in PLACES.items()}
-        form = cls(choice, **fields | {"options": write_options(recipe.options)})
+        subset = recipe.subset
+        share = 1.0 if subset.fraction is None else subset.fraction
+        choice = Choice(recipe.data.card, share, subset.rule, recipe.seed, subset.names)
+        form = cls(choice, **{name: _written(field.of(content)) for name, field in FIELDS.items()})
         # No fraction and a fraction of 1 are the same images.
-        _refuse(differences(content, form.recipe().model_dump(mode="json")) - {"subset.fraction"})
+        _refuse(SCHEMA.differences(content, form.recipe().model_dump(mode="json")) - {"subset.fraction"})
         return form
 
 
@@ -137,14 +117,14 @@ class TeachForm:
             "snapshots": whole(self.snapshots) or 0,
         }
         for name in SHARED:
-            if given(value := getattr(student, name)):
-                put(content, PLACES[name], whole(value))
+            if given(value := student[name]):
+                FIELDS[name].put(content, _read(FIELDS[name], value))
         try:
             return checked(content)
         except FieldError as error:
-            problems = {OF_TEACHER.get(field, field): message for field, message in error.problems.items()}
-            first = OF_TEACHER.get(error.field, error.field)
-            raise FieldError(first, problems[first], problems) from error
+            found = {OF_TEACHER.get(field, field): message for field, message in error.problems.items()}
+            first = next(iter(found))
+            raise FieldError(first, found[first], found) from error
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> tuple[TeachForm, Form]:
@@ -152,9 +132,10 @@ class TeachForm:
         content = recipe.model_dump(mode="json")
         part = recipe.optimisation
         form = cls(recipe.student.removeprefix("unet:"), part.epochs, part.lr, recipe.weights, recipe.snapshots)
-        shared = {field: at(content, PLACES[field]) for field in SHARED}
+        shared = {name: FIELDS[name].of(content) for name in SHARED}
         student = Form(Choice(card=recipe.data.card, seed=recipe.seed), **shared)
-        _refuse(differences(content, form.recipe(student).model_dump(mode="json")) - {"init"})  # it has no use here
+        made = form.recipe(student).model_dump(mode="json")
+        _refuse(SCHEMA.differences(content, made) - {"init"})  # it has no use here
         return form, student
 
 
@@ -163,17 +144,108 @@ def checked(content: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        problems: dict[str, str] = {}
-        for found in error.errors():
-            message = in_plain_words(found["msg"])
-            problems.setdefault(field_at(tuple(map(str, found["loc"])), message), message)
-        first = next(iter(problems))
-        raise FieldError(first, problems[first], problems) from error
+        found: dict[str, str] = {}
+        for path, message in problems(error).items():
+            found.setdefault(page_field(path) or "form", in_labels(message))
+        first = next(iter(found))
+        raise FieldError(first, found[first], found) from error
 
 
-def _refuse(places: set[str]) -> None:
+def page_field(path: str) -> str:
+    """The page's field for a path in a recipe, such as "data.size"; "" when it has none."""
+    field = SCHEMA.at(path.split("."))
+    if field is None or not field.shown:
+        return ""
+    return "data" if field.place == "data" else field.name
+
+
+def command(recipe: Recipe, run: str) -> str:
+    """The line that starts that recipe, quoted for a shell.
+
+    What flags can't say, such as names picked by hand, is left to the recipe's file beside it.
+    """
+    content = recipe.model_dump(mode="json")
+    words = ["python", "-m", "segskd", recipe.kind]
+    if recipe.kind == "teach":
+        arch, _, encoder = recipe.student.partition(":")
+        words += ["--arch", arch, "--encoder", encoder]
+    elif any(_unsaid(field, field.of(content)) for field in SCHEMA):
+        return shlex.join([*words, "--recipe", f"{Path(run).name}.yaml", "--run", run])
+    for field in SCHEMA:
+        if field.shown and recipe.kind in field.shown.commands:
+            words += _words(field, field.of(content))
+    return shlex.join([*words, "--out" if recipe.kind == "teach" else "--run", run])
+
+
+def _words(field: RecipeField, value: Any) -> list[str]:
+    """A field as words of a command: what stands in the form itself always, all else where it is no default."""
+    if isinstance(value, dict):
+        return [word for name, part in value.items() for word in (field.flag, name, repr(part))]
+    if value is None or (value == field.default and field.place not in ("form", "data")):
+        return []
+    return [field.flag] if value is True else [field.flag, str(value)]
+
+
+def _unsaid(field: RecipeField, value: Any) -> bool:
+    """Whether a recipe that distills has a value here that no flag can give it."""
+    if value == field.default or field.path == ("kind",):
+        return False
+    has_flag = field.shown is not None and "distill" in field.shown.commands
+    return not has_flag or isinstance(value, list) or value is None or value is False
+
+
+def _refuse(paths: set[str]) -> None:
     """Raises FieldError when a recipe says something in these places that the form has no field for."""
-    if any(place.partition(".")[0] == "prune" for place in places):
+    if "prune" in paths:
         raise FieldError("load", "a pruned run is begun on Export, from the run that it prunes")
-    if places:
-        raise FieldError("load", f"this form has no field for the recipe's {', '.join(sorted(places))}")
+    if paths:
+        raise FieldError("load", f"this form has no field for the recipe's {', '.join(sorted(paths))}")
+
+
+def given(value: object) -> bool:
+    """Whether a field says anything."""
+    return bool(value.strip()) if isinstance(value, str) else value is not None
+
+
+def as_text(value: object) -> str:
+    """A number for a field that may be empty."""
+    return "" if value is None else str(whole(value))
+
+
+def whole(value: Any) -> Any:
+    """8 for 8.0, which is how a page sends whole numbers now and then; text without its edges, None for none."""
+    if isinstance(value, str):
+        return value.strip() or None
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _read(field: RecipeField, value: Any) -> Any:
+    """A field's value as a recipe has it."""
+    if get_origin(field.kind) is not dict:
+        return whole(value)
+    try:
+        return read_options(value)
+    except UserError as error:
+        raise FieldError(field.name, str(error)) from error
+
+
+def _written(value: Any) -> Any:
+    """A recipe's value as a field has it."""
+    return write_options(value) if isinstance(value, dict) else value
+
+
+def read_options(text: str) -> dict[str, float]:
+    """A method's options as they are typed: "temperature 2, soft 0.5". Raises UserError."""
+    options: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        found = re.fullmatch(r"(\w+)\s*[ =:]\s*(\S+)", part)
+        try:
+            options[found[1] if found else ""] = float(found[2] if found else "")
+        except ValueError:
+            raise UserError(f"'{part}' is no option: write a name and a number, such as temperature 2") from None
+    return options
+
+
+def write_options(options: Mapping[str, float]) -> str:
+    """The same as text; `read_options` gives the options back."""
+    return ", ".join(f"{name} {whole(value)!r}" for name, value in options.items())

@@ -15,7 +15,8 @@ from segskd.data.pixels import Uint8
 from segskd.evaluate.comparison import AGREEMENT_COLORS, agreement
 from segskd.evaluate.pictures import resized
 from segskd.evaluate.sidebyside import Frame
-from ui.state.dataurl import jpeg_url
+
+from .dataurl import jpeg_url
 
 QUALITY = 90
 FAST = 1

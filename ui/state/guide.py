@@ -1,4 +1,4 @@
-"""The demo as a person goes through it: four steps, each with what it is doing and where to look."""
+"""The demo in four steps. Each says what it is doing and which tab shows it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import Any
 from segskd.demo import demo_recipes
 from segskd.errors import UserError
 from segskd.runs import Run
-from ui.jobs import Jobs, JobState
-from ui.state.exports import any_exported
-from ui.state.follow import RunView
+
+from ..jobs import Jobs, JobState
+from .exports import any_exported
+from .follow import RunView
 
 UNFINISHED = ("interrupted", "paused", "failed", "new")
 WORKING = ("running", "starting", "waiting")
 
 
 @dataclass(frozen=True)
-class Step:
+class DemoStep:
     """One step of the demo. `done` is the share that is over, between 0 and 1; `doing` what its run does now."""
 
     title: str
@@ -44,12 +45,11 @@ class Guide:
         self._teacher, self._student = (name for name, _ in demo_recipes(data, jobs.runs))
 
     def start(self) -> str:
-        """Queues what the demo still lacks; the name of the run to look at, "" for whichever trains.
+        """Queues the runs that the demo still lacks. Returns the run to look at, "" for whichever trains.
 
-        A demo that finished is not repeated: its runs are there to be looked at. Raises UserError when a folder
-        of the demo's names holds something else.
+        A demo that has finished is not repeated. Raises UserError when one of its folders holds something else.
         """
-        with self._lock:  # of two pages that ask at once, the second finds the runs of the first
+        with self._lock:  # when two pages ask at once, the second finds the runs of the first
             for name, recipe in demo_recipes(self._data, self._jobs.runs):
                 state = self.state(name)
                 if state is None:
@@ -75,8 +75,8 @@ class Guide:
         steps = [
             self._trained("Teach", "A large network learns the built-in scenes.", self._teacher, states[0]),
             self._trained("Distill", "A small one learns from it, stage by stage.", self._student, states[1]),
-            Step("Compare", "Both masks side by side.", ready, self._student, "compare"),
-            Step("Export", "The small network as a file.", taken, self._student, "export"),
+            DemoStep("Compare", "Both masks side by side.", ready, self._student, "compare"),
+            DemoStep("Export", "The small network as a file.", taken, self._student, "export"),
         ]
         return {
             "steps": [asdict(step) for step in steps],
@@ -85,14 +85,14 @@ class Guide:
             "finished": ready == "ready",
         }
 
-    def _trained(self, title: str, text: str, run: str, state: JobState | None) -> Step:
-        step = Step(title, text, state or "to come", run, "watch")
+    def _trained(self, title: str, text: str, run: str, state: JobState | None) -> DemoStep:
+        step = DemoStep(title, text, state or "to come", run, "watch")
         try:
             view = self._view(run) if state else None
         except UserError:  # deleted just now
             view = None
         if view is None:
             return step
-        error = view.error[0] if view.error and state == "failed" else ""
+        error = view.progress.error.record.in_labels if view.progress.error and state == "failed" else ""
         doing = view.doing if state == "running" else error
-        return replace(step, done=view.share, doing=doing, seconds_left=view.seconds_left)
+        return replace(step, done=view.progress.share, doing=doing, seconds_left=view.seconds_left)

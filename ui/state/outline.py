@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from segskd.config import Recipe, Size
 from segskd.data.cards import Card, load_card
 from segskd.data.dataset import list_pairs
-from segskd.data.subset import MINIMUM, split_holdout, subset_size
 from segskd.data.transforms import padded_size
 from segskd.data.unlabelled import UNLABELLED, list_further
-from segskd.distill.planning.images import labelled_size
-from segskd.distill.planning.methods import FROM_SNAPSHOTS, METHODS
+from segskd.distill.planning.images import held_out_size, labelled_size, subset_images
+from segskd.distill.planning.methods import METHODS, options_of, summary_of
 from segskd.distill.planning.phase import TEACHER, Phase
-from segskd.distill.planning.plan import default_epochs, plan
+from segskd.distill.planning.plan import plan_phases
+from segskd.distill.planning.settle import filled_in, for_images
+from segskd.distill.running.loading import teacher_places
 from segskd.errors import UserError
-from segskd.models.build import create, load, model_folder, parse_spec, snapshot_folders
+from segskd.models.build import create, load, model_folder, parse_spec
 from segskd.models.cut import check_size, cut
 from segskd.models.pairing import paired
 from segskd.models.stages import HEAD, StagedNetwork, meta_copy
-from ui.state.form import FieldError
-from ui.state.places import in_page_words, write_options
+
+from .form import FieldError, write_options
 
 LISTED_SECONDS = 10.0
 _listed: dict[tuple[str, Path], tuple[float, int]] = {}
@@ -73,13 +73,13 @@ def outline(recipe: Recipe, data: Path) -> Outline:
     with beside("data"):
         card = load_card(recipe.data.card)
         total = count_images(card, data)
-        size = _subset_size(recipe, total)
+        size = subset_images(recipe, total)
     with beside("labels"):
         labelled = labelled_size(total, recipe.subset.labels, size)
     with beside("unlabelled"):
         further = count_unlabelled(Path(recipe.data.unlabelled), card, data) if recipe.data.unlabelled else 0
     with beside("select"):
-        held_out = _held_out(recipe, labelled)
+        held_out = held_out_size(recipe, labelled)
     images = size - held_out + further
     with beside("student"):
         stages = stage_names(recipe.student)
@@ -88,11 +88,10 @@ def outline(recipe: Recipe, data: Path) -> Outline:
     with beside("teacher"):
         teachers, partners = _teachers(recipe), _partners(recipe, stages)
     try:
-        phases = plan(recipe, partners, stages, images, labelled - held_out, teachers)
+        settled = for_images(recipe, images)
+        phases = plan_phases(settled, partners, stages, images, labelled - held_out, teachers)
     except UserError as error:
-        field = "options" if "option" in str(error) else "method" if labelled else "labels"
-        raise FieldError(field, in_page_words(str(error))) from error
-    epochs = recipe.optimisation.epochs
+        raise FieldError.of(error, "method") from error
     return Outline(
         card=card,
         total=total,
@@ -100,8 +99,8 @@ def outline(recipe: Recipe, data: Path) -> Outline:
         held_out=held_out,
         labelled=labelled - held_out,
         further=further,
-        epochs=epochs or default_epochs(images),
-        chosen=epochs is None,
+        epochs=filled_in(settled.optimisation.epochs),
+        chosen=recipe.optimisation.epochs is None,
         phases=phases,
     )
 
@@ -172,58 +171,37 @@ def parameters(spec: str) -> int:
 
 
 def method_sentences() -> dict[str, str]:
-    """What each method does, in its own first sentence."""
-    return {name: (inspect.getdoc(method) or name).splitlines()[0] for name, method in METHODS.items()}
+    """What each method does, in one sentence."""
+    return {name: summary_of(name) for name in METHODS}
 
 
 def method_options(name: str) -> str:
-    """A method's options with their values where nothing is said, as the page's field takes them; "" for none."""
-    parameters = inspect.signature(METHODS[name]).parameters.values() if name in METHODS else ()
-    return write_options({p.name: p.default for p in parameters if p.default is not p.empty})
+    """A method's options with their defaults, as the page's field takes them; "" for none."""
+    return write_options({option: one.default for option, one in options_of(name).items()}) if name in METHODS else ""
 
 
 def option_sentences(name: str) -> str:
-    """What each option of a method does, one after the other; "" for a method without any."""
-    hints = get_type_hints(METHODS[name], include_extras=True) if name in METHODS else {}
-    told = ((option, parts) for option, hint in hints.items() if (parts := getattr(hint, "__metadata__", ())))
-    found = {option: next(part.description for part in parts[::-1] if part.description) for option, parts in told}
-    return "; ".join(f"{option}: {sentence}" for option, sentence in found.items())
+    """What each option of a method means, one after the other; "" for a method without any."""
+    options = options_of(name) if name in METHODS else {}
+    return "; ".join(f"{option}: {one.meaning}" for option, one in options.items())
 
 
 @contextmanager
 def beside(field: str) -> Iterator[None]:
-    """Puts a UserError beside a field."""
+    """Puts a UserError beside the field that it is about, or beside `field` where it doesn't say so."""
     try:
         yield
     except FieldError:
         raise
     except UserError as error:
-        raise FieldError(field, in_page_words(str(error))) from error
-
-
-def _subset_size(recipe: Recipe, total: int) -> int:
-    names = getattr(recipe.subset, "names", None)
-    if names is None:
-        return subset_size(total, recipe.subset.fraction, recipe.subset.count)
-    if len(names) < MINIMUM:
-        raise UserError(f"training needs at least {MINIMUM} images: pick more of them on Data")
-    return len(names)
-
-
-def _held_out(recipe: Recipe, size: int) -> int:
-    if recipe.kind == "teach" or recipe.select != "best" or recipe.select_on != "holdout":
-        return 0
-    from segskd.data.dataset import Pair
-
-    pairs = [Pair(str(number), Path(), Path()) for number in range(size)]
-    return len(split_holdout(pairs, recipe.seed)[1])
+        raise FieldError.of(error, field) from error
 
 
 def _teachers(recipe: Recipe) -> list[str]:
-    """The owners of the teachers' features, as far as the teacher is there to be asked."""
-    if recipe.method not in FROM_SNAPSHOTS or not recipe.teacher or not Path(recipe.teacher).exists():
+    """The names of the teachers; the teacher alone as long as there is none that could be looked at."""
+    if not recipe.teacher or not Path(recipe.teacher).exists():
         return [TEACHER]
-    return [*snapshot_folders(recipe.teacher), TEACHER]
+    return list(teacher_places(recipe))
 
 
 def _trains_with(phase: Phase) -> str:

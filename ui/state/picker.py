@@ -14,14 +14,15 @@ from segskd.data.pixel_counts import PixelCounts
 from segskd.data.subset import ASK_TEACHER, MINIMUM, pick_subset, subset_order, subset_size
 from segskd.errors import UserError
 from segskd.evaluate.image_statistics import ImageStatistics
+from segskd.evaluate.statistics_worker import Question, image_statistics_in_worker
 from segskd.files import write_whole
 from segskd.models.build import WEIGHTS_FILES, model_folder
-from ui.state.asking import Question, image_statistics_in_worker
-from ui.state.background import Report, Task
-from ui.state.choice import Choice
-from ui.state.dataset_report import Json
-from ui.state.datasets import Datasets, Opened, short_digest
-from ui.state.teachers import Teacher, best_teacher, find_teacher
+
+from .background import Report, Task
+from .choice import Choice
+from .dataset_report import Json
+from .datasets import Datasets, OpenDataset, short_digest
+from .teachers import Teacher, best_teacher, find_teacher
 
 _CHOICES = TypeAdapter(Choice)
 
@@ -66,7 +67,7 @@ class Picker:
             "classes": class_rows(counted, [pair.name for pair in pairs], names) if counted else None,
         }
 
-    def _lacking(self, opened: Opened, choice: Choice, counted: PixelCounts | None) -> str | None:
+    def _lacking(self, opened: OpenDataset, choice: Choice, counted: PixelCounts | None) -> str | None:
         """What the rule needs and hasn't got."""
         if choice.rule == "balanced" and counted is None:
             return "counts"
@@ -76,7 +77,7 @@ class Picker:
             return "answer" if self.answer(opened, choice.teacher) is None else None
         return None
 
-    def _names(self, opened: Opened, choice: Choice, counted: PixelCounts | None) -> Sequence[str]:
+    def _names(self, opened: OpenDataset, choice: Choice, counted: PixelCounts | None) -> Sequence[str]:
         pairs = opened.pairs()
         if choice.rule == "hand":
             return by_hand(pairs, choice.names or ())
@@ -120,7 +121,7 @@ class Picker:
         """The last task that `ask` started for them."""
         return self._datasets.tasks.get(_key(self._datasets.open(place), self._teacher(place, teacher)))
 
-    def answer(self, opened: Opened, teacher: object) -> ImageStatistics | None:
+    def answer(self, opened: OpenDataset, teacher: object) -> ImageStatistics | None:
         """What the teacher said, None while it is to be asked. What an earlier server heard is fetched from disk."""
         key = _key(opened, self._teacher(opened.place, teacher))
         task = self._datasets.tasks.get(key)
@@ -188,7 +189,7 @@ def _has_classes(teacher: Teacher, card: Card) -> bool:
     return True
 
 
-def _key(opened: Opened, teacher: Teacher) -> str:
+def _key(opened: OpenDataset, teacher: Teacher) -> str:
     folder = model_folder(teacher.place) or teacher.place
     changed = [path.stat().st_mtime_ns for name in WEIGHTS_FILES if (path := folder / name).is_file()]
     return f"ask {opened.version} {folder} {teacher.size} {changed}"

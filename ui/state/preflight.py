@@ -1,32 +1,25 @@
-"""Pre-flights for the page: `python -m segskd preflight` in a process of its own, one at a time, results kept."""
+"""Pre-flights for the page: a worker, `segskd preflight`, measures one recipe at a time, and the results are kept."""
 
 from __future__ import annotations
 
-import atexit
 import hashlib
-import json
 import math
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
 from segskd.config import Recipe, dump_recipe
-from ui.context import Context
-from ui.processes import NICENESS, ROOT, child_environment
-from ui.state.places import in_page_words
+from segskd.errors import ErrorRecord, in_labels
+from segskd.supervisor import Worker, folder_variables, json_result, last_words, segskd, start
 
-TIMEOUT = 120.0
+from ..context import Context
+
+LONGEST_SECONDS = 120.0
 FRESH_SECONDS = {"fits": 15 * 60, "refused": 60}
+"""How long a result holds, since the memory that is free changes."""
 BAD_INPUT = 2
 MOST_KEPT = 100
 State = Literal["unknown", "waiting", "running", "fits", "refused", "failed", "cancelled"]
@@ -34,16 +27,16 @@ State = Literal["unknown", "waiting", "running", "fits", "refused", "failed", "c
 
 @dataclass
 class Check:
-    """One pre-flight: what it does, since when, and what it found.
+    """One pre-flight: its state, since when, and what it found.
 
-    "refused" is what won't fit, or what a run would end with; "failed" is a pre-flight that found nothing out.
+    "refused": the run won't fit, or would end with an error. "failed": the pre-flight found nothing out.
     """
 
     state: State = "waiting"
     begun: float = field(default_factory=time.monotonic)
     result: dict[str, Any] | None = None
     problem: str | None = None
-    process: subprocess.Popen[str] | None = None
+    worker: Worker | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for the page."""
@@ -59,17 +52,16 @@ UNKNOWN: dict[str, Any] = {"state": "unknown", "seconds": 0, "result": None, "pr
 
 
 class Preflights:
-    """Measures recipes in the background. Free memory changes, so what was found holds for FRESH_SECONDS."""
+    """Measures recipes in the background."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._checks: dict[str, Check] = {}
         self._turn = threading.Lock()
         self._guard = threading.Lock()
-        atexit.register(self.close)
 
     def ask(self, recipe: Recipe) -> str:
-        """Measures a recipe unless that is done or under way; the key under which `state` knows it."""
+        """Measures a recipe, unless it is being measured or its result still holds; the key for `state`."""
         key = recipe_key(recipe)
         with self._guard:
             if self.state(key)["state"] in ("unknown", "failed", "cancelled"):
@@ -80,7 +72,7 @@ class Preflights:
         return key
 
     def state(self, key: str) -> dict[str, Any]:
-        """{"state", "seconds", "result", "problem"}; "unknown" for what was never asked, or is no longer fresh."""
+        """{"state", "seconds", "result", "problem"}; "unknown" for what was never asked, or holds no longer."""
         check = self._checks.get(key)
         if check is None or time.monotonic() - check.begun > FRESH_SECONDS.get(check.state, math.inf):
             return dict(UNKNOWN)
@@ -91,10 +83,11 @@ class Preflights:
         check = self._checks.get(key)
         if check and check.state in ("waiting", "running"):
             check.state = "cancelled"
-            _kill(check)
+            if check.worker is not None:
+                check.worker.kill()
 
     def close(self) -> None:
-        """Ends whatever runs."""
+        """Ends all pre-flights."""
         for key in list(self._checks):
             self.cancel(key)
 
@@ -110,55 +103,46 @@ class Preflights:
 
     def _run(self, check: Check, path: Path) -> None:
         environment = {
-            **child_environment(self._context.runs, self._context.data),
+            **folder_variables(self._context.runs, self._context.data),
             "TMPDIR": str(path.parent),  # what it leaves behind when it is killed goes with the folder
         }
-        process = check.process = subprocess.Popen(
-            [sys.executable, "-m", "segskd", "preflight", "--recipe", str(path), "--json"],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        with suppress(psutil.Error):
-            psutil.Process(process.pid).nice(NICENESS)
-        if check.state == "cancelled":  # asked between the thread's look and the start
-            _kill(check)
-        try:
-            output, errors = process.communicate(timeout=TIMEOUT)
-        except subprocess.TimeoutExpired:
-            _kill(check)
-            process.communicate()
-            check.state, check.problem = "failed", f"it took longer than {TIMEOUT:.0f} s and was ended"
-            return
-        if check.state == "running":
-            check.state, check.result, check.problem = read_outcome(process.returncode, output, errors)
+        command = segskd("preflight", "--recipe", str(path), "--json")
+        with start(command, "bound", output="kept", environment=environment, low_priority=True) as worker:
+            check.worker = worker
+            if check.state == "cancelled":  # between the last look at it and the start
+                return
+            try:
+                status = worker.wait(LONGEST_SECONDS)
+            except TimeoutError:
+                check.state, check.problem = "failed", f"it took longer than {LONGEST_SECONDS:.0f} s and was ended"
+                return
+            if check.state == "running":
+                check.state, check.result, check.problem = read_outcome(status, worker.printed(), worker.said())
 
 
 def read_outcome(status: int, output: str, errors: str) -> tuple[State, dict[str, Any] | None, str | None]:
-    """(state, result, problem) from what the command left: exit status, standard output and error."""
-    last = next((line for line in reversed(errors.splitlines()) if line.strip()), "").removeprefix("segskd: ")
+    """(state, result, problem) from the command's exit status, standard output and standard error."""
+    last = last_words(errors)
     if status == BAD_INPUT:
-        return "refused", None, in_page_words(last) or "the recipe can't be carried out"
+        return "refused", None, _refusal(output) or last or "the recipe can't be carried out"
     if status != 0:
         return "failed", None, f"it ended with status {status}: {last or 'and said nothing'}"
     try:
-        result: dict[str, Any] = json.loads(output.splitlines()[-1])
-        fits, problem = bool(result["fits"]), result["problem"]
+        result: dict[str, Any] = json_result(output)
+        fits, problem = bool(result["fits"]), result.get("template") or result["problem"]
     except (ValueError, LookupError, TypeError):
         return "failed", None, "it printed no result"
-    return ("fits", result, None) if fits else ("refused", result, in_page_words(str(problem)))
+    return ("fits", result, None) if fits else ("refused", result, in_labels(str(problem)))
+
+
+def _refusal(output: str) -> str:
+    """What the command says is wrong with the recipe, in the page's words; "" where it says nothing."""
+    try:
+        return ErrorRecord.read(json_result(output)).in_labels
+    except (ValueError, LookupError, AttributeError):
+        return ""
 
 
 def recipe_key(recipe: Recipe) -> str:
-    """The same for equal recipes alone."""
+    """A key that equal recipes share, and different ones don't."""
     return hashlib.sha256(dump_recipe(recipe).encode()).hexdigest()[:20]
-
-
-def _kill(check: Check) -> None:
-    if check.process is not None and check.process.poll() is None:
-        with suppress(OSError):
-            os.killpg(check.process.pid, signal.SIGKILL)

@@ -20,7 +20,8 @@ from segskd.data.pixels import displayed, read_image
 from segskd.errors import UserError
 from segskd.evaluate.pictures import class_legend, palette_table, resized
 from segskd.runs import Run
-from ui.state.dataurl import data_url, jpeg_url
+
+from .dataurl import data_url, jpeg_url
 
 MOST_WIDE = 512
 QUALITY = 88

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from segskd.distill.running.base_run import epochs_before
+from segskd.distill.running.branch import optimisation_before
 from segskd.distill.running.pruning import RECOVERY, plan_pruned
 from segskd.errors import UserError
 from segskd.runs import Run
-from ui.jobs import Jobs
-from ui.state.catalogue import Row
+
+from ..jobs import Jobs
+from .catalogue import Row
 
 RATIOS = (0.2, 0.3, 0.4, 0.5, 0.6)
 SHOWN = ("name", "state", "doing", "share", "miou", "percent_of_teacher", "bytes", "pruned")
@@ -40,7 +41,7 @@ def begin_pruned(jobs: Jobs, run: Run, ratio: object, whole: bool = False) -> st
     """
     if ratio not in RATIOS:
         raise UserError(f"{ratio!r} is none of the shares that can be pruned here")
-    recipe, folder = plan_pruned(run, float(str(ratio)), epochs_before(run) if whole else None)
+    recipe, folder = plan_pruned(run, float(str(ratio)), optimisation_before(run).epochs if whole else None)
     if (folder / "recipe.yaml").exists():
         jobs.resume(folder.name)
     else:

@@ -16,10 +16,11 @@ from segskd.runs import STUDY, Run
 from segskd.study.folder import CELLS, CURVE_PNG, CURVE_SVG, PROGRESS, ROWS, TABLE, StudyFolder
 from segskd.study.reader import read_study
 from segskd.study.table import best_rows, line_names, shared, varying
-from ui.context import Context
-from ui.jobs import Jobs
-from ui.state.catalogue import stamp
-from ui.state.follow import Followers
+
+from ..context import Context
+from ..jobs import Jobs
+from .catalogue import stamp
+from .follow import Followers
 
 FILES = (TABLE, ROWS, CELLS, CURVE_PNG, CURVE_SVG)
 """What can be downloaded of a study."""
@@ -38,7 +39,7 @@ class Studies:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._kept: dict[str, _Kept] = {}
+        self._kept: dict[str, _StudyOnPage] = {}
         self._lock = threading.Lock()
 
     def answer(self, seen: Mapping[str, str] | None = None) -> Facts:
@@ -91,7 +92,7 @@ class Studies:
         times = {folder: seen[0] for folder in found if (seen := stamp(folder / STUDY))}
         return sorted(times, key=times.__getitem__, reverse=True)
 
-    def _read(self) -> list[_Kept]:
+    def _read(self) -> list[_StudyOnPage]:
         folders = self._folders()
         with self._lock:
             names = {folder.name for folder in folders}
@@ -105,11 +106,11 @@ class Studies:
         stamps = _stamps(folder)
         kept = self._kept.get(folder.name)
         if kept is None or kept.stamps != stamps:
-            self._kept[folder.name] = _Kept(self._context, folder, stamps)
+            self._kept[folder.name] = _StudyOnPage(self._context, folder, stamps)
 
 
-class _Kept:
-    """One study as it was read last."""
+class _StudyOnPage:
+    """One study as it was read last, and as the page shows it."""
 
     def __init__(self, context: Context, folder: Path, stamps: tuple[object, ...]) -> None:
         self.name, self.stamps = folder.name, stamps
@@ -139,7 +140,7 @@ class _Kept:
             view = self._followers.get(name)
         except UserError:  # its process has only just begun
             return None
-        return {"cell": name, "doing": view.doing, "share": round(view.share, 3)}
+        return {"cell": name, "doing": view.doing, "share": round(view.progress.share, 3)}
 
 
 def shown(read: Facts) -> Facts:
@@ -170,7 +171,7 @@ def shown(read: Facts) -> Facts:
             for row, line in zip(rows, line_names(rows), strict=True)
         ],
         "files": [name for name in FILES if (folder / name).is_file() and not (folder / name).is_symlink()],
-        "open": shlex.join(["python", "app.py", "--runs", str(folder)]),
+        "open": shlex.join(["python", "-m", "segskd", "ui", "--runs", str(folder)]),
         "go_on": _command(folder) if state in ("stopped", "failed") else None,
     }
 

@@ -21,8 +21,8 @@ from segskd.models.build import HUB_ID, WEIGHTS_FILES, load
 from segskd.models.cut import cut
 from segskd.models.importing import Adjustments, NetworkSpec, import_model
 from segskd.runs import IMPORTED, Run, free_name, list_runs
-from ui.context import Context
-from ui.processes import ROOT
+
+from ..context import Context
 
 UPLOADS = ".teachers"
 CONFIG = "config.json"
@@ -132,7 +132,7 @@ def check_hub_id(text: str) -> str:
     text = text.strip()
     if not HUB_ID.match(text) or any(part.startswith(".") for part in text.split("/")):
         raise UserError("a hub id is OWNER/NAME, in letters, digits, '.', '-' and '_'")
-    if Path(text).exists() or (ROOT / text).exists():
+    if Path(text).exists():
         raise UserError(f"{text} is a folder of this server: choose it from the list")
     return text
 

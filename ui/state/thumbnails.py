@@ -14,7 +14,8 @@ from segskd.data.dataset import Pair, decode_mask
 from segskd.data.pixels import Uint8, displayed, read_image
 from segskd.errors import UserError
 from segskd.evaluate.pictures import overlay
-from ui.state.dataurl import jpeg_url
+
+from .dataurl import jpeg_url
 
 WIDTH = 160
 QUALITY = 82

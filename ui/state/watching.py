@@ -7,16 +7,18 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from segskd.distill.running.retry import halve_batch
-from segskd.errors import UserError
+from segskd.distill.running.session import halve_batch
+from segskd.errors import UserError, in_labels
+from segskd.events import EVENTS
+from segskd.run_progress import LossCurve, PhaseProgress, Point
 from segskd.runs import Run, list_runs
-from ui.context import Context
-from ui.state import previews
-from ui.state.choice import Choice
-from ui.state.failure import Failure, diagnose
-from ui.state.follow import Followers, RunView
-from ui.state.logs import tail
-from ui.state.progress import PhaseView
+
+from ..context import Context
+from . import previews
+from .choice import Choice
+from .failure import Failure, diagnose
+from .follow import Followers, RunView
+from .logs import tail
 
 LISTED = 200
 POINTS_A_PHASE = 60
@@ -25,8 +27,8 @@ FIGURES = ("network", "miou", "pixel_accuracy", "parameters", "gmacs", "bytes", 
 FACTS = ("seconds", "device", "chosen_on", "images", "size", "split")
 
 
-class Asked(TypedDict, total=False):
-    """What the tab's script asks with."""
+class WatchQuery(TypedDict, total=False):
+    """What the tab's script asks for."""
 
     run: str | None
     phase: str | None
@@ -37,13 +39,13 @@ class Asked(TypedDict, total=False):
 
 
 class Watching:
-    """Answers the page. `asked` comes from the browser: names are checked, nothing of it is a path."""
+    """Answers the page. `asked` comes from the browser, so its names are checked before they are used."""
 
     def __init__(self, context: Context, followers: Followers | None = None) -> None:
         self._context = context
         self._followers = followers or Followers(context)
 
-    def page(self, asked: Asked) -> dict[str, Any]:
+    def page(self, asked: WatchQuery) -> dict[str, Any]:
         """The run `asked["run"]`, or the one that trains, or the last one; and the list of all."""
         runs = list_runs(self._context.runs)[:LISTED]
         states = {run.name: self._followers.state(run.name) for run in runs}
@@ -58,18 +60,20 @@ class Watching:
             answer |= found | {"problem": problem or found["problem"]}
         return answer
 
-    def curves(self, asked: Asked) -> dict[str, Any]:
+    def curves(self, asked: WatchQuery) -> dict[str, Any]:
         """Losses of one phase, or of all phases one after the other with fewer points each; and scores on the way."""
         view = self._followers.get(asked.get("run"))
         chosen = [phase for phase in view.phases if phase.name == asked.get("phase")]
         if chosen:
             phase = chosen[0]
-            return {"steps": phase.curve, "epochs": phase.epoch_curve, "scores": phase.scores, "bounds": []}
+            return {**{name: curve.points for name, curve in _curves(phase).items()}, "bounds": []}
         return _in_a_row(view.phases)
 
-    def previews(self, asked: Asked) -> dict[str, Any]:
-        """The masks after phase `asked["phase"]` that the page hasn't (`asked["known"]`: name to stamp), with
-        photograph, truth and the teacher's mask of each image that it hasn't (`asked["pictures"]`)."""
+    def previews(self, asked: WatchQuery) -> dict[str, Any]:
+        """The masks after phase `asked["phase"]` that the page lacks; `asked["known"]` has the stamps of those it has.
+
+        An image that is not among `asked["pictures"]` comes with its photograph, truth and teacher's mask, too.
+        """
         run, phase = self._context.run(asked.get("run")), str(asked.get("phase"))
         names = [view.name for view in self._followers.get(run.name).phases]
         images = previews.pinned(run, phase) if phase in names else []
@@ -80,26 +84,26 @@ class Watching:
         except (UserError, OSError) as error:
             return {"images": [], "legend": [], "problem": str(error)}
 
-    def log(self, asked: Asked) -> dict[str, Any]:
+    def log(self, asked: WatchQuery) -> dict[str, Any]:
         """The last lines of the log, or with `asked["whole"]` all of it."""
         path = self._context.run(asked.get("run")).path / "log.txt"
         if asked.get("whole"):
             return {"text": path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""}
         return {"lines": tail(path)}
 
-    def retry(self, asked: Asked) -> dict[str, Any]:
-        """Puts the run into the queue again, at half the batch where asked; a problem comes back in words."""
+    def retry(self, asked: WatchQuery) -> dict[str, Any]:
+        """Puts the run into the queue again, at half the batch where that is asked. A problem comes back as text."""
         try:
             run = self._context.run(asked.get("run"))
             if asked.get("halve"):
                 halve_batch(run)
             self._context.jobs.resume(run.name)
         except UserError as error:
-            return {"problem": str(error)}
+            return {"problem": in_labels(error)}
         return {"problem": ""}
 
     def choice_for(self, teacher: str, chosen: dict[str, Any] | None) -> dict[str, Any]:
-        """What the Data tab chose, with that run as the teacher; its own data when others were chosen.
+        """What the Data tab chose, with that run as the teacher. The run's own data, where others were chosen.
 
         Raises UserError when there is no such run.
         """
@@ -134,12 +138,12 @@ class Watching:
         }
 
     def _lately(self, view: RunView, run: Run) -> str:
-        """What a worker that has not begun to train said last."""
-        beginning = view.state == "starting" or (view.state == "running" and view.activity == "beginning")
+        """The last line of the log, while the worker has not begun to train."""
+        beginning = view.state == "starting" or (view.state == "running" and view.progress.activity == "beginning")
         return " ".join(self._own_log(view.name, run)[-1:]) if beginning else ""
 
     def _own_log(self, name: str, run: Run) -> list[str]:
-        """The last lines of the log, none when its last worker has written nothing: they are of one before."""
+        """The last lines of the log. None where the last worker has written nothing: they are an earlier one's."""
         worker, path = self._context.jobs.worker(name), run.path / "log.txt"
         if worker and path.is_file() and path.stat().st_mtime < worker.born:
             return []
@@ -153,7 +157,7 @@ class Watching:
 
 
 def _default(runs: list[Run], states: dict[str, Any]) -> str | None:
-    """The run that trains, else the one that is next, else the one that something happened to last."""
+    """The run that trains, else the next one in the queue, else the one whose files changed last."""
     for wanted in ("running", "starting", "waiting"):
         found = [name for name, state in states.items() if state == wanted]
         if found:
@@ -163,28 +167,30 @@ def _default(runs: list[Run], states: dict[str, Any]) -> str | None:
 
 
 def _touched(run: Run) -> float:
-    for name in ("events.jsonl", "recipe.yaml"):
+    for name in (EVENTS, "recipe.yaml"):
         path = run.path / name
         if path.is_file():
             return path.stat().st_mtime
     return 0.0
 
 
-def _in_a_row(phases: list[PhaseView]) -> dict[str, Any]:
+def _curves(phase: PhaseProgress) -> dict[str, LossCurve]:
+    return {"steps": phase.losses, "epochs": phase.epoch_losses, "scores": phase.scores}
+
+
+def _in_a_row(phases: list[PhaseProgress]) -> dict[str, Any]:
     """The losses of all phases, steps counted through; bounds are the steps at which phases end."""
-    steps: list[tuple[float, float]] = []
-    epochs: list[tuple[float, float]] = []
-    scores: list[tuple[float, float]] = []
+    curves: dict[str, list[Point]] = {"steps": [], "epochs": [], "scores": []}
     bounds, before = [], 0
     for phase in phases:
-        for ours, theirs in ((steps, phase.curve), (epochs, phase.epoch_curve), (scores, phase.scores)):
-            ours += [(before + x, y) for x, y in _thinned(theirs)]
+        for name, curve in _curves(phase).items():
+            curves[name] += [(before + x, y) for x, y in _thinned(curve.points)]
         before += phase.steps
         bounds.append(before)
-    return {"steps": steps, "epochs": epochs, "scores": scores, "bounds": bounds}
+    return {**curves, "bounds": bounds}
 
 
-def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def _thinned(points: list[Point]) -> list[Point]:
     every = -(-len(points) // POINTS_A_PHASE) if points else 1
     return points[every - 1 :: every]
 

@@ -11,11 +11,12 @@ from typing_extensions import TypedDict
 
 from segskd.errors import UserError
 from segskd.evaluate.sidebyside import NATIVE_SIDE
-from ui.context import Context
-from ui.page import TITLES, Page
-from ui.parts import Notice, asset, notice
-from ui.served import served
-from ui.state.comparing import Comparisons, NotOpen
+
+from ..context import Context
+from ..page import TITLES, Page
+from ..parts import Notice, asset, notice
+from ..served import served
+from ..state.comparing import Comparisons, NotOpen
 
 # One script in several files, in this order.
 SCRIPTS = (

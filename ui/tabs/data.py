@@ -11,16 +11,17 @@ from typing_extensions import TypedDict
 
 from segskd.data.cache import cache_folder
 from segskd.errors import UserError
-from ui.context import Context
-from ui.page import Page
-from ui.parts import Notice, asset, notice
-from ui.served import served
-from ui.state.background import Task, Tasks
-from ui.state.dataset_report import Json
-from ui.state.datasets import Datasets
-from ui.state.picker import Picker, read_choice
-from ui.state.teachers import list_teachers
-from ui.state.thumbnails import Thumbnails
+
+from ..context import Context
+from ..page import Page
+from ..parts import Notice, asset, notice
+from ..served import served
+from ..state.background import Task, Tasks
+from ..state.dataset_report import Json
+from ..state.datasets import Datasets
+from ..state.picker import Picker, read_choice
+from ..state.teachers import list_teachers
+from ..state.thumbnails import Thumbnails
 
 SCRIPTS = ("data-parts.js", "data-gallery.js", "data-overview.js", "data-subset.js", "data.js")
 TEMPLATE = '<div class="sets"></div>@children<div class="view"></div>'
@@ -50,7 +51,7 @@ gtFine/train/CITY/
 }
 
 
-class Asked(TypedDict, total=False):
+class DataQuery(TypedDict, total=False):
     """What the tab's script asks with."""
 
     place: str | None
@@ -79,14 +80,14 @@ def build(context: Context, page: Page) -> None:
     _join_choice(view, page)
 
 
-def _server_functions(datasets: Datasets, picker: Picker) -> list[Callable[[Asked], Json]]:
+def _server_functions(datasets: Datasets, picker: Picker) -> list[Callable[[DataQuery], Json]]:
     """What the tab's script asks for; each answers with plain data, or with what is wrong under "error"."""
     thumbnails = Thumbnails()
 
-    def data_list(asked: Asked) -> Json:
+    def data_list(asked: DataQuery) -> Json:
         return _answer(lambda: {"tiles": datasets.tiles()})
 
-    def data_open(asked: Asked) -> Json:
+    def data_open(asked: DataQuery) -> Json:
         place = asked.get("place")
         return _answer(
             lambda: {
@@ -95,10 +96,10 @@ def _server_functions(datasets: Datasets, picker: Picker) -> list[Callable[[Aske
             }
         )
 
-    def data_select(asked: Asked) -> Json:
+    def data_select(asked: DataQuery) -> Json:
         return _answer(lambda: picker.select(read_choice(asked.get("choice"))))
 
-    def data_thumbnails(asked: Asked) -> Json:
+    def data_thumbnails(asked: DataQuery) -> Json:
         def pictures() -> Json:
             opened = datasets.open(asked.get("place"))
             pairs = opened.pairs()
@@ -110,7 +111,7 @@ def _server_functions(datasets: Datasets, picker: Picker) -> list[Callable[[Aske
 
         return _answer(pictures)
 
-    def data_do(asked: Asked) -> Json:
+    def data_do(asked: DataQuery) -> Json:
         def begin() -> Json:
             place, what = str(asked.get("place")), asked.get("what")
             if what == "fetch":
@@ -124,13 +125,13 @@ def _server_functions(datasets: Datasets, picker: Picker) -> list[Callable[[Aske
 
         return _answer(begin)
 
-    def data_poll(asked: Asked) -> Json:
+    def data_poll(asked: DataQuery) -> Json:
         return _answer(lambda: {name: task.as_dict() for name, task in _tasks(datasets, picker, asked).items()})
 
     return [data_list, data_open, data_select, data_thumbnails, data_do, data_poll]
 
 
-def _tasks(datasets: Datasets, picker: Picker, asked: Asked) -> dict[str, Task]:
+def _tasks(datasets: Datasets, picker: Picker, asked: DataQuery) -> dict[str, Task]:
     """The tasks that concern what a page looks at, by kind."""
     place, teacher = str(asked.get("place")), asked.get("teacher")
     found = {

@@ -11,27 +11,27 @@ from typing import Any
 
 import gradio as gr
 
-from segskd.config import Recipe, dump_recipe, load_recipe
-from segskd.errors import UserError
-from ui.context import Context
-from ui.page import Page
-from ui.parts import notice
-from ui.state.admission import fill, unlabelled_folders
-from ui.state.choice import Choice
-from ui.state.draft import Draft, make_draft, propose, submit, submit_teacher
-from ui.state.form import FieldError
-from ui.state.outline import method_options, method_sentences, option_sentences
-from ui.state.places import as_text, help_text
-from ui.state.preflight import recipe_key
-from ui.state.teachers import add_upload, list_teachers
-from ui.tabs.distill_fields import ADVANCED_LISTS, ADVANCED_NUMBERS, ADVANCED_TEXTS, NO_FOLDER
-from ui.tabs.distill_layout import Layout
+from segskd.config import SCHEMA, Recipe, dump_recipe, load_recipe
+from segskd.errors import UserError, in_labels
+
+from ..context import Context
+from ..page import Page
+from ..parts import notice
+from ..state.admission import fill, unlabelled_folders
+from ..state.choice import Choice
+from ..state.draft import Draft, make_draft, propose, submit, submit_teacher
+from ..state.form import FieldError, as_text
+from ..state.outline import method_options, method_sentences, option_sentences
+from ..state.preflight import recipe_key
+from ..state.teachers import add_upload, list_teachers
+from .distill_fields import NO_FOLDER
+from .distill_layout import Layout
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 # One handler after the other, of all visitors: an answer never comes after that to a later question. What takes long
 # has a queue of its own.
 IN_TURN: dict[str, Any] = {**QUIET, "concurrency_id": "distill", "concurrency_limit": 1}
-ADVANCED = {*ADVANCED_NUMBERS, *ADVANCED_LISTS, *ADVANCED_TEXTS, "unlabelled", "trust_teacher"}
+ADVANCED = {field.name for field in SCHEMA if field.place == "advanced"}
 Updates = dict[Any, Any]
 
 
@@ -172,7 +172,7 @@ class Distill(Layout):
             name = submit(self.context, draft)
             said = notice(f"{name} was put into the queue.", "good")
         except UserError as error:
-            said = notice(f"{draft.name or 'The run'} was not started: {error}.")
+            said = notice(f"{draft.name or 'The run'} was not started: {in_labels(error)}.")
         return self._shown(self._draft(values), values) | {self.fields.notices["form"]: said}
 
     def _judged(self, draft: Draft, values: dict[str, Any]) -> Updates:
@@ -208,7 +208,7 @@ class Distill(Layout):
         try:
             name = submit(self.context, draft)
         except UserError as error:
-            draft.problems |= error.problems if isinstance(error, FieldError) else {"form": str(error)}
+            draft.problems |= error.problems if isinstance(error, FieldError) else {"form": in_labels(error)}
             return self._shown(draft, values, complain=True)
         cleared = {self.fields.inputs[field]: "" for field in ("name", "teach_name")}
         return {self.page.run: name, self.page.tabs: self.page.go("watch"), **cleared}
@@ -245,7 +245,7 @@ class Distill(Layout):
         try:
             return self._filled(load_recipe(file), given, name)
         except UserError as error:
-            return {self.fields.notices["load"]: notice(str(error).replace(str(file), name))}
+            return {self.fields.notices["load"]: notice(in_labels(error).replace(str(file), name))}
 
     def _cloned(self, name: str, *given: Any) -> Updates:
         """Fills the form with the recipe of a run that Runs was asked to clone."""
@@ -254,7 +254,7 @@ class Distill(Layout):
         try:
             updates = self._filled(self.context.run(name).recipe, given, name)
         except UserError as error:
-            updates = {self.fields.notices["form"]: notice(f"{name} can't be cloned: {error}")}
+            updates = {self.fields.notices["form"]: notice(f"{name} can't be cloned: {in_labels(error)}")}
         return updates | {self.page.cloned: ""}  # the same run can then be cloned again
 
     def _filled(self, recipe: Recipe, given: tuple[Any, ...], source: str) -> Updates:
@@ -266,6 +266,8 @@ class Distill(Layout):
         lost = changes["teacher_from"] == "known" and changes["known"] is None
         text = f"{source} fills the form" + (", but its teacher is not on this server." if lost else ".")
         said = {self.fields.notices["form"]: notice(text, "hint" if lost else "good")}
+        if any(changes.get(name) not in (None, "", SCHEMA[name].default) for name in ADVANCED):
+            updates[self.advanced] = gr.Accordion(open=True)  # so that a person sees what the recipe says there
         updates[self.fields.inputs["method"]] = gr.Dropdown(
             value=values["method"], info=method_sentences().get(values["method"] or "", "")
         )
@@ -308,7 +310,7 @@ class Distill(Layout):
         sentence = method_sentences().get(values.get("method") or "", "")
         updates[fields.inputs["method"]] = gr.Dropdown(info=sentence)
         known = method_options(values.get("method") or "")
-        info = option_sentences(values.get("method") or "") or help_text("options")
+        info = option_sentences(values.get("method") or "") or SCHEMA["options"].help
         updates[fields.inputs["options"]] = gr.Textbox(placeholder=known or "this method has none", info=info)
         folders = [(path.name, str(path)) for path in unlabelled_folders(self.context)]
         updates[fields.inputs["unlabelled"]] = gr.Dropdown(choices=[NO_FOLDER, *folders])

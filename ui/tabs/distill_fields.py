@@ -8,12 +8,15 @@ from typing import Any
 
 import gradio as gr
 
-from segskd.distill.planning.plan import TEACHER_LR
+from segskd.config import SCHEMA
+from segskd.distill.planning.settle import TEACHER_LR
 from segskd.models.build import ARCHITECTURES, parse_spec
-from ui.parts import Notice
-from ui.state.outline import method_sentences, option_sentences, parameters
-from ui.state.places import as_text, default, help_text, if_empty, options
-from ui.state.teachers import WEIGHT_SUFFIXES
+from segskd.schema import Place, RecipeField
+
+from ..parts import Notice
+from ..state.form import as_text
+from ..state.outline import method_sentences, parameters
+from ..state.teachers import WEIGHT_SUFFIXES
 
 STUDENTS = ("resnet10", "resnet14", "resnet20", "resnet26")
 OTHER_STUDENTS = (
@@ -28,33 +31,9 @@ TEACHER_SOURCES = [
     ("From a hub", "hub"),
     ("None", "none"),
 ]
-ADVANCED_LISTS = {
-    "init": "First weights",
-    "select": "Weights that a stage keeps",
-    "select_on": "«best» is measured on",
-    "store": "Feature store",
-    "device": "Device",
-    "precision": "Precision",
-}
-ADVANCED_NUMBERS = {
-    "batch": "Batch",
-    "views": "Views",
-    "lr": "Learning rate",
-    "weight_decay": "Weight decay",
-    "patience": "Patience",
-    "count": "Number of images",
-    "labels": "Share with labels",
-    "budget": "Memory for the store (GiB)",
-    "store_bits": "Bits of a stored value",
-    "threads": "Threads",
-    "devices": "Processes",
-    "checkpoint_seconds": "Seconds between saves",
-}
-ADVANCED_TEXTS = {
-    "options": "Options of the method",
-    "weights": "Pretrained weights",
-}
-MAX_TEXT = 400
+MAX_TEXT, MAX_NUMBER = 400, 20
+PLACED = ("teacher",)
+"""What has fields of its own."""
 NO_FOLDER = ("none", "")
 
 
@@ -87,18 +66,18 @@ def student_fields(fields: Fields) -> None:
         "student",
         gr.Dropdown,
         choices=[*own, *others],
-        value=default("student"),
-        label="Student",
-        info=f"{help_text('student')}; any architecture and encoder may be typed",
+        value=SCHEMA["student"].default,
+        label=SCHEMA["student"].label,
+        info=f"{SCHEMA['student'].description}; any architecture and encoder may be typed",
         allow_custom_value=True,
     )
     fields.put(
         "method",
         gr.Dropdown,
         choices=list(method_sentences()),
-        value=default("method"),
-        label="Method",
-        info=method_sentences()[default("method")],
+        value=SCHEMA["method"].default,
+        label=SCHEMA["method"].label,
+        info=method_sentences()[SCHEMA["method"].default],
         filterable=False,
     )
     with gr.Row():
@@ -106,9 +85,9 @@ def student_fields(fields: Fields) -> None:
             "size",
             gr.Dropdown,
             choices=list(SIZES),
-            value=default("size"),
-            label="Size (HEIGHTxWIDTH)",
-            info=help_text("size"),
+            value=SCHEMA["size"].default,
+            label=SCHEMA["size"].label,
+            info=SCHEMA["size"].help,
             allow_custom_value=True,
         )
         fields.put(
@@ -118,10 +97,11 @@ def student_fields(fields: Fields) -> None:
             max_lines=1,
             max_length=20,
             placeholder="chosen",
-            label="Epochs a stage",
-            info=f"empty: {if_empty('epochs')}",
+            label=SCHEMA["epochs"].label,
+            info=f"empty: {SCHEMA['epochs'].empty}",
         )
-        fields.put("seed", gr.Number, value=0, precision=None, label="Seed", info=help_text("seed"))
+        fields.put("seed", gr.Number, value=0, precision=None, label=SCHEMA["seed"].label, info=SCHEMA["seed"].help)
+    other_fields(fields, "form")
 
 
 def _title(arch: str) -> str:
@@ -223,7 +203,7 @@ def _teach_fields(fields: Fields) -> None:
             choices=[("none: begin at random", ""), ("imagenet: downloaded from a hub", "imagenet")],
             value="",
             label="Teacher's first weights",
-            info=help_text("weights"),
+            info=SCHEMA["weights"].description,
             filterable=False,
         )
         fields.put(
@@ -234,68 +214,40 @@ def _teach_fields(fields: Fields) -> None:
             max_length=20,
             placeholder="none",
             label="Snapshots",
-            info="copies on its way, for method multi_teacher_gan",
+            info=SCHEMA["snapshots"].help,
         )
         fields.put("teach_name", gr.Textbox, value="", label="Name of the teacher's run", max_lines=1, max_length=100)
 
 
-def advanced_fields(fields: Fields) -> None:
-    """Everything else that a recipe says."""
-    for group in _in_twos(list(ADVANCED_NUMBERS.items())):
+def other_fields(fields: Fields, place: Place) -> None:
+    """The fields of the schema that have this place and that nobody has put there yet: texts, lists, boxes."""
+    left = [field for field in SCHEMA if field.place == place and field.name not in {*fields.inputs, *PLACED}]
+    for group in _in_twos(sorted(left, key=_widget)):
         with gr.Row():
-            for name, label in group:
-                fields.put(
-                    name,
-                    gr.Textbox,
-                    value=as_text(default(name)),
-                    placeholder=if_empty(name),
-                    label=label,
-                    info=help_text(name),
-                    max_lines=1,
-                    max_length=20,
-                )
-    for group in _in_twos(list(ADVANCED_LISTS.items())):
-        with gr.Row():
-            for name, label in group:
-                fields.put(
-                    name,
-                    gr.Dropdown,
-                    choices=options(name),
-                    value=default(name),
-                    label=label,
-                    info=help_text(name),
-                    filterable=False,
-                )
-    fields.put(
-        "trust_teacher",
-        gr.Checkbox,
-        value=default("trust_teacher"),
-        label="Trust teacher",
-        info=help_text("trust_teacher"),
-    )
-    fields.put(
-        "unlabelled",
-        gr.Dropdown,
-        choices=[NO_FOLDER],
-        value="",
-        label="Images without labels",
-        info=f"{help_text('unlabelled')}; the student sees them as the teacher does",
-        filterable=False,
-    )
-    for group in _in_twos(list(ADVANCED_TEXTS.items())):
-        with gr.Row():
-            for name, label in group:
-                fields.put(
-                    name,
-                    gr.Textbox,
-                    value="",
-                    label=label,
-                    info=option_sentences(default("method")) if name == "options" else help_text(name),
-                    max_lines=1,
-                    max_length=MAX_TEXT,
-                )
+            for field in group:
+                _put(fields, field)
 
 
-def _in_twos(items: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+def _widget(field: RecipeField) -> int:
+    return 2 if field.kind is bool else 1 if field.choices or field.name == "unlabelled" else 0
+
+
+def _put(fields: Fields, field: RecipeField) -> None:
+    """A component for a field of the recipe, as its kind of value needs it."""
+    title = {"label": field.label, "info": field.help}
+    if field.name == "unlabelled":
+        fields.put(field.name, gr.Dropdown, choices=[NO_FOLDER], value="", filterable=False, **title)
+    elif field.choices:
+        fields.put(field.name, gr.Dropdown, choices=field.choices, value=field.default, filterable=False, **title)
+    elif field.kind is bool:
+        fields.put(field.name, gr.Checkbox, value=field.default, **title)
+    else:
+        value = "" if isinstance(field.default, dict) else as_text(field.default)
+        longest = MAX_NUMBER if field.kind in (int, float) else MAX_TEXT
+        arguments = {"value": value, "placeholder": field.empty, "max_lines": 1, "max_length": longest, **title}
+        fields.put(field.name, gr.Textbox, **arguments)
+
+
+def _in_twos(items: list[RecipeField]) -> Iterator[list[RecipeField]]:
     for start in range(0, len(items), 2):
         yield items[start : start + 2]

@@ -8,12 +8,12 @@ from typing import Any
 import gradio as gr
 from typing_extensions import TypedDict
 
-from ui.context import Context
-from ui.parts import Notice, asset
-from ui.served import served
-from ui.state.preflight import Preflights
-from ui.state.teachers import list_teachers
-from ui.tabs.distill_fields import Fields, advanced_fields, student_fields, teacher_fields
+from ..context import Context
+from ..parts import Notice, asset
+from ..served import served
+from ..state.preflight import Preflights
+from ..state.teachers import list_teachers
+from .distill_fields import Fields, other_fields, student_fields, teacher_fields
 
 BEGIN, QUEUE = "Start", "Queue"
 
@@ -73,7 +73,7 @@ class Layout:
             gr.Markdown("### Student")
             student_fields(fields)
         with gr.Accordion("Advanced", open=False, elem_id="distill-advanced") as self.advanced:
-            advanced_fields(fields)
+            other_fields(fields, "advanced")
 
     def _lay_out_side(self) -> None:
         fields = self.fields

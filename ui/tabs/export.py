@@ -14,20 +14,21 @@ from typing_extensions import TypedDict
 from segskd.errors import UserError
 from segskd.export.formats import FORMATS, Spec
 from segskd.runs import Run
-from ui.context import Context
-from ui.handlers import QUIET, answered, known, looked
-from ui.page import Page
-from ui.parts import Notice, asset, handed_out, notice
-from ui.served import served
-from ui.state.catalogue import Catalogue, Row
-from ui.state.exports import Exports, as_dict, exported, formats
-from ui.state.pruned import begin_pruned, pruned_students
+
+from ..context import Context
+from ..handlers import QUIET, answered, known, looked
+from ..page import Page
+from ..parts import Notice, asset, handed_out, notice
+from ..served import served
+from ..state.catalogue import Catalogue, Row
+from ..state.exports import Exports, as_dict, exported, formats
+from ..state.pruned import begin_pruned, pruned_students
 
 SCRIPTS = ("watch-parts.js", "poll.js", "export-prune.js", "export.js")
 
 
-class Asked(TypedDict, total=False):
-    """What the script asks with."""
+class ExportQuery(TypedDict, total=False):
+    """What the tab's script asks for."""
 
     run: str | None
     format: str
@@ -40,7 +41,7 @@ class Asked(TypedDict, total=False):
 def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) -> None:
     """Puts the tab's components where it is called."""
 
-    def export_state(asked: Asked) -> dict[str, Any]:
+    def export_state(asked: ExportQuery) -> dict[str, Any]:
         rows = catalogue.rows()
         choices = _choices(rows)
         name = asked.get("run") or (choices[0] if choices else None)
@@ -59,10 +60,10 @@ def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) 
             "export": as_dict(made) if made else None,
         }
 
-    def export_start(asked: Asked) -> dict[str, Any]:
+    def export_start(asked: ExportQuery) -> dict[str, Any]:
         return answered(lambda: exports.start(context.run(asked.get("run")), _spec(asked)))
 
-    def export_prune(asked: Asked) -> dict[str, Any]:
+    def export_prune(asked: ExportQuery) -> dict[str, Any]:
         whole = asked.get("whole") is True
         return answered(lambda: begin_pruned(context.jobs, context.run(asked.get("run")), asked.get("ratio"), whole))
 

@@ -12,16 +12,17 @@ from typing_extensions import TypedDict
 from segskd import run_admin
 from segskd.errors import UserError
 from segskd.runs import Run
-from ui.context import Context
-from ui.handlers import QUIET, answered, known, looked
-from ui.page import Page
-from ui.parts import Notice, asset, handed_out, notice
-from ui.served import served
-from ui.state.catalogue import Catalogue
-from ui.state.exports import Exports
-from ui.state.follow import Followers
-from ui.state.parcel import parcel
-from ui.state.studies import Studies
+
+from ..context import Context
+from ..handlers import QUIET, answered, known, looked
+from ..page import Page
+from ..parts import Notice, asset, handed_out, notice
+from ..served import served
+from ..state.catalogue import Catalogue
+from ..state.exports import Exports
+from ..state.follow import Followers
+from ..state.parcel import parcel
+from ..state.studies import Studies
 
 SCRIPTS = (
     *("watch-parts.js", "poll.js", "runs-plots.js", "runs-panel.js"),
@@ -30,8 +31,8 @@ SCRIPTS = (
 MOST_CURVES = 12
 
 
-class Asked(TypedDict, total=False):
-    """What the script asks with."""
+class RunsQuery(TypedDict, total=False):
+    """What the tab's script asks for."""
 
     run: str | None
     runs: list[str]
@@ -52,32 +53,32 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
         studies.check_unneeded(run)
         return run
 
-    def runs_rows(_: Asked) -> list[dict[str, Any]]:
+    def runs_rows(_: RunsQuery) -> list[dict[str, Any]]:
         return [row.as_dict() for row in catalogue.rows()]
 
-    def runs_curves(asked: Asked) -> list[dict[str, Any]]:
+    def runs_curves(asked: RunsQuery) -> list[dict[str, Any]]:
         names = [name for name in asked.get("runs", [])[:MOST_CURVES] if known(context, name)]
         return [_curve(followers, name) for name in names]
 
-    def runs_rename(asked: Asked) -> dict[str, Any]:
+    def runs_rename(asked: RunsQuery) -> dict[str, Any]:
         return answered(lambda: run_admin.rename(at_rest(asked.get("run")), asked.get("name", "")))
 
-    def runs_note(asked: Asked) -> dict[str, Any]:
+    def runs_note(asked: RunsQuery) -> dict[str, Any]:
         return answered(lambda: run_admin.write_note(context.run(asked.get("run")), asked.get("note", "")))
 
-    def runs_delete(asked: Asked) -> dict[str, Any]:
+    def runs_delete(asked: RunsQuery) -> dict[str, Any]:
         return answered(lambda: run_admin.delete(at_rest(asked.get("run"))))
 
-    def runs_resume(asked: Asked) -> dict[str, Any]:
+    def runs_resume(asked: RunsQuery) -> dict[str, Any]:
         return answered(lambda: context.jobs.resume(context.run(asked.get("run")).name))
 
-    def runs_stop(asked: Asked) -> dict[str, Any]:
+    def runs_stop(asked: RunsQuery) -> dict[str, Any]:
         return answered(lambda: context.jobs.stop(context.run(asked.get("run")).name))
 
-    def runs_studies(asked: Asked) -> dict[str, Any]:
+    def runs_studies(asked: RunsQuery) -> dict[str, Any]:
         return studies.answer(asked.get("seen"))
 
-    def runs_file(asked: Asked) -> dict[str, str | None]:
+    def runs_file(asked: RunsQuery) -> dict[str, str | None]:
         try:
             content = studies.content(asked.get("study"), asked.get("file"))
         except UserError as error:

@@ -7,15 +7,16 @@ from typing import Any
 import gradio as gr
 
 from segskd.errors import UserError
-from ui.context import Context
-from ui.handlers import QUIET, looked
-from ui.page import Page
-from ui.parts import Notice, asset, notice
-from ui.served import served
-from ui.state.catalogue import Catalogue
-from ui.state.follow import Followers
-from ui.state.guide import Guide
-from ui.state.machine import machine
+
+from ..context import Context
+from ..handlers import QUIET, looked
+from ..page import Page
+from ..parts import Notice, asset, notice
+from ..served import served
+from ..state.catalogue import Catalogue
+from ..state.follow import Followers
+from ..state.guide import Guide
+from ..state.machine import machine
 
 LAST = 5
 SCRIPTS = ("watch-parts.js", "poll.js", "start.js")

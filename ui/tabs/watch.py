@@ -6,12 +6,12 @@ from typing import Any
 
 import gradio as gr
 
-from ui.context import Context
-from ui.page import TITLES, Page
-from ui.parts import asset
-from ui.served import served
-from ui.state.follow import Followers
-from ui.state.watching import Asked, Watching
+from ..context import Context
+from ..page import TITLES, Page
+from ..parts import asset
+from ..served import served
+from ..state.follow import Followers
+from ..state.watching import Watching, WatchQuery
 
 SCRIPTS = ("watch-parts.js", "rail.js", "watch-charts.js", "watch-previews.js", "watch.js")
 TEMPLATE = asset("watch.html")
@@ -21,19 +21,19 @@ def build(context: Context, page: Page, followers: Followers | None = None) -> N
     """Puts the tab's components where it is called."""
     watching = Watching(context, followers)
 
-    def watch_page(asked: Asked) -> dict[str, Any]:
+    def watch_page(asked: WatchQuery) -> dict[str, Any]:
         return watching.page(asked)
 
-    def watch_curves(asked: Asked) -> dict[str, Any]:
+    def watch_curves(asked: WatchQuery) -> dict[str, Any]:
         return watching.curves(asked)
 
-    def watch_previews(asked: Asked) -> dict[str, Any]:
+    def watch_previews(asked: WatchQuery) -> dict[str, Any]:
         return watching.previews(asked)
 
-    def watch_log(asked: Asked) -> dict[str, Any]:
+    def watch_log(asked: WatchQuery) -> dict[str, Any]:
         return watching.log(asked)
 
-    def watch_retry(asked: Asked) -> dict[str, Any]:
+    def watch_retry(asked: WatchQuery) -> dict[str, Any]:
         return watching.retry(asked)
 
     view = gr.HTML(

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from segskd.config import Size
 from segskd.data.samples import Samples
-from segskd.distill.caching.inputs import DATA, IMAGE_KEY, MASK_KEY, Key, Keys, feature_key, read_of
-from segskd.distill.caching.rows import AsTheyCome, InEightBits, Kept, Parts, in_memory, on_disk
+from segskd.distill.caching.contents import DATA, IMAGE_KEY, MASK_KEY, Key, Keys, feature_key, read_of
+from segskd.distill.caching.rows import EightBitRows, Parts, Rows, UnchangedRows, in_memory, on_disk
 from segskd.models.stages import StagedNetwork
 
 Kind = Literal["memory", "disk", "recompute"]
@@ -27,19 +27,22 @@ Read = TypeVar("Read")
 
 
 class Batch:
-    """Tensors of some samples by key. No collection, so that Fabric hands it on as it is."""
+    """Tensors of some samples by key.
+
+    Fabric converts tensors in dicts and lists to fp32. It leaves an object of this class as it is.
+    """
 
     def __init__(self, tensors: Values) -> None:
         self.tensors = dict(tensors)
         self.counted: float | None = None
-        """What a sum over pixels with labels is divided by, where it is not their own number."""
+        """Labelled pixels to divide the loss's sum by; None for the number in this batch."""
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
 
-    def features(self, owner: str) -> dict[str, Tensor]:
+    def features(self, network: str) -> dict[str, Tensor]:
         """One network's features by stage name, with the image as "image"."""
-        return {key.name: value for key, value in self.tensors.items() if key.owner == owner or key == IMAGE_KEY}
+        return {key.name: value for key, value in self.tensors.items() if key.network == network or key == IMAGE_KEY}
 
     @property
     def mask(self) -> Tensor:
@@ -47,17 +50,17 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Networks:
-    """The networks by the owner of their features: in eval mode, without gradients, in one precision."""
+class FeatureComputer:
+    """Computes features: networks by name, in eval mode, without gradients, in one precision."""
 
-    by_owner: Mapping[str, StagedNetwork]
+    by_name: Mapping[str, StagedNetwork]
     size: Size
     device: torch.device
     dtype: torch.dtype
     autocast: Callable[[], AbstractContextManager[object]]
 
     def compute(self, known: Values, wanted: Keys) -> dict[Key, Tensor]:
-        """The wanted tensors, running only those stages that lie between them and what is known."""
+        """The wanted tensors. Only the stages between them and the known tensors run."""
         values = dict(known)
         with torch.no_grad(), self.autocast():
             for key in sorted(wanted):
@@ -67,75 +70,75 @@ class Networks:
     def _reach(self, key: Key, values: dict[Key, Tensor]) -> Tensor:
         if key in values:
             return values[key]
-        assert key.owner != DATA
-        network = self.by_owner[key.owner]
+        assert key.network != DATA
+        network = self.by_name[key.network]
         names = network.sources(network.index(key.name))
-        sources = {name: self._reach(feature_key(key.owner, name), values) for name in names}
+        sources = {name: self._reach(feature_key(key.network, name), values) for name in names}
         for name, feature in network.stages[key.name].features(sources, self.size).items():
-            values.setdefault(Key(key.owner, name), feature)
+            values.setdefault(Key(key.network, name), feature)
         return values[key]
 
 
 class FeatureStore:
-    """What one set of samples holds from phase to phase."""
+    """Tensors of one set of samples, which it holds from phase to phase."""
 
     def __init__(
         self,
         samples: Samples,
-        networks: Networks,
+        computer: FeatureComputer,
         kind: Kind,
         folder: Path,
         chunk: int,
         bits: int | None = None,
     ) -> None:
-        """Fills itself in parts of `chunk` samples; keeps features in 8 `bits` a value, by default as they come."""
+        """Computes `chunk` samples at once; keeps features in 8 `bits` a value, by default in their own precision."""
         self.samples = samples
         self.kind = kind
         self.reads_ahead = True
-        self._networks = networks
+        self._computer = computer
         self._folder = folder
         self._chunk = chunk
         self._bits = bits
         self._wanted: Keys = frozenset()
-        self._kept: dict[Key, Kept] = {}
+        self._rows: dict[Key, Rows] = {}
 
     def advance(self, wanted: Keys, progress: Callable[[int, int], None] | None = None) -> None:
-        """Holds `wanted` from now on: what is missing is computed once for every sample, the rest is let go.
+        """Holds `wanted` from now on: missing tensors are computed once for every sample, others are dropped.
 
         The student's stages before the wanted features must have their final weights.
         """
         self._wanted = wanted
         if self.kind == "recompute":
             return
-        missing = wanted - self._kept.keys()
+        missing = wanted - self._rows.keys()
         if missing:
             self._fill(frozenset(missing), progress)
-        for key in self._kept.keys() - wanted:
-            del self._kept[key]
+        for key in self._rows.keys() - wanted:
+            del self._rows[key]
             self._file(key).unlink(missing_ok=True)
 
     def batch(self, numbers: Tensor, keys: Keys | None = None) -> Batch:
-        """What is held of the samples with these numbers, int64 (N,), on the networks' device; of it `keys` alone."""
+        """Tensors of the samples with these numbers, int64 (N,), on the networks' device: all held ones, or `keys`."""
         wanted = self._wanted if keys is None else keys
-        return self._made(self._read(numbers, wanted), wanted)
+        return self._batch_of(self._read(numbers, wanted), wanted)
 
     def stream(self, numbers: Iterable[Tensor], keys: Keys | None = None) -> Iterator[Batch]:
-        """A batch for each of `numbers`; see `batch`. The next one is read while this one is worked on."""
+        """A batch for each of `numbers`; see `batch`. The next batch is read while the current one is in use."""
         wanted = self._wanted if keys is None else keys
-        at_hand = self.kind == "memory" and self._networks.device.type == "cpu"
-        for _, rows in self._read_ahead(numbers, lambda part: self._read(part, wanted), not at_hand):
-            yield self._made(rows, wanted)
+        in_place = self.kind == "memory" and self._computer.device.type == "cpu"
+        for _, rows in self._read_ahead(numbers, lambda part: self._read(part, wanted), not in_place):
+            yield self._batch_of(rows, wanted)
 
     def _read(self, numbers: Tensor, wanted: Keys) -> Mapping[Key, Parts]:
-        """From memory, disk or the images' files, what the samples' wanted tensors are made of."""
+        """Reads what the samples' wanted tensors are made of: from memory, disk or the images' files."""
         if self.kind == "recompute":
             return {key: (value,) for key, value in self._load(numbers.tolist()).items()}
         return {key: self._parts(key, numbers) for key in sorted(wanted)}
 
-    def _made(self, read: Mapping[Key, Parts], wanted: Keys) -> Batch:
+    def _batch_of(self, read: Mapping[Key, Parts], wanted: Keys) -> Batch:
         if self.kind == "recompute":
-            return Batch(self._networks.compute({key: value for key, (value,) in read.items()}, wanted))
-        return Batch({key: self._handed_out(key, parts) for key, parts in read.items()})
+            return Batch(self._computer.compute({key: value for key, (value,) in read.items()}, wanted))
+        return Batch({key: self._on_device(key, parts) for key, parts in read.items()})
 
     def batches(self, keys: Keys | None = None) -> Iterator[Batch]:
         """All samples in order; see `batch`."""
@@ -144,34 +147,34 @@ class FeatureStore:
 
     @property
     def bytes(self) -> int:
-        """What the held tensors occupy."""
-        return sum(kept.bytes for kept in self._kept.values())
+        """Bytes of the held tensors."""
+        return sum(rows.bytes for rows in self._rows.values())
 
     def close(self) -> None:
-        """Lets everything go."""
+        """Drops all tensors and deletes their files."""
         self.advance(frozenset())
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _fill(self, missing: Keys, progress: Callable[[int, int], None] | None) -> None:
-        """Computes `missing` chunk by chunk: always the same chunks, so that a resumed run gets the same bits."""
-        fresh: dict[Key, Kept] = {}
+        """Computes `missing` in chunks that are always the same, so that a resumed run gets the same bits."""
+        computed: dict[Key, Rows] = {}
         done = 0
-        at_hand = frozenset(self._kept) | {IMAGE_KEY, MASK_KEY}
-        given = read_of(at_hand, missing, self._networks.by_owner) & self._kept.keys()
+        known = frozenset(self._rows) | {IMAGE_KEY, MASK_KEY}
+        stored = read_of(known, missing, self._computer.by_name) & self._rows.keys()
         for numbers, loaded in self._chunks(missing):
-            known = {key: self._handed_out(key, self._parts(key, numbers)) for key in sorted(given)}
-            for key, value in self._networks.compute(known | loaded, missing).items():
-                rows = _channels_behind(value)
-                if key not in fresh:
-                    fresh[key] = self._room(key, (len(self.samples), *rows.shape[1:]), rows.dtype)
-                fresh[key].write(numbers, rows)
+            given = {key: self._on_device(key, self._parts(key, numbers)) for key in sorted(stored)}
+            for key, value in self._computer.compute(given | loaded, missing).items():
+                rows = _channels_last(value)
+                if key not in computed:
+                    computed[key] = self._new_rows(key, (len(self.samples), *rows.shape[1:]), rows.dtype)
+                computed[key].write(numbers, rows)
             done += len(numbers)
             if progress:
                 progress(done, len(self.samples))
-        self._kept |= fresh
+        self._rows |= computed
 
     def _chunks(self, missing: Keys) -> Iterator[tuple[Tensor, dict[Key, Tensor]]]:
-        """Numbers of samples with what has to be loaded of them, all views of an image together."""
+        """Numbers of samples, all views of an image together, with what is loaded of them from files."""
         chunks = self.samples.image_by_image(self._chunk)
         if not self._reads_files(missing):
             return ((numbers, {}) for numbers in chunks)
@@ -180,53 +183,53 @@ class FeatureStore:
     def _read_ahead(
         self, parts: Iterable[Tensor], read: Callable[[Tensor], Read], worthwhile: bool
     ) -> Iterator[tuple[Tensor, Read]]:
-        """Each part with what is read of it: where `reads_ahead` and `worthwhile`, while the one before is in use."""
+        """Each part with what is read of it; ahead of its use if `reads_ahead` and `worthwhile` say so."""
         if not self.reads_ahead or not worthwhile:
             yield from ((numbers, read(numbers)) for numbers in parts)
             return
         with ThreadPoolExecutor(1) as reader:
-            coming: deque[tuple[Tensor, Future[Read]]] = deque()
+            pending: deque[tuple[Tensor, Future[Read]]] = deque()
             for numbers in parts:
-                coming.append((numbers, reader.submit(read, numbers)))
-                if len(coming) > 1:
-                    now, found = coming.popleft()
-                    yield now, found.result()
-            yield from ((now, found.result()) for now, found in coming)
+                pending.append((numbers, reader.submit(read, numbers)))
+                if len(pending) > 1:
+                    now, result = pending.popleft()
+                    yield now, result.result()
+            yield from ((now, result.result()) for now, result in pending)
 
     def _reads_files(self, missing: Keys) -> bool:
-        return not self._kept or any(key.owner == "data" for key in missing)
+        return not self._rows or any(key.network == DATA for key in missing)
 
     def _load(self, numbers: Sequence[int]) -> dict[Key, Tensor]:
         images, masks = self.samples.load(numbers)
-        device = self._networks.device
-        pixels = images.to(device, self._networks.dtype).to(memory_format=torch.channels_last)
+        device = self._computer.device
+        pixels = images.to(device, self._computer.dtype).to(memory_format=torch.channels_last)
         return {IMAGE_KEY: pixels, MASK_KEY: masks.to(device)}
 
     def _parts(self, key: Key, numbers: Tensor) -> Parts:
-        """What is kept of these samples; on the way to a GPU in memory from which it can be copied meanwhile."""
+        """The stored parts of these samples; for a GPU in pinned memory, from which copies run beside computation."""
 
-        def take(kept: Tensor) -> Tensor:
-            if self._networks.device.type != "cuda":
-                return kept.index_select(0, numbers)
-            rows = torch.empty((len(numbers), *kept.shape[1:]), dtype=kept.dtype, pin_memory=True)
-            return torch.index_select(kept, 0, numbers, out=rows)
+        def take(stored: Tensor) -> Tensor:
+            if self._computer.device.type != "cuda":
+                return stored.index_select(0, numbers)
+            rows = torch.empty((len(numbers), *stored.shape[1:]), dtype=stored.dtype, pin_memory=True)
+            return torch.index_select(stored, 0, numbers, out=rows)
 
-        return self._kept[key].read(take)
+        return self._rows[key].read(take)
 
-    def _handed_out(self, key: Key, parts: Parts) -> Tensor:
+    def _on_device(self, key: Key, parts: Parts) -> Tensor:
         """Rows on the device, (N, c, h, w) in channels-last memory without a copy."""
-        moved = tuple(part.to(self._networks.device, non_blocking=True) for part in parts)
-        rows = self._kept[key].opened(moved)
+        moved = tuple(part.to(self._computer.device, non_blocking=True) for part in parts)
+        rows = self._rows[key].decoded(moved)
         return rows.permute(0, 3, 1, 2) if rows.dim() == 4 else rows
 
-    def _room(self, key: Key, shape: tuple[int, ...], dtype: torch.dtype) -> Kept:
-        room = in_memory if self.kind == "memory" else partial(on_disk, self._file(key))
-        return (InEightBits if self._bits and key.owner != DATA else AsTheyCome)(room, shape, dtype)
+    def _new_rows(self, key: Key, shape: tuple[int, ...], dtype: torch.dtype) -> Rows:
+        allocate = in_memory if self.kind == "memory" else partial(on_disk, self._file(key))
+        return (EightBitRows if self._bits and key.network != DATA else UnchangedRows)(allocate, shape, dtype)
 
     def _file(self, key: Key) -> Path:
-        return self._folder / f"{key.owner}-{key.name}.bin"
+        return self._folder / f"{key.network}-{key.name}.bin"
 
 
-def _channels_behind(value: Tensor) -> Tensor:
-    """(N, c, h, w) as (N, h, w, c), the order in which channels-last memory lies."""
+def _channels_last(value: Tensor) -> Tensor:
+    """(N, c, h, w) as (N, h, w, c), the order of the values in channels-last memory."""
     return value.permute(0, 2, 3, 1) if value.dim() == 4 else value

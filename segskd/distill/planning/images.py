@@ -1,4 +1,4 @@
-"""The images of a run: which it trains on, which of them have labels, which are held out of them for choosing."""
+"""The images of a run: those it trains on, those of them with labels, and those held out for choosing epochs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segskd.callbacks import OnActivity
-from segskd.config import Recipe
+from segskd.config import Recipe, named
 from segskd.data.cache import cache_folder
 from segskd.data.cards import Card
 from segskd.data.dataset import Pair, hash_order, list_pairs
@@ -17,12 +17,13 @@ from segskd.data.subset import (
     ASK_TEACHER,
     MINIMUM,
     draw_subset,
+    holdout_size,
     pick_subset,
     split_holdout,
     subset_size,
 )
 from segskd.data.unlabelled import Example, example, list_further, list_unlabelled
-from segskd.errors import UserError
+from segskd.errors import DataError, UserError
 from segskd.evaluate.image_statistics import image_statistics
 from segskd.models.stages import StagedNetwork
 from segskd.runs import runs_folder
@@ -31,7 +32,7 @@ from segskd.subset_file import SubsetNames
 
 @dataclass(frozen=True)
 class Subset:
-    """The images of a run: those it trains on, those held out of them for choosing, and the validation split."""
+    """The images of a run: to train on, held out for choosing among epochs, and the validation split."""
 
     train: list[Example]
     holdout: list[Pair]
@@ -39,12 +40,12 @@ class Subset:
 
     @property
     def labelled(self) -> list[int]:
-        """Places of the training images that have labels."""
+        """Places in `train` of the images that have labels."""
         return [place for place, image in enumerate(self.train) if image.mask is not None]
 
     @property
     def unlabelled(self) -> set[str]:
-        """Names of those that have none."""
+        """Names of the training images that have no labels."""
         return {image.name for image in self.train if image.mask is None}
 
 
@@ -52,88 +53,111 @@ def choose_images(
     recipe: Recipe,
     card: Card,
     data: Path,
-    chosen: SubsetNames | None,
+    names: SubsetNames | None,
     teacher: StagedNetwork | None,
     report: OnActivity | None,
 ) -> Subset:
-    """Those that the run has chosen before, or else those that its recipe asks for.
+    """The images with the `names` that the run has saved, or without these the images that its recipe describes.
 
-    Raises UserError when there are too few, or one that was chosen is gone.
+    Raises UserError when there are too few, or one of the named ones is missing.
     """
     pairs = list_pairs(card, data, "train")
     val = list_pairs(card, data, "val")
     folder = Path(recipe.data.unlabelled).expanduser() if recipe.data.unlabelled else None
-    if chosen is not None:
-        others = list_unlabelled(folder) if folder else []
-        without = set(chosen.unlabelled)
-        known = {pair.name: pair for pair in pairs}
-        examples = [example(pair, pair.name not in without) for pair in pairs]
-        train = _named({one.name: one for one in [*examples, *others]}, chosen.train)
-        return Subset(train, _named(known, chosen.held_out), val)
+    if names is not None:
+        return _named_images(names, pairs, val, list_unlabelled(folder) if folder else [])
     others = list_further(folder, card, data) if folder else []
     picked, labelled = _picked(recipe, card, pairs, teacher, report)
     holdout: list[Pair] = []
-    if recipe.select == "best" and recipe.select_on == "holdout":
-        if not labelled:
-            raise UserError("--select best holds labelled images out, and --labels 0 leaves none: take --select last")
+    if held_out_size(recipe, len(labelled)):
         labelled, holdout = split_holdout(labelled, recipe.seed)
-    out, known_labels = {pair.name for pair in holdout}, {pair.name for pair in labelled}
-    train = [example(pair, pair.name in known_labels) for pair in picked if pair.name not in out]
-    # In the order of the run's subset.txt, from which a resumed run has them: the order of training hangs on it.
+    held_out, with_labels = {pair.name for pair in holdout}, {pair.name for pair in labelled}
+    train = [example(pair, pair.name in with_labels) for pair in picked if pair.name not in held_out]
+    # In the order of the run's subset.txt, from which a resumed run reads them: the order of training depends on it.
     return Subset(sorted([*train, *others], key=lambda one: one.mask is None), holdout, val)
 
 
-def labelled_size(total: int, labels: float | None, images: int) -> int:
-    """How many of `images` chosen from `total` have labels: a share of all, int(n·p) as for the images themselves.
+def subset_images(recipe: Recipe, total: int) -> int:
+    """How many of `total` training images the recipe's subset has, with those held out. Raises UserError."""
+    part = recipe.subset
+    return len(part.names) if part.names is not None else subset_size(total, part.fraction, part.count)
 
-    Raises UserError when these are more than the images, or a single one.
+
+def held_out_size(recipe: Recipe, labelled: int) -> int:
+    """How many of the subset's labelled images are held out for choosing among epochs. Raises UserError."""
+    if recipe.select != "best" or recipe.select_on != "holdout":
+        return 0
+    if not labelled:
+        select, labels = named("select"), named("subset.labels")
+        none_left = f"{select} best holds labelled images out, and {labels} 0 leaves none: take {select} last"
+        raise UserError(none_left, "select")
+    return holdout_size(labelled)
+
+
+def labelled_size(total: int, labels: float | None, images: int) -> int:
+    """How many of the `images` of a subset have labels: the share `labels` of the dataset's `total`, rounded down.
+
+    All of them where `labels` is None. Raises UserError when the subset has fewer images, or for a single one.
     """
     if labels is None:
         return images
     size = int(total * labels + 1e-9)
-    asked = f"--labels {labels:g} of {total} images"
+    about = "subset.labels"
+    asked = f"{named(about)} {labels:g} of {total} images"
     if size > images:
-        raise UserError(f"{asked} are {size}, and only {images} are trained on: raise --images or lower --labels")
+        mend = f"raise {named('subset.fraction')} or lower {named(about)}"
+        raise UserError(f"{asked} are {size}, and only {images} are trained on: {mend}", about)
     if labels and size < MINIMUM:
-        raise UserError(f"{asked} leaves {size}, and training needs at least {MINIMUM}: raise it, or take 0 for none")
+        mend = "raise it, or take 0 for none"
+        raise UserError(f"{asked} leaves {size}, and training needs at least {MINIMUM}: {mend}", about)
     return size
 
 
 def _picked(
     recipe: Recipe, card: Card, pairs: Sequence[Pair], teacher: StagedNetwork | None, report: OnActivity | None
 ) -> tuple[list[Pair], list[Pair]]:
-    """(chosen, those of them that have labels), each sorted by name; the second come first in the rule's order."""
+    """(picked images, those of them that have labels), sorted by name. Labelled are the first in the rule's order."""
     part, cache = recipe.subset, cache_folder(runs_folder())
     if part.names is not None:
         picked = pick_subset(pairs, part.names)
         first = hash_order([pair.name for pair in picked], recipe.seed)
         wanted = set(first[: labelled_size(len(pairs), part.labels, len(picked))])
         return picked, [pair for pair in picked if pair.name in wanted]
-    size = subset_size(len(pairs), part.fraction, part.count)
+    size = subset_images(recipe, len(pairs))
     labels = labelled_size(len(pairs), part.labels, size)
     if labels < size and part.rule == "balanced":
         raise UserError(
-            "rule balanced counts the pixels of every mask, and --labels says that some are not to be used:"
-            " take rule random, diverse or hardest"
+            f"rule balanced counts the pixels of every mask, but with {named('subset.labels')} some masks must not be "
+            "read: take rule random, diverse or hardest",
+            "subset.rule",
         )
-    asked = counted = None
+    statistics = counts = None
     if part.rule in ASK_TEACHER and teacher is not None:
-        heard = _heard(report, "asking the teacher about the images")
-        asked = image_statistics(teacher, card, pairs, recipe.data.size, recipe.device, cache, heard)
+        progress = _stage_report(report, "asking the teacher about the images")
+        statistics = image_statistics(teacher, card, pairs, recipe.data.size, recipe.device, cache, progress)
     elif part.rule == "balanced":
-        counted = pixel_counts(card, pairs, cache, _heard(report, "counting the classes' pixels"))
-    picked = draw_subset(pairs, size, recipe.seed, part.rule, card, asked, counted)
+        counts = pixel_counts(card, pairs, cache, _stage_report(report, "counting the classes' pixels"))
+    picked = draw_subset(pairs, size, recipe.seed, part.rule, card, statistics, counts)
     if labels == size:
         return picked, picked
-    return picked, draw_subset(pairs, labels, recipe.seed, part.rule, card, asked, counted) if labels else []
+    return picked, draw_subset(pairs, labels, recipe.seed, part.rule, card, statistics, counts) if labels else []
 
 
-def _heard(report: OnActivity | None, stage: str) -> Callable[[int, int], None] | None:
+def _stage_report(report: OnActivity | None, stage: str) -> Callable[[int, int], None] | None:
     return None if report is None else lambda done, total: report(stage, done, total)
+
+
+def _named_images(names: SubsetNames, pairs: Sequence[Pair], val: list[Pair], unlabelled: Sequence[Example]) -> Subset:
+    without = set(names.unlabelled)
+    known = {pair.name: pair for pair in pairs}
+    examples = [example(pair, pair.name not in without) for pair in pairs]
+    train = _named({one.name: one for one in [*examples, *unlabelled]}, names.train)
+    return Subset(train, _named(known, names.held_out), val)
 
 
 def _named(by_name: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
     missing = [name for name in names if name not in by_name]
     if missing:
-        raise UserError(f"training image '{missing[0]}' of the run's subset is gone ({len(missing)} are): put it back")
+        gone = f"training image '{missing[0]}' of the run's subset is gone ({len(missing)} are): put it back"
+        raise DataError(gone)
     return [by_name[name] for name in names]

@@ -1,4 +1,4 @@
-"""What a phase minimises. Every figure is summed in fp32, whatever precision the networks run in."""
+"""The losses of phases. Every sum is computed in fp32, whatever precision the networks run in."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch.amp import is_autocast_available
 
 EPSILON = 1e-12
 CACHED = 2**17
-"""Values of which a copy in fp32 stays in a core's cache."""
+"""A copy of so many values in fp32 fits into a core's cache."""
 ON_GPU = 2**26
-"""The same where launching an operation costs more than such a copy; `dot` takes less than 2^31 of them."""
+"""Values that are copied at once on a GPU, where launching operations costs more; `dot` takes less than 2^31."""
 
 
 class _SquaredError(torch.autograd.Function):
-    """Mean of squares without a copy of whole features in fp32, whose traffic costs more than a small stage itself.
+    """Mean of squares without a copy of whole features in fp32: its memory traffic would cost more than a small stage.
 
-    The difference keeps the features' precision. It is exact for features that are near each other (Sterbenz). The
-    gradient that a feature gets back has that precision in any case.
+    The difference has the features' own precision. It is exact for values that are near each other (Sterbenz's
+    lemma). The gradient of a feature has that precision in any case.
     """
 
     @staticmethod
@@ -31,7 +31,7 @@ class _SquaredError(torch.autograd.Function):
         difference = student - teacher
         ctx.save_for_backward(difference)
         ctx.precision = student.dtype
-        values = difference.permute(0, 2, 3, 1).reshape(-1)  # as they lie
+        values = difference.permute(0, 2, 3, 1).reshape(-1)  # in the order of memory
         squares = [torch.dot(part, part) for part in map(Tensor.float, torch.split(values, _at_once(values)))]
         return torch.stack(squares).sum() / values.numel()
 
@@ -56,11 +56,11 @@ def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Sum of F.cross_entropy in fp32, which copies and writes twice as much on its way there and back."""
+    """The sum of F.cross_entropy in fp32, with half the copies forwards and backwards."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
-        # Classes in planes: softmax along the classes of each pixel is ten times slower, this copy included.
+        # One plane a class: a softmax along neighbouring values of a pixel is ten times slower, even without this copy.
         planes = logits.to(torch.float32, memory_format=torch.contiguous_format)
         likelihood = F.log_softmax(planes, dim=1)
         loss = F.nll_loss(likelihood, target, ignore_index=ignore_index, reduction="sum")
@@ -78,22 +78,22 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _layout(feature: Tensor) -> torch.memory_format:
-    lies = feature.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if lies else torch.contiguous_format
+    channels_last = feature.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def label_loss(logits: Tensor, mask: Tensor, ignore_index: int, counted: float | None = None) -> Tensor:
-    """Mean cross-entropy over pixels that count, in fp32; 0 when none does.
+    """Mean cross-entropy over the pixels that are not ignored, in fp32; 0 when all are.
 
-    `logits` (N, C, h, w), `mask` integer (N, h, w). With `counted` its sum is divided by that, whatever the mask says.
+    `logits` (N, C, h, w), `mask` integer (N, h, w). The sum is divided by `counted` if given, else by their number.
     """
     target = mask.long()
     total: Tensor = _CrossEntropy.apply(logits, target, ignore_index)
     return total / ((target != ignore_index).sum().clamp(min=1) if counted is None else counted or 1.0)
 
 
-def _exactly(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The loss with autocast switched off: sums of products over thousands of pixels don't fit 16 bits."""
+def _in_fp32(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The loss without autocast: sums of products over thousands of pixels are too large or too rough in 16 bits."""
 
     @wraps(loss)
     def exact(student: Tensor, *others: Tensor, **options: float) -> Tensor:
@@ -104,19 +104,19 @@ def _exactly(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return exact
 
 
-@_exactly
+@_in_fp32
 def soft_loss(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
     """T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits (N, C, h, w), averaged over pixels.
 
-    Hinton, Vinyals & Dean (arXiv 1503.02531), section 2: soft targets, with the T^2 that keeps the size of
-    their gradients.
+    Hinton, Vinyals & Dean (arXiv 1503.02531), section 2: soft targets; the factor T^2 keeps the size
+    of their gradients.
     """
-    told = F.log_softmax(teacher / temperature, dim=1)
-    said = F.log_softmax(student / temperature, dim=1)
-    return temperature**2 * F.kl_div(said, told, reduction="none", log_target=True).sum(1).mean()
+    theirs = F.log_softmax(teacher / temperature, dim=1)
+    ours = F.log_softmax(student / temperature, dim=1)
+    return temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1).mean()
 
 
-@_exactly
+@_in_fp32
 def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared distance of two attention maps, averaged over the batch: between 0 and 2.
 
@@ -140,7 +140,7 @@ def _attention(feature: Tensor, size: tuple[int, int]) -> Tensor:
     )
 
 
-@_exactly
+@_in_fp32
 def flow_loss(student_in: Tensor, student_out: Tensor, teacher_in: Tensor, teacher_out: Tensor) -> Tensor:
     """Mean squared error of two FSP matrices (N, c_in, c_out).
 
@@ -158,20 +158,20 @@ def _flow(first: Tensor, second: Tensor) -> Tensor:
     return one @ other.transpose(1, 2) / (size[0] * size[1])
 
 
-@_exactly
+@_in_fp32
 def channelwise_loss(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
     """T^2 KL of every channel's softmax over positions, averaged over channels and batch; features (N, c, h, w).
 
     Channel-wise distillation (Shu et al., arXiv 2011.13256), eq. (3) and (4).
     """
-    told = F.log_softmax(teacher.flatten(2) / temperature, dim=2)
-    said = F.log_softmax(student.flatten(2) / temperature, dim=2)
-    return temperature**2 * F.kl_div(said, told, reduction="none", log_target=True).sum(2).mean()
+    theirs = F.log_softmax(teacher.flatten(2) / temperature, dim=2)
+    ours = F.log_softmax(student.flatten(2) / temperature, dim=2)
+    return temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(2).mean()
 
 
 def real_or_not(scores: Tensor, real: bool) -> Tensor:
-    """Mean binary cross-entropy of a discriminator's scores (logits, any shape) against "real" or "made".
+    """Mean binary cross-entropy of a discriminator's scores (logits, any shape) against "real" or "not real".
 
-    Goodfellow et al. (arXiv 1406.2661), eq. (1); the student's side takes its non-saturating form (section 3).
+    Goodfellow et al. (arXiv 1406.2661), eq. (1); the student's side uses the non-saturating form (section 3).
     """
     return F.softplus(-scores.float() if real else scores.float()).mean()

@@ -1,19 +1,26 @@
 """Methods: functions from a setting (stages, epochs, teachers) to a list of phases, and nothing else.
 
-Every method gets the same total of image passes: epochs a stage times stages. So a phase that trains several
-stages at once has, as a rule, their number times the epochs of one.
+A function becomes a method by `@method`. Its name is the method's name, and the first sentence of its docstring is
+what people read about it. Its keyword arguments are the method's options. Their annotations say which values are
+allowed and what they mean. Nothing else in the program lists methods.
+
+Every method gets the same total of image passes: epochs a stage times stages. A phase that trains several stages at
+once therefore has, as a rule, the epochs of one stage times their number.
 """
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 from pydantic import Field
 from torch import Tensor
 
+from segskd.config import named
 from segskd.distill.planning.losses import attention_loss, channelwise_loss, flow_loss, soft_loss
 from segskd.distill.planning.phase import Comparison, Phase, Setting
 from segskd.errors import UserError
@@ -25,30 +32,81 @@ Positive = Annotated[Finite, Field(gt=0)]
 Share = Annotated[Finite, Field(ge=0, le=1)]
 Joint = Annotated[
     Share,
-    Field(description="share of the epochs in which, at the end, all stages train together, on features and labels"),
+    Field(description="share of the epochs at the end in which all stages train together, on features and labels"),
 ]
-Soft = Annotated[Share, Field(description="weight of the teacher's answers (labels have the rest)")]
+Soft = Annotated[Share, Field(description="weight of the teacher's logits, where labels have the rest")]
 Temperature = Annotated[Positive, Field(description="divides values before their softmax: a high one evens them out")]
-Weight = Annotated[Positive, Field(description="of what is learnt from features, where the rest of the loss has 1")]
-Alpha = Annotated[Finite, Field(description="how much heavier each feature counts than the one before (0: all alike)")]
-Deception = Annotated[Positive, Field(description="weight of how well the discriminator is deceived")]
+Weight = Annotated[
+    Positive, Field(description="weight of the loss on features, where the rest of the loss has weight 1")
+]
+Alpha = Annotated[Finite, Field(description="how much more a feature counts than the one before, 0: all alike")]
+Deception = Annotated[Positive, Field(description="weight of deceiving the discriminator")]
 Method = Callable[..., list[Phase]]
+METHODS: dict[str, Method] = {}
+"""All methods by name, in the order in which they are written below."""
+SNAPSHOT_METHODS: set[str] = set()
+"""Names of the methods that also learn from snapshots of the teacher's training."""
 JOINT_SHARE = 0.2
-"""Share of `blockwise`'s epochs in which the assembled network trains as a whole."""
+"""Share of the epochs of `blockwise` in which the assembled network trains as a whole."""
 EARLY_STAGES = 3
-"""Encoder stages whose features `dearkd` takes for early."""
+"""How many encoder stages `dearkd` counts as early."""
 
 
+@dataclass(frozen=True)
+class Option:
+    """An option of a method: its default, and what it means."""
+
+    default: float
+    meaning: str
+
+
+def method(function: Method) -> Method:
+    """Makes a function a method."""
+    METHODS[function.__name__] = function
+    return function
+
+
+def from_snapshots(function: Method) -> Method:
+    """Says of a method that its setting also names snapshots of the teacher's training."""
+    SNAPSHOT_METHODS.add(function.__name__)
+    return function
+
+
+def method_names() -> str:
+    """The names of all methods in a sentence: "stagewise, simultaneous … or multi_teacher_gan"."""
+    *others, last = METHODS
+    return f"{', '.join(others)} or {last}"
+
+
+def summary_of(name: str) -> str:
+    """What the method called `name` does, in one sentence."""
+    return (inspect.getdoc(METHODS[name]) or name).splitlines()[0]
+
+
+def options_of(name: str) -> dict[str, Option]:
+    """The options of the method called `name`, by their names."""
+    hints = get_type_hints(METHODS[name], include_extras=True)
+    parameters = inspect.signature(METHODS[name]).parameters.values()
+    return {p.name: Option(p.default, _meaning(hints[p.name])) for p in parameters if p.default is not p.empty}
+
+
+def _meaning(hint: Any) -> str:
+    """The last description in an annotation."""
+    return next((part.description for part in reversed(hint.__metadata__) if part.description), "")
+
+
+@method
 def stagewise(to: Setting, *, joint: Joint = 0.0) -> list[Phase]:
     """SKD (arXiv 1911.06786): each stage on the teacher's feature alone, then the head on labels.
 
-    Stage k lowers mean((S_k - T_k)^2) with the stages before it frozen, the head the cross-entropy. A stage that
-    has no partner in the teacher trains together with the next one that has one. With `joint`,
-    which the paper has not, that share of all epochs is left for a last phase, in which the assembled network trains
-    as a whole on the loss of `simultaneous`. Raises UserError where a stage would keep no epoch for it.
+    Stage k lowers mean((S_k - T_k)^2) while the stages before it are frozen; the head lowers the cross-entropy. A
+    stage without a partner in the teacher trains together with the next stage that has one. `joint`, which is not in
+    the paper, is the share of all epochs that a last phase gets: there the whole network trains on the loss of
+    `simultaneous`. Raises UserError where a stage would be left without an epoch.
     """
     if joint and to.epochs < 2:
-        raise UserError("option joint of method stagewise needs two epochs a stage at least, or no stage had one left")
+        few = "option joint of method stagewise needs at least two epochs a stage"
+        raise UserError(f"{few}: raise {named('optimisation.epochs')}", "options")
     together = min(max(1, round(_total(to) * joint)), _total(to) - len(to.stages)) if joint else 0
     each = dict(zip(to.stages, _even(_total(to) - together, len(to.stages)), strict=True))
     epochs = [sum(each[name] for name in group) for group in to.groups]
@@ -56,6 +114,7 @@ def stagewise(to: Setting, *, joint: Joint = 0.0) -> list[Phase]:
     return [*stages, _joint("joint", to, together)] if joint else stages
 
 
+@method
 def simultaneous(to: Setting) -> list[Phase]:
     """SKD's baseline (arXiv 1911.06786): all features and the labels at once, the mean of their losses.
 
@@ -64,6 +123,7 @@ def simultaneous(to: Setting) -> list[Phase]:
     return [_joint("simultaneous", to, _total(to))]
 
 
+@method
 def fitnets(to: Setting) -> list[Phase]:
     """FitNets (arXiv 1412.6550) in the SKD paper's form: a hint from the encoder, one from the decoder, then labels.
 
@@ -77,42 +137,47 @@ def fitnets(to: Setting) -> list[Phase]:
     return [*hints, Phase("rest", parts[-1], to.epochs * len(parts[-1]), labels=1.0)]
 
 
+@method
 def hinton(to: Setting, *, temperature: Temperature = 4.0, soft: Soft = 0.9) -> list[Phase]:
-    """Soft labels (arXiv 1503.02531, section 2): every pixel's logits at a temperature, beside the labels.
+    """Soft labels (arXiv 1503.02531, section 2): every pixel's logits at a temperature, and labels.
 
     soft * T^2 KL(teacher || student) + (1 - soft) * cross-entropy.
     """
     return [_whole("hinton", to, (_soft_logits(temperature, soft),), labels=1.0 - soft)]
 
 
+@method
 def supervised(to: Setting) -> list[Phase]:
     """No teacher: every stage on labels, for as many image passes as `stagewise` gives to all its phases."""
     return [_whole("supervised", to, labels=1.0)]
 
 
+@method
 def blockwise(to: Setting) -> list[Phase]:
-    """Parallel blockwise distillation (Blakeney et al., arXiv 2012.03096): stages apart, then together.
+    """Parallel blockwise distillation (Blakeney et al., arXiv 2012.03096): each stage by itself, then all together.
 
-    Block k lowers mean((S_k(T_(k-1)) - T_k)^2) on the teacher's own features, the head the cross-entropy, all side by
-    side; then the assembled network trains as a whole, on the loss of `simultaneous`.
+    Block k lowers mean((S_k(T_(k-1)) - T_k)^2) on the teacher's own features, and the head lowers the cross-entropy,
+    all in the same steps. Then the assembled network trains as a whole, on the loss of `simultaneous`.
     """
     joint = max(1, round(_total(to) * JOINT_SHARE))
-    apart = tuple(Comparison((name,)) for name in to.blocks)
-    blocks = Phase("blocks", to.stages, _total(to) - joint, apart, labels=1.0, fed_by="teacher")
+    compared = tuple(Comparison((name,)) for name in to.blocks)
+    blocks = Phase("blocks", to.stages, _total(to) - joint, compared, labels=1.0, fed_by="teacher")
     return [blocks, _joint("joint", to, joint)]
 
 
+@method
 def attention(to: Setting, *, weight: Weight = 10.0) -> list[Phase]:
-    """Attention transfer (arXiv 1612.03928, eq. 2): where each feature is strong, beside the labels.
+    """Attention transfer (arXiv 1612.03928, eq. 2): where each feature is strong, and labels.
 
-    Cross-entropy + weight * mean over the features of |Q_S / |Q_S| - Q_T / |Q_T||^2; `weight` holds eq. (2)'s beta / 2.
+    Cross-entropy + weight * mean over the features of |Q_S / |Q_S| - Q_T / |Q_T||^2; `weight` is beta / 2 of eq. (2).
     """
     compared = (Comparison((name,), weight / len(to.blocks), _attention, adapted=False) for name in to.blocks)
     return [_whole("attention", to, tuple(compared), labels=1.0)]
 
 
+@method
 def fsp(to: Setting, *, weight: Weight = 1.0) -> list[Phase]:
-    """Flow of solution procedure (Yim et al., CVPR 2017, eq. 1 and 2): how features become the next, beside labels.
+    """Flow of solution procedure (Yim et al., CVPR 2017, eq. 1 and 2): how each feature becomes the next, and labels.
 
     Cross-entropy + weight * mean over neighbouring features of mean((G_S - G_T)^2).
     """
@@ -121,8 +186,9 @@ def fsp(to: Setting, *, weight: Weight = 1.0) -> list[Phase]:
     return [_whole("fsp", to, tuple(compared), labels=1.0)]
 
 
+@method
 def channelwise(to: Setting, *, temperature: Temperature = 4.0, weight: Weight = 1.0) -> list[Phase]:
-    """Channel-wise distillation (CWD, arXiv 2011.13256, eq. 3 and 4): where each channel looks, beside the labels.
+    """Channel-wise distillation (CWD, arXiv 2011.13256, eq. 3 and 4): where each channel is strong, and labels.
 
     Cross-entropy + weight * mean over the features of T^2 KL of each channel's softmax over positions.
     """
@@ -131,8 +197,9 @@ def channelwise(to: Setting, *, temperature: Temperature = 4.0, weight: Weight =
     return [_whole("channelwise", to, tuple(compared), labels=1.0)]
 
 
+@method
 def hdkd(to: Setting, *, temperature: Temperature = 4.0, weight: Weight = 0.1, alpha: Alpha = 1.0) -> list[Phase]:
-    """HDKD (El-Assiouti et al., arXiv 2407.07516): soft logits and all features, the later the heavier; no labels.
+    """HDKD (El-Assiouti et al., arXiv 2407.07516): soft logits and all features, later ones with more weight.
 
     T^2 KL(teacher || student) + weight * sum over i of (i + 1)^alpha * mean((S_i - T_i)^2), i from 0.
     """
@@ -140,8 +207,9 @@ def hdkd(to: Setting, *, temperature: Temperature = 4.0, weight: Weight = 0.1, a
     return [_whole("hdkd", to, (_soft_logits(temperature, 1.0), *features))]
 
 
+@method
 def dearkd(to: Setting) -> list[Phase]:
-    """DearKD (Chen et al., arXiv 2204.12997): the encoder's early features first, then every stage on labels alone.
+    """DearKD (Chen et al., arXiv 2204.12997): the encoder's first features, then every stage on labels alone.
 
     mean((S_k - T_k)^2) summed over the first three features; then the cross-entropy.
     """
@@ -151,12 +219,14 @@ def dearkd(to: Setting) -> list[Phase]:
     return [first, Phase("labels", to.stages, _total(to) - first.epochs, labels=1.0)]
 
 
+@from_snapshots
+@method
 def multi_teacher_gan(to: Setting, *, deception: Deception = 0.01) -> list[Phase]:
-    """Multi-teacher GAN (Huang et al., 2021): stage by stage against ever later snapshots of the teacher.
+    """Multi-teacher GAN (Huang et al., 2021): stage by stage against later and later snapshots of the teacher.
 
     Stage k lowers mean((S_k - T_k)^2) - deception * log D(S_k), while a discriminator D learns to tell S_k from T_k
     (arXiv 1406.2661, eq. 1, the student's part non-saturating); the head learns from labels. A stage's epochs are
-    shared among the teachers; with fewer epochs than teachers the earliest are left out.
+    divided among the teachers; with fewer epochs than teachers the earliest are left out.
     """
     phases = []
     for group in to.groups[:-1]:
@@ -168,19 +238,8 @@ def multi_teacher_gan(to: Setting, *, deception: Deception = 0.01) -> list[Phase
     return [*phases, _alone(to.groups[-1], to.epochs * len(to.groups[-1]))]
 
 
-METHODS: dict[str, Method] = {
-    method.__name__: method
-    for method in (
-        *(stagewise, simultaneous, fitnets, hinton, supervised),
-        *(blockwise, attention, fsp, channelwise, hdkd, dearkd, multi_teacher_gan),
-    )
-}
-FROM_SNAPSHOTS = ("multi_teacher_gan",)
-"""Methods that learn from snapshots of the teacher's training, too."""
-
-
-def answers(weight: float) -> Comparison:
-    """The teacher's own answers in place of labels: its logits as soft labels, at temperature 1."""
+def soft_labels(weight: float) -> Comparison:
+    """The teacher's logits as soft labels at temperature 1, which replace labels where there are none."""
     return _soft_logits(1.0, weight)
 
 
@@ -200,25 +259,25 @@ def _whole(name: str, to: Setting, compared: tuple[Comparison, ...] = (), labels
 
 
 def _joint(name: str, to: Setting, epochs: int) -> Phase:
-    """The mean of all feature losses and the cross-entropy (eleven of them in a ResNet U-Net)."""
+    """All stages on the mean of all feature losses and the cross-entropy (eleven losses in a ResNet U-Net)."""
     share = 1 / (len(to.blocks) + 1)
     return Phase(name, to.stages, epochs, tuple(Comparison((n,), share) for n in to.blocks), labels=share)
 
 
 def _middle(to: Setting, part: str) -> int:
-    """The place behind the middle one of the encoder's or the decoder's stages that are compared."""
+    """One more than the place of the middle one of the compared stages of the encoder or decoder; 0 for none."""
     places = [to.stages.index(name) for name in to.blocks if name.startswith(part)]
     return places[len(places) // 2] + 1 if places else 0
 
 
 def _shared(epochs: int, teachers: Sequence[str]) -> list[tuple[str, int]]:
-    """Each teacher's epochs: at least one, and equal but for one that the earlier have more."""
-    heard = teachers[-epochs:]
-    return list(zip(heard, _even(epochs, len(heard)), strict=True))
+    """(teacher, epochs) of each teacher that gets at least one epoch; the numbers differ by one at most."""
+    used = teachers[-epochs:]
+    return list(zip(used, _even(epochs, len(used)), strict=True))
 
 
 def _even(epochs: int, parts: int) -> list[int]:
-    """Epochs in parts that are equal but for one, which some have more."""
+    """Epochs divided into parts that differ by one at most; the parts add up to `epochs`."""
     marks = [-(-epochs * place // parts) for place in range(parts + 1)]
     return [end - begin for begin, end in itertools.pairwise(marks)]
 
@@ -228,9 +287,8 @@ def _soft_logits(temperature: float, weight: float) -> Comparison:
 
 
 def _softened(student: Sequence[Tensor], teacher: Sequence[Tensor], *, temperature: float) -> Tensor:
-    """Of the classes that the student tells: a teacher may have one output for two, or a surplus one behind them."""
-    told = logits_of(teacher[0], student[0].shape[1])
-    return soft_loss(student[0], told, temperature=temperature)
+    """`soft_loss` over the student's classes: a teacher may have one output for two classes, or one output too many."""
+    return soft_loss(student[0], logits_of(teacher[0], student[0].shape[1]), temperature=temperature)
 
 
 def _attention(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

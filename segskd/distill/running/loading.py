@@ -1,4 +1,4 @@
-"""The networks that a recipe names: its teachers, its student, and the adapters between them."""
+"""The networks that a recipe names, loaded and checked: its teachers, its student, the adapters between them."""
 
 from __future__ import annotations
 
@@ -9,42 +9,57 @@ import torch
 from timm.layers import convert_sync_batchnorm
 
 from segskd.callbacks import OnActivity
-from segskd.config import Recipe
+from segskd.config import Recipe, Size
 from segskd.data.cache import cache_folder
 from segskd.data.cards import Card
 from segskd.data.dataset import Pair
 from segskd.data.transforms import padded_size
+from segskd.distill.caching.contents import STUDENT
 from segskd.distill.planning.images import Subset
-from segskd.distill.planning.methods import FROM_SNAPSHOTS
+from segskd.distill.planning.methods import SNAPSHOT_METHODS
 from segskd.distill.planning.phase import TEACHER, Phase
 from segskd.distill.running.pruning import narrow_weights
 from segskd.distill.training.module import adapted_stages
-from segskd.errors import UserError
+from segskd.errors import UserError, concerning
 from segskd.evaluate.diagnosis import Diagnosis, diagnose
 from segskd.evaluate.metrics import check_fits
 from segskd.models.adapters import Adapters, probe_adapters
 from segskd.models.build import create, load, parse_spec, snapshot_folders
-from segskd.models.cut import cut
-from segskd.models.stages import StagedNetwork, freeze
+from segskd.models.cut import check_size, cut, kinds
+from segskd.models.stages import HEAD, StagedNetwork, feature_shapes, freeze
 from segskd.runs import runs_folder
 from segskd.standalone.narrow import narrow
 
-LOOKING = "looking at the teacher's answers"
+CHECKING_TEACHER = "looking at the teacher's answers"
+
+
+def teacher_places(recipe: Recipe) -> dict[str, str | Path]:
+    """Where the teacher lies, and before it the snapshots of its training if the method uses them, by their names.
+
+    Raises UserError when the method uses snapshots and the teacher has none.
+    """
+    if recipe.teacher is None:
+        return {}
+    if recipe.method not in SNAPSHOT_METHODS:
+        return {TEACHER: recipe.teacher}
+    snapshots = snapshot_folders(recipe.teacher)
+    if not snapshots:
+        raise UserError(
+            f"method {recipe.method} learns from snapshots of the teacher's training, and {recipe.teacher} has "
+            "none: train one with 'teach --snapshots 2'",
+            "teacher",
+        )
+    return {**snapshots, TEACHER: recipe.teacher}
 
 
 def load_teachers(recipe: Recipe, card: Card) -> dict[str, StagedNetwork]:
-    """The teacher by the owner of its features, and before it the snapshots that the method learns from, if it does."""
-    if recipe.teacher is None:
-        return {}
-    places: dict[str, str | Path] = {TEACHER: recipe.teacher}
-    if recipe.method in FROM_SNAPSHOTS:
-        places = {**snapshot_folders(recipe.teacher), TEACHER: recipe.teacher}
-        if len(places) == 1:
-            raise UserError(
-                f"method {recipe.method} learns from snapshots of the teacher's training, and {recipe.teacher} has "
-                "none: train one with 'teach --snapshots 2'"
-            )
-    return {owner: _teacher(recipe, card, place) for owner, place in places.items()}
+    """The teachers at `teacher_places`, in eval mode. Raises UserError for one that doesn't fit card or size."""
+    size = padded_size(recipe.data.size)
+    with concerning("teacher"):
+        teachers = {name: _teacher(recipe, card, place) for name, place in teacher_places(recipe).items()}
+        for network in teachers.values():
+            check_size(network, size, f"teacher {recipe.teacher}")
+    return teachers
 
 
 def _teacher(recipe: Recipe, card: Card, place: str | Path) -> StagedNetwork:
@@ -56,7 +71,10 @@ def _teacher(recipe: Recipe, card: Card, place: str | Path) -> StagedNetwork:
 
 
 def make_student(recipe: Recipe, card: Card, folder: Path) -> StagedNetwork:
-    """The recipe's student with the first weights of its seed; a pruned run's is as narrow as that in `folder`."""
+    """The recipe's student with the random weights of its seed; a pruned run's is as narrow as the one in `folder`.
+
+    Raises UserError for a network that doesn't exist or doesn't take images of the recipe's size.
+    """
     torch.manual_seed(recipe.seed)
     model = create(
         *parse_spec(recipe.student), classes=len(card.classes), weights=recipe.weights, channels=card.channels
@@ -65,7 +83,9 @@ def make_student(recipe: Recipe, card: Card, folder: Path) -> StagedNetwork:
         narrow(model, narrower, recipe.prune.ratio)
     if recipe.sync_batchnorm:
         model = convert_sync_batchnorm(model)
-    return cut(_on_device(model, recipe))
+    student = cut(_on_device(model, recipe))
+    check_size(student, padded_size(recipe.data.size), f"student {recipe.student}")
+    return student
 
 
 def _on_device(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
@@ -75,7 +95,7 @@ def _on_device(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:
 def make_adapters(
     recipe: Recipe, student: StagedNetwork, teacher: StagedNetwork | None, phases: Sequence[Phase]
 ) -> Adapters:
-    """Those that the phases need to compare features of different shapes; none without a teacher."""
+    """The adapters that the phases need to compare features of different shapes; none without a teacher."""
     if teacher is None:
         return Adapters()
     wanted = adapted_stages(phases)
@@ -84,21 +104,46 @@ def make_adapters(
     return adapters.to(torch.device(recipe.device)).to(memory_format=torch.channels_last)
 
 
-def diagnosed(
+def diagnose_teacher(
     recipe: Recipe, card: Card, subset: Subset, teacher: StagedNetwork | None, report: OnActivity | None
 ) -> Diagnosis | None:
-    """What the teacher makes of a few images with labels; None where there is none, or where it is trusted.
+    """Compares the teacher's masks of a few images with their labels; None without a teacher, or for a trusted one.
 
-    Raises UserError when something is wrong with it.
+    Raises UserError when something is wrong with the teacher.
     """
     if teacher is None or recipe.trust_teacher:
         return None
     if report:
-        report(LOOKING, 0, 1)
+        report(CHECKING_TEACHER, 0, 1)
     labelled = [Pair(one.name, one.image, one.mask) for one in subset.train if one.mask is not None]
-    found = diagnose(
+    diagnosis = diagnose(
         teacher.model, card, labelled, subset.val, recipe.data.size, recipe.device, cache_folder(runs_folder())
     )
     if report:
-        report(LOOKING, 1, 1)
-    return found
+        report(CHECKING_TEACHER, 1, 1)
+    return diagnosis
+
+
+def check_stage_inputs(phases: Sequence[Phase], student: StagedNetwork, teacher: StagedNetwork, size: Size) -> None:
+    """Raises UserError when a phase feeds stages with the teacher's features, and these have other shapes."""
+    fed = next((phase for phase in phases if phase.fed_by != STUDENT), None)
+    if fed is None:
+        return
+    if "pyramid" in kinds(student):
+        raise UserError(
+            f"phase '{fed.name}' feeds each stage by itself, and the encoder of {type(student.model).__name__} can't "
+            "be cut into such: take another student, or another method"
+        )
+    ours, theirs = feature_shapes(student, size), feature_shapes(teacher, size)
+    for name in student.names:
+        if name not in theirs:
+            raise UserError(
+                f"phase '{fed.name}' feeds the student's stages with the teacher's features, and {name} has no partner "
+                "among the teacher's stages: take another student, or another method"
+            )
+        if name != HEAD and ours[name] != theirs[name]:
+            shapes = " and ".join("x".join(map(str, shape)) for shape in (ours[name], theirs[name]))
+            raise UserError(
+                f"phase '{fed.name}' feeds the student's stages with the teacher's features, and those of {name} "
+                f"differ ({shapes}): take a student of the teacher's widths, or another method"
+            )

@@ -1,4 +1,4 @@
-"""Pre-flight: what a run will take in time, memory and disk, and whether it fits, before it begins."""
+"""Pre-flight: how much time, memory and disk a run will need, and whether it fits, before it begins."""
 
 from __future__ import annotations
 
@@ -11,31 +11,33 @@ from typing import Any
 import torch
 
 from segskd.callbacks import OnActivity
-from segskd.config import Recipe, make_recipe, merged
+from segskd.config import Recipe, named
 from segskd.devices import choose_device, choose_precision, free_device_memory
 from segskd.distill.caching.budget import ADAM_COPIES, GIB, Sizes
-from segskd.distill.caching.inputs import IMAGE_KEY, MASK_KEY, reach
+from segskd.distill.caching.contents import IMAGE_KEY, MASK_KEY, reach
+from segskd.distill.planning.settle import changed
 from segskd.distill.running.prepare import prepare
 from segskd.distill.running.trial import Trial, run_trial
 from segskd.distill.training.job import DTYPES, Job
-from segskd.distill.training.meta import step_bytes
-from segskd.errors import NoRoom
+from segskd.distill.training.networks import step_bytes
+from segskd.errors import NoRoom, in_flags
 from segskd.evaluate.cost import weight_bytes
 
-# What Python and its libraries take of a worker's memory before there is a network; this process holds as much
-# already, and gives it back before the run begins.
+# Memory of Python and its libraries in a worker, before there is a network. This process uses as much already, and
+# gives it back before the run begins.
 LIBRARIES = GIB // 2
-TRYING = "timing a few steps of each phase"
+TIMING_PHASES = "timing a few steps of each phase"
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What a run will take; seconds and bytes. What can't be told of a job that doesn't fit is None.
+    """What a run will need, in seconds and bytes. Figures that are unknown for a job that doesn't fit are None.
 
-    `seconds` counts from the first evaluation to the last, `phases` holds {"phase", "seconds"} of each phase.
-    `memory_bytes` is the run's peak where the networks compute, `free_memory` what is free there. `disk_bytes`
-    is the most that lies on disk at once. `largest_batch` is the largest that fits, 0 when none does. `epochs`
-    are those a stage. `problem` says in one line why the run doesn't fit, and what to change.
+    `seconds` counts from the first evaluation to the last; `phases` has {"phase", "seconds"} for each phase.
+    `memory_bytes` is the run's peak where the networks compute, `free_memory` what is free there. `disk_bytes` is the
+    most that is on disk at once. `largest_batch` is the largest batch that fits, 0 when none does. `epochs` are those
+    of a stage. `problem` says in one line why the run doesn't fit, and what to change; `template` is the same with
+    marks for the names of fields (see `errors`).
     """
 
     seconds: float | None
@@ -52,19 +54,23 @@ class Preflight:
     images: int | None
     epochs: int | None
     fits: bool
-    problem: str | None
+    template: str | None
     device: str
     precision: str
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return asdict(self)
+        return {**asdict(self), "problem": self.problem}
+
+    @property
+    def problem(self) -> str | None:
+        return self.template and in_flags(self.template)
 
 
 def preflight(recipe: Recipe, folder: Path, report: OnActivity | None = None) -> Preflight:
     """Prepares the job as a run in `folder` would, and times a few steps of each phase; nothing is written there.
 
-    Raises UserError for everything that has nothing to do with room: those a run would end with, too.
+    Raises the UserError that would end the run, except for too little memory or disk, which is an answer.
     """
     device = torch.device(choose_device(recipe.device))
     free = free_device_memory(device) + _libraries(device.type)
@@ -72,21 +78,21 @@ def preflight(recipe: Recipe, folder: Path, report: OnActivity | None = None) ->
         job = prepare(recipe, folder, report=report)
     except NoRoom as error:
         return _too_large(recipe, folder, error)
-    found = _counted(job, folder, free)
-    if not found.fits:
-        return found
+    counted = _counted(job, folder, free)
+    if not counted.fits:
+        return counted
     with tempfile.TemporaryDirectory(prefix="segskd-") as scratch:
-        trial = run_trial(job, Path(scratch), report and (lambda done, total: report(TRYING, done, total)))
-    return _timed(found, trial)
+        trial = run_trial(job, Path(scratch), report and (lambda done, total: report(TIMING_PHASES, done, total)))
+    return _timed(counted, trial)
 
 
 def _counted(job: Job, folder: Path, free: int) -> Preflight:
-    """The result without seconds: what can be counted without computing anything."""
-    needs = MemoryForecast(job)
-    memory = needs.bytes(job.batch)
+    """The result without seconds: what can be counted before anything is computed."""
+    forecast = MemoryForecast(job)
+    memory = forecast.bytes(job.batch)
     images = len(job.subset.train)
     place = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    found = Preflight(
+    counted = Preflight(
         seconds=None,
         phases=[],
         memory_bytes=memory,
@@ -94,41 +100,44 @@ def _counted(job: Job, folder: Path, free: int) -> Preflight:
         disk_bytes=_disk_bytes(job),
         free_disk=shutil.disk_usage(place).free,
         batch=job.batch,
-        largest_batch=min(images, needs.largest_batch(free)),
-        store=job.store.kind,
-        store_bytes=job.store.bytes,
+        largest_batch=min(images, forecast.largest_batch(free)),
+        store=job.plan.store.kind,
+        store_bytes=job.plan.store.bytes,
         views=job.recipe.data.views,
         images=images,
         epochs=job.recipe.optimisation.epochs,
         fits=True,
-        problem=None,
+        template=None,
         device=job.recipe.device,
         precision=job.recipe.precision,
     )
-    problem = _problem(found)
-    return replace(found, fits=problem is None, problem=problem)
+    problem = _problem(counted)
+    return replace(counted, fits=problem is None, template=problem)
 
 
-def _timed(found: Preflight, trial: Trial) -> Preflight:
-    """With the seconds, and the previews' bytes on disk."""
+def _timed(counted: Preflight, trial: Trial) -> Preflight:
+    """The result with seconds, and with the previews' bytes on disk."""
     phases = [{"phase": name, "seconds": round(seconds, 3)} for name, seconds in trial.phases.items()]
-    disk = (found.disk_bytes or 0) + trial.preview_bytes
-    found = replace(found, seconds=round(trial.seconds, 3), phases=phases, disk_bytes=disk)
-    problem = _problem(found)
-    return replace(found, fits=problem is None, problem=problem)
+    disk = (counted.disk_bytes or 0) + trial.preview_bytes
+    counted = replace(counted, seconds=round(trial.seconds, 3), phases=phases, disk_bytes=disk)
+    problem = _problem(counted)
+    return replace(counted, fits=problem is None, template=problem)
 
 
-def _problem(found: Preflight) -> str | None:
-    if found.memory_bytes > found.free_memory:
-        smaller = f"take --batch {found.largest_batch}" if found.largest_batch else "take a smaller --size"
+def _problem(counted: Preflight) -> str | None:
+    if counted.memory_bytes > counted.free_memory:
+        largest = f"{named('optimisation.batch')} {counted.largest_batch}"
+        smaller = f"take {largest}" if counted.largest_batch else f"take a smaller {named('data.size')}"
+        smaller += f", or a smaller {named('store.budget_gib')}" * (counted.store == "memory")
         return (
-            f"the run needs about {_gib(found.memory_bytes)} of memory and {_gib(found.free_memory)} are free: "
-            f"{smaller}{', or a smaller --store-budget' * (found.store == 'memory')}"
+            f"the run needs about {_gib(counted.memory_bytes)} of memory and {_gib(counted.free_memory)} are free: "
+            f"{smaller}"
         )
-    if found.disk_bytes is not None and found.disk_bytes > found.free_disk:
-        smaller = ", or take fewer --views or --store recompute" * (found.store == "disk")
+    if counted.disk_bytes is not None and counted.disk_bytes > counted.free_disk:
+        fewer = f", or take fewer {named('data.views')} or {named('store.kind')} recompute"
+        smaller = fewer * (counted.store == "disk")
         return (
-            f"the run needs about {_gib(found.disk_bytes)} of disk and {_gib(found.free_disk)} are free: "
+            f"the run needs about {_gib(counted.disk_bytes)} of disk and {_gib(counted.free_disk)} are free: "
             f"free some space there{smaller}"
         )
     return None
@@ -139,11 +148,11 @@ def _gib(count: int) -> str:
 
 
 def _too_large(recipe: Recipe, folder: Path, error: NoRoom) -> Preflight:
-    """What can be told of a job that `prepare` refuses: what it would be with one image a step, features recomputed."""
-    least = {"optimisation": {"batch": 1}}
+    """What is known of a job that `prepare` refuses, from the same job with one image a step and no store."""
+    smallest = {"optimisation": {"batch": 1}}
     job: Job | None
     try:
-        job = prepare(make_recipe(merged(recipe.model_dump(mode="json"), least)), folder, kind="recompute")
+        job = prepare(changed(recipe, smallest), folder, kind="recompute")
     except NoRoom:
         job = None
     device = choose_device(recipe.device)
@@ -165,56 +174,62 @@ def _too_large(recipe: Recipe, folder: Path, error: NoRoom) -> Preflight:
         images=images,
         epochs=job.recipe.optimisation.epochs if job else None,
         fits=False,
-        problem=str(error),
+        template=error.template,
         device=device,
         precision=choose_precision(recipe.precision, device),
     )
 
 
 class MemoryForecast:
-    """A run's peak of memory where its networks compute, as a line over the images of a batch."""
+    """A run's peak of memory where its networks compute; it grows linearly with the images of a batch."""
 
     def __init__(self, job: Job) -> None:
         device = job.recipe.device
-        modules = [*(network.model for network in job.by_owner.values()), job.adapters, job.discriminators]
+        modules = [
+            *(network.model for network in job.networks.by_name.values()),
+            job.networks.adapters,
+            job.networks.discriminators,
+        ]
         self._fixed = sum(weight_bytes(module) for module in modules)
         self._fixed += _libraries(device)
-        if device != "cuda" and job.store.kind == "memory":
-            self._fixed += job.store.bytes
+        if device != "cuda" and job.plan.store.kind == "memory":
+            self._fixed += job.plan.store.bytes
         on_meta = job.on_meta
         self._steps = [[step_bytes(on_meta, phase, batch) for batch in (1, 2)] for phase in job.phases]
         self._chunk = _chunk_bytes(job)
 
     def bytes(self, batch: int) -> int:
-        """At that many images a step."""
+        """The peak with so many images a step."""
         return self._fixed + max(*(one + (batch - 1) * (two - one) for one, two in self._steps), self._chunk * batch)
 
     def largest_batch(self, free: int) -> int:
-        """The most images a step that fit into `free` bytes; 0 when not even one does."""
+        """The most images a step that fit into `free` bytes; 0 when not even one fits."""
         room = free - self._fixed
         batches = [1 + (room - one) // (two - one) for one, two in self._steps]
         return max(0, min(*batches, room // self._chunk))
 
 
 def _libraries(device: str) -> int:
-    """Bytes of LIBRARIES where the networks compute: none beside a GPU's own memory."""
+    """Bytes of LIBRARIES where the networks compute: none in a GPU's memory."""
     return 0 if device == "cuda" else LIBRARIES
 
 
 def _chunk_bytes(job: Job) -> int:
-    """Bytes an image when a store is filled: what it holds, and what is computed on the way to what it will hold."""
-    sizes = Sizes(job.by_owner, job.size, DTYPES[job.recipe.precision])  # as they come, whatever is kept
+    """Bytes an image while a store is filled: what it holds, what it will hold, and all features on the way."""
+    sizes = Sizes(
+        job.networks.by_name, job.size, DTYPES[job.recipe.precision]
+    )  # in their own precision, even if the store has 8 bits
     most, files = 0, frozenset({IMAGE_KEY, MASK_KEY})
-    for held in (job.contents.train, job.contents.holdout, job.contents.val):
+    for contents in (job.plan.contents.train, job.plan.contents.holdout, job.plan.contents.val):
         known = files
-        for wanted in held:
-            most = max(most, sum(sizes.of(key) for key in reach(known, wanted, job.by_owner)))
-            known = files if job.store.kind == "recompute" else files | wanted
+        for wanted in contents:
+            most = max(most, sum(sizes.of(key) for key in reach(known, wanted, job.networks.by_name)))
+            known = files if job.plan.store.kind == "recompute" else files | wanted
     return most
 
 
 def _disk_bytes(job: Job) -> int:
-    """The store, the student, and the state twice: the new one is written beside the old."""
+    """The store, the student, snapshots, and the state twice, because the new state is written beside the old."""
     student = weight_bytes(job.student.model)
     moments, discriminators = 0, 0
     for phase in job.phases:
@@ -223,6 +238,6 @@ def _disk_bytes(job: Job) -> int:
         moments = max(moments, (ADAM_COPIES - 2) * trained)
         discriminators = max(discriminators, weight_bytes(module.discriminators))
     best = (student + discriminators) * (job.recipe.select == "best")
-    state = student + weight_bytes(job.adapters) + moments + discriminators + best
+    state = student + weight_bytes(job.networks.adapters) + moments + discriminators + best
     snapshots = student * max(len(phase.snapshots) for phase in job.phases)
-    return snapshots + student + 2 * state + (job.store.bytes if job.store.kind == "disk" else 0)
+    return snapshots + student + 2 * state + (job.plan.store.bytes if job.plan.store.kind == "disk" else 0)

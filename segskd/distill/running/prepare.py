@@ -1,192 +1,169 @@
-"""From a recipe to a job: everything is found, loaded and checked before a run directory is written."""
+"""From a recipe to a job, in steps: read what it names, build the networks, plan the training. Nothing is written."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from segskd.callbacks import OnActivity
-from segskd.config import Recipe, make_recipe, merged
-from segskd.data.cards import card_place, data_folder, load_card
+from segskd.config import Recipe
+from segskd.data.cards import Card, data_folder, load_card
 from segskd.data.fetch import fetch
 from segskd.data.transforms import padded_size
-from segskd.devices import choose_device, choose_precision
-from segskd.distill.caching.budget import Choice, Room, Sizes, choose_store, choose_views, room
-from segskd.distill.caching.contents import StoreContents, plan_contents
-from segskd.distill.caching.inputs import STUDENT
+from segskd.distill.caching.budget import Room, Sizes, choose_store, choose_views, room
+from segskd.distill.caching.contents import STUDENT, plan_contents
 from segskd.distill.caching.store import Kind
 from segskd.distill.planning.images import Subset, choose_images
 from segskd.distill.planning.methods import stagewise
 from segskd.distill.planning.phase import TEACHER, Phase, Setting
-from segskd.distill.planning.plan import default_epochs, default_lr, plan
-from segskd.distill.running.branch import Beginning, phases_from
-from segskd.distill.running.checks import check_fed, check_memory, check_parts, check_sync
-from segskd.distill.running.loading import diagnosed, load_teachers, make_adapters, make_student
-from segskd.distill.running.pruning import Pruning
+from segskd.distill.planning.plan import plan_phases
+from segskd.distill.planning.settle import filled_in, for_images, for_this_machine, with_places, with_views
+from segskd.distill.running.branch import BaseRun, phases_from
+from segskd.distill.running.loading import (
+    check_stage_inputs,
+    diagnose_teacher,
+    load_teachers,
+    make_adapters,
+    make_student,
+)
+from segskd.distill.running.pruning import base_of
 from segskd.distill.training.discriminators import make_discriminators
-from segskd.distill.training.job import DTYPES, Job
-from segskd.distill.training.meta import MetaNetworks
-from segskd.distill.training.ranks import Ranks, alone, started_by_others
-from segskd.models.build import model_folder
-from segskd.models.cut import check_size
+from segskd.distill.training.job import DTYPES, Job, Plan
+from segskd.distill.training.networks import MetaNetworks, Networks, check_memory
+from segskd.distill.training.ranks import Ranks, alone, check_batch, check_sync
 from segskd.models.pairing import paired, shared
 from segskd.models.stages import StagedNetwork, copy_matching
-from segskd.subset_file import SubsetNames
+from segskd.subset_file import SubsetNames, read_subset_names
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a recipe names: its dataset and images, its teachers, and the run that it begins from.
+
+    Of the recipe only the number of views is still open.
+    """
+
+    recipe: Recipe
+    card: Card
+    subset: Subset
+    teachers: dict[str, StagedNetwork]
+    base: BaseRun | None
+
+
+@dataclass(frozen=True)
+class PairedNetworks:
+    """The student as its recipe names it, the teachers with their stages paired with the student's, and the phases.
+
+    `phases` are the run's; `method_phases` all those of its method.
+    """
+
+    student: StagedNetwork
+    teachers: dict[str, StagedNetwork]
+    phases: list[Phase]
+    method_phases: list[Phase]
 
 
 def prepare(
     recipe: Recipe,
     folder: Path,
-    chosen: SubsetNames | None = None,
+    names: SubsetNames | None = None,
     report: OnActivity | None = None,
     ranks: Ranks | None = None,
     kind: Kind | None = None,
 ) -> Job:
-    """Finds, loads and checks everything. `folder` is where the run will lie.
+    """Reads, loads, checks and plans everything. `folder` is where the run will lie.
 
-    `chosen` are the images that the run has chosen already; `report` hears how far the built-in dataset is drawn
-    when it is not there yet; `ranks` are the processes that share the work, by default this one alone;
-    `kind` is where features are kept, if that is settled already.
-    Raises UserError for anything that the user can mend.
+    `names` are the images of a run that has begun. `report` hears what takes long, such as drawing the built-in
+    dataset. `ranks` are the processes that share the work, by default this one alone. `kind` is where features are
+    kept, if that is decided already. Raises UserError for anything that the user can mend.
     """
-    recipe = settled(recipe)
-    ranks = ranks or alone(recipe)
+    on_machine = for_this_machine(recipe)
+    ranks = ranks or alone(on_machine)
+    sources = read_sources(on_machine, folder, names, report)
+    card, subset = sources.card, sources.subset
+    check_batch(sources.recipe, subset, ranks)
+    pair = pair_networks(sources, folder)
+    check_sync(sources.recipe, pair.phases, ranks)
+    networks = build_networks(sources, pair)
+    settled, plan = plan_stores(sources, networks, pair, folder, ranks.count, kind)
+    on_meta = MetaNetworks(networks, card, padded_size(settled.data.size))
+    check_memory(settled, subset, on_meta, plan.phases, plan.store, ranks.count)
+    begins = names is None
+    diagnosis = diagnose_teacher(settled, card, subset, networks.teacher, report) if begins else None
+    return Job(settled, card, subset, networks, plan, ranks, diagnosis)
+
+
+def read_sources(recipe: Recipe, folder: Path, names: SubsetNames | None, report: OnActivity | None) -> Sources:
+    """The first step: everything that is read from disk. See `prepare`."""
     data = data_folder(recipe.data.folder)
     card = load_card(recipe.data.card, data)
     if card.generator:
         fetch(card, data, report)
-    size = padded_size(recipe.data.size)
     teachers = load_teachers(recipe, card)
-    for network in teachers.values():
-        check_size(network, size, f"teacher {recipe.teacher}")
-    beginning, pruning = Beginning.of(recipe, card, folder), Pruning.of(recipe, card, folder)
-    earlier = beginning or pruning
-    fresh = chosen is None
-    chosen = chosen or (earlier.names() if earlier else None)
-    subset = choose_images(recipe, card, data, chosen, teachers.get(TEACHER), report)
-    check_parts(recipe, subset, ranks)
-    student = make_student(recipe, card, folder)
-    check_size(student, size, f"student {recipe.student}")
-    teachers = {owner: paired(network, student, size) for owner, network in teachers.items()}
+    base = base_of(recipe, card, folder)
+    names = names or (read_subset_names(base.run) if base else None)
+    subset = choose_images(recipe, card, data, names, teachers.get(TEACHER), report)
+    settled = with_places(for_images(recipe, len(subset.train)), base.recipe_part if base else {})
+    return Sources(settled, card, subset, teachers, base)
+
+
+def pair_networks(sources: Sources, folder: Path) -> PairedNetworks:
+    """The second step: the student with its first weights, the teachers paired with it, and the phases."""
+    recipe, subset = sources.recipe, sources.subset
+    size = padded_size(recipe.data.size)
+    student = make_student(recipe, sources.card, folder)
+    teachers = {name: paired(network, student, size) for name, network in sources.teachers.items()}
     teacher = teachers.get(TEACHER)
-    if teacher and recipe.init == "teacher" and recipe.method != "supervised":
+    if teacher and recipe.init == "teacher":
         copy_matching(student, teacher)
     stages = teacher.names if teacher else None
-    planned = plan(recipe, stages, student.names, len(subset.train), len(subset.labelled), list(teachers))
-    phases = phases_from(planned, recipe.begin)
-    check_sync(recipe, phases, ranks)
-    adapters = make_adapters(recipe, student, teacher, planned)
-    discriminators = make_discriminators(planned, teachers, size, recipe.seed).to(torch.device(recipe.device))
+    images, labelled = len(subset.train), len(subset.labelled)
+    method_phases = plan_phases(recipe, stages, student.names, images, labelled, list(teachers))
+    phases = phases_from(method_phases, recipe.begin)
     if teacher:
-        check_fed(phases, student, teacher, size)
-    if beginning and teacher:
-        beginning.hand_over(student, adapters, teacher)
-    if pruning and teacher:
-        adapters = pruning.prune(student, teacher, adapters, size)
-        student.model.to(memory_format=torch.channels_last)  # torch-pruning's weights lie the other way
-    by_owner = {STUDENT: student, **teachers}
-    views, store, contents = _kept(recipe, folder, subset, by_owner, phases, planned, ranks.count, kind)
-    check_memory(
-        recipe, subset, MetaNetworks(by_owner, adapters, discriminators, card, size), phases, store, ranks.count
-    )
-    diagnosis = diagnosed(recipe, card, subset, teacher, report) if fresh else None
-    made = _filled(recipe, data, len(subset.train), views, teacher is not None, beginning, pruning)
-    return Job(
-        made,
-        card,
-        subset,
-        student,
-        teachers,
-        adapters,
-        discriminators,
-        phases,
-        planned,
-        store,
-        contents,
-        ranks,
-        diagnosis,
-    )
+        check_stage_inputs(phases, student, teacher, size)
+    return PairedNetworks(student, teachers, phases, method_phases)
 
 
-def _kept(
-    recipe: Recipe,
-    folder: Path,
-    subset: Subset,
-    by_owner: dict[str, StagedNetwork],
-    phases: list[Phase],
-    planned: list[Phase],
-    processes: int,
-    kind: Kind | None,
-) -> tuple[int, Choice, StoreContents]:
-    """Views an image, where features are kept, and which of them in each phase. `kind` says where, if it is known."""
-    contents = plan_contents(recipe, by_owner, phases, planned, processes=processes)
+def build_networks(sources: Sources, pair: PairedNetworks) -> Networks:
+    """The third step: adapters and discriminators, and what another run left. That changes the student in place."""
+    recipe, student, teacher = sources.recipe, pair.student, pair.teachers.get(TEACHER)
+    size = padded_size(recipe.data.size)
+    adapters = make_adapters(recipe, student, teacher, pair.method_phases)
+    discriminators = make_discriminators(pair.method_phases, pair.teachers, size, recipe.seed)
+    if sources.base and teacher:
+        adapters = sources.base.hand_over(student, teacher, adapters, size)
+    return Networks(student, pair.teachers, adapters, discriminators.to(torch.device(recipe.device)))
+
+
+def plan_stores(
+    sources: Sources, networks: Networks, pair: PairedNetworks, folder: Path, processes: int, kind: Kind | None
+) -> tuple[Recipe, Plan]:
+    """The last step: the recipe with its views, and where which features are kept. `kind` says where if it is known."""
+    recipe, subset, by_name = sources.recipe, sources.subset, networks.by_name
+    phases, method_phases = pair.phases, pair.method_phases
+    contents = plan_contents(recipe, by_name, phases, method_phases, processes=processes)
     available = room(recipe.store, folder)
-    sizes = Sizes(by_owner, padded_size(recipe.data.size), DTYPES[recipe.precision], recipe.store.bits)
-    views = recipe.data.views or _views(recipe, by_owner, sizes, subset, available)
-    store = choose_store(sizes, contents.to_be(subset), views, recipe.store, available)
+    sizes = Sizes(by_name, padded_size(recipe.data.size), DTYPES[recipe.precision], recipe.store.bits)
+    settled = with_views(recipe, recipe.data.views or _default_views(recipe, by_name, sizes, subset, available))
+    views = filled_in(settled.data.views)
+    store = choose_store(sizes, contents.planned_stores(subset), views, recipe.store, available)
     store = replace(store, kind=kind or store.kind)
     if store.kind == "recompute":
-        contents = plan_contents(recipe, by_owner, phases, planned, ahead=False, processes=processes)
-    return views, store, contents
+        contents = plan_contents(recipe, by_name, phases, method_phases, ahead=False, processes=processes)
+    return settled, Plan(phases, method_phases, store, contents)
 
 
-def _views(recipe: Recipe, by_owner: dict[str, StagedNetwork], sizes: Sizes, subset: Subset, available: Room) -> int:
-    """As many views as the default method has room for, whatever the method, so that methods compare."""
-    stages = tuple(by_owner[STUDENT].names)
-    pairs = shared(stages, by_owner[TEACHER].names) if TEACHER in by_owner else None
+def _default_views(
+    recipe: Recipe, by_name: dict[str, StagedNetwork], sizes: Sizes, subset: Subset, available: Room
+) -> int:
+    """As many views as the default method has room for, whatever the recipe's method, so that methods compare."""
+    stages = tuple(by_name[STUDENT].names)
+    pairs = shared(stages, by_name[TEACHER].names) if TEACHER in by_name else None
     reference = (
         [Phase("supervised", stages, 1, labels=1.0)] if pairs is None else stagewise(Setting(stages, 1, paired=pairs))
     )
-    return choose_views(sizes, plan_contents(recipe, by_owner, reference, reference).to_be(subset), available)
-
-
-def _filled(
-    recipe: Recipe,
-    data: Path,
-    images: int,
-    views: int,
-    taught: bool,
-    beginning: Beginning | None,
-    pruning: Pruning | None,
-) -> Recipe:
-    """The recipe with every default as it was chosen, and with places in words that hold in any folder."""
-    part = recipe.optimisation
-    unlabelled = recipe.data.unlabelled and str(Path(recipe.data.unlabelled).expanduser().resolve())
-    place = recipe.teacher and model_folder(recipe.teacher)
-    filled: dict[str, object] = {
-        "optimisation": {"epochs": part.epochs or default_epochs(images), "lr": part.lr or default_lr(recipe)},
-        "data": {
-            "card": card_place(recipe.data.card),
-            "folder": str(data),
-            "unlabelled": unlabelled,
-            "views": views,
-        },
-        "teacher": str(place.resolve()) if place else recipe.teacher,
-        "init": recipe.init if taught and recipe.method != "supervised" else "random",
-        "begin": {"run": beginning.path} if beginning else None,
-        "prune": {"run": str(pruning.run.path.resolve())} if pruning else None,
-    }
-    return _changed(recipe, filled)
-
-
-def settled(recipe: Recipe) -> Recipe:
-    """The device, precision, processes and threads that "auto" stands for on this machine."""
-    device = choose_device(recipe.device)
-    precision = choose_precision(recipe.precision, device)
-    outside = started_by_others()  # then the threads are this process's own already
-    devices, nodes = outside or (recipe.devices, recipe.nodes)
-    threads = recipe.threads or max(1, torch.get_num_threads() // (1 if outside else devices))
-    machine: dict[str, object] = {
-        "device": device,
-        "precision": precision,
-        "threads": threads,
-        "devices": devices,
-        "nodes": nodes,
-    }
-    return _changed(recipe, machine)
-
-
-def _changed(recipe: Recipe, changes: dict[str, object]) -> Recipe:
-    return make_recipe(merged(recipe.model_dump(mode="json"), changes))
+    contents = plan_contents(recipe, by_name, reference, reference)
+    return choose_views(sizes, contents.planned_stores(subset), available)

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from segskd.config import Recipe, Size, make_recipe, merged
+from segskd.config import PrunePart, Recipe, Size
 from segskd.data.cards import Card
-from segskd.distill.planning.plan import default_lr
-from segskd.distill.running.base_run import base_run, check_shared, check_teacher, epochs_before
+from segskd.distill.planning.settle import changed, filled_in
+from segskd.distill.running.branch import (
+    BaseRun,
+    Branch,
+    base_run,
+    check_shared,
+    check_teacher,
+    optimisation_before,
+)
 from segskd.errors import UserError
 from segskd.models.adapters import Adapters
 from segskd.models.build import load
 from segskd.models.prune import prune
 from segskd.models.stages import StagedNetwork
 from segskd.runs import Run, default_name, free_name, list_runs
-from segskd.subset_file import SubsetNames, read_subset_names
 
 RECOVERY = 2
-"""How many times fewer epochs a stage is repaired for than it was trained for."""
+"""A stage is repaired for its epochs of training divided by this."""
 
 
 def prune_recipe(run: Run, ratio: float, epochs: int | None = None) -> Recipe:
@@ -37,31 +45,34 @@ def prune_recipe(run: Run, ratio: float, epochs: int | None = None) -> Recipe:
     if recipe.prune:
         name = Path(recipe.prune.run).name
         raise UserError(f"run {run.name} is pruned already: prune {name}, which it came from, at another ratio")
-    content = recipe.model_dump(mode="json") | {"begin": None, "weights": None, "sync_batchnorm": False}
-    content |= {"method": "stagewise", "options": {}}
-    repaired = {
-        "epochs": epochs or max(1, epochs_before(run) // RECOVERY),
-        "lr": recipe.optimisation.lr or default_lr(recipe),
+    stagewise: dict[str, Any] = {
+        "method": "stagewise",
+        "options": {},
+        "begin": None,
+        "weights": None,
+        "sync_batchnorm": False,
     }
-    made = {"prune": {"run": str(run.path.resolve()), "ratio": ratio}, "optimisation": repaired}
-    return make_recipe(merged(content, made))
+    before = optimisation_before(run)
+    repaired = {"epochs": epochs or max(1, filled_in(before.epochs) // RECOVERY), "lr": before.lr}
+    prune_part = {"run": str(run.path.resolve()), "ratio": ratio}
+    return changed(recipe.model_copy(update=stagewise), {"prune": prune_part, "optimisation": repaired})
 
 
 def pruned_runs(run: Run) -> list[Run]:
     """The runs beside `run` that prune its student, the newest first; damaged ones and branches left out."""
-    found = []
+    runs = []
     for other in list_runs(run.path.parent):
         try:
             pruned, begun = other.recipe.prune, other.recipe.begin
         except UserError:
             continue
         if pruned and not begun and Path(pruned.run) == run.path.resolve():
-            found.append(other)
-    return found
+            runs.append(other)
+    return runs
 
 
 def plan_pruned(run: Run, ratio: float, epochs: int | None = None) -> tuple[Recipe, Path]:
-    """The recipe that prunes a run, and the folder beside it of the run by that recipe, which may be there already."""
+    """The recipe that prunes a run, and the folder of the pruned run beside it, which may exist already."""
     recipe = prune_recipe(run, ratio, epochs)
     for known in pruned_runs(run):
         if _figures(known.recipe) == _figures(recipe):
@@ -76,34 +87,20 @@ def _figures(recipe: Recipe) -> list[object]:
     return [recipe.prune, part.epochs, part.lr, part.weight_decay, recipe.data.size, recipe.seed, recipe.select]
 
 
-class Pruning:
-    """What a pruned run begins from: a finished student with its adapters and its images."""
+class Pruning(BaseRun):
+    """The run whose student a pruned run begins with: a finished student with its adapters and its images."""
 
-    def __init__(self, run: Run, ratio: float) -> None:
-        self.run = run
-        self.ratio = ratio
+    def __init__(self, part: PrunePart) -> None:
+        super().__init__(part.run)
+        self.ratio = part.ratio
 
-    @classmethod
-    def of(cls, recipe: Recipe, card: Card, folder: Path) -> Pruning | None:
-        """That of a recipe; None where it prunes nothing, or what it pruned stands in `folder` or another run by now.
+    @property
+    def recipe_part(self) -> dict[str, Any]:
+        """See BaseRun."""
+        return {"prune": {"run": self.path}}
 
-        Raises UserError when there is no such run, or the recipe asks for another student, subset or dataset.
-        """
-        if recipe.prune is None or recipe.begin is not None or (folder / "state.pt").exists():
-            return None
-        run = base_run(recipe.prune.run)
-        check_shared(run, recipe, card)
-        return cls(run, recipe.prune.ratio)
-
-    def names(self) -> SubsetNames | None:
-        """The other run's images, training and held out."""
-        return read_subset_names(self.run)
-
-    def prune(self, student: StagedNetwork, teacher: StagedNetwork, adapters: Adapters, size: Size) -> Adapters:
-        """Gives `student` the other run's weights, takes channels away, and returns the adapters of what is left.
-
-        `adapters` are those of the whole student, their values not yet known; `size` is the padded one.
-        """
+    def hand_over(self, student: StagedNetwork, teacher: StagedNetwork, adapters: Adapters, size: Size) -> Adapters:
+        """See BaseRun: gives `student` the other run's weights, and takes channels away."""
         state = self.run.load_state()
         if state is None:
             raise UserError(f"run {self.run.name} has no state.pt, which holds its adapters: prune another run")
@@ -111,19 +108,39 @@ class Pruning:
             check_teacher(self.run, state, teacher)
         try:
             student.model.load_state_dict(load(self.run.model_folder).state_dict())
-            # A method may have compared some stages alone, or none: adapters of the others begin as drawn.
-            strange = adapters.load_state_dict(state["adapters"], strict=False).unexpected_keys
-            if strange:
-                raise RuntimeError(f"adapters of {strange}")
+            # Where a method compared only some stages, or none, the adapters of the others keep their random weights.
+            surplus = adapters.load_state_dict(state["adapters"], strict=False).unexpected_keys
+            if surplus:
+                raise RuntimeError(f"adapters of {surplus}")
         except RuntimeError as error:
             raise UserError(f"the student of run {self.run.name} is not the network that its recipe names") from error
-        return prune(student, teacher, adapters, self.ratio, size)
+        pruned = prune(student, teacher, adapters, self.ratio, size)
+        student.model.to(memory_format=torch.channels_last)  # torch-pruning makes weights in the other order
+        return pruned
+
+
+def base_of(recipe: Recipe, card: Card, folder: Path) -> BaseRun | None:
+    """The run that the recipe's run begins from. None where it has none, or `folder` holds a state of its own by now.
+
+    A branch of a pruned run begins from that run, not from the one that was pruned. Raises UserError when there is no
+    such run, or the recipe asks for another student, subset or dataset.
+    """
+    if (folder / "state.pt").exists() or not (recipe.begin or recipe.prune):
+        return None
+    base: BaseRun
+    if recipe.begin:
+        base = Branch(recipe.begin)
+    else:
+        assert recipe.prune
+        base = Pruning(recipe.prune)
+    check_shared(base.run, recipe, card)
+    return base
 
 
 def narrow_weights(recipe: Recipe, folder: Path) -> Mapping[str, Tensor] | None:
-    """Weights as narrow as a pruned recipe's student is after its first checkpoint; None while it has yet to be pruned.
+    """Weights as narrow as a pruned recipe's student is after its first checkpoint; None before it is pruned.
 
-    They are those of the run in `folder`, or else of the run whose stages it begins with.
+    They come from the run in `folder`, or else from the run that a branch begins with.
     """
     if recipe.prune is None:
         return None

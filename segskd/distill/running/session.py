@@ -1,36 +1,49 @@
-"""A run from its recipe to its result: started, resumed, finished. What the command line and scripts call."""
+"""A run from its recipe to its result: started, resumed, retried. What the command line and scripts call."""
 
 from __future__ import annotations
 
 import platform
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from segskd.callbacks import OnActivity
-from segskd.config import Recipe
+from segskd.config import Recipe, named
 from segskd.data.transforms import RESIZE_FILTER
 from segskd.devices import out_of_memory
-from segskd.distill.running.checks import can_sync
+from segskd.distill.planning.settle import changed, for_this_machine
 from segskd.distill.running.flops import image_passes, training_flops
-from segskd.distill.running.prepare import prepare, settled
+from segskd.distill.running.prepare import prepare
 from segskd.distill.training.job import Job
-from segskd.distill.training.ranks import Ranks, another_ended, gather_ranks
-from segskd.distill.training.trainer import Trainer
-from segskd.errors import Echoed, Stopped, UserError
+from segskd.distill.training.ranks import Ranks, another_ended, can_sync, gather_ranks
+from segskd.distill.training.trainer import Position, Trainer
+from segskd.errors import Echoed, Stopped, UserError, full_disk
 from segskd.evaluate.cost import cost, latencies
 from segskd.evaluate.metrics import Score
 from segskd.evaluate.predictor import Predictor, evaluate
+from segskd.events import (
+    DiagnosisEvent,
+    DoneEvent,
+    ErrorEvent,
+    EvaluatingEvent,
+    EvaluationEvent,
+    Event,
+    PlannedPhase,
+    PreparingEvent,
+    StartEvent,
+    StoppedEvent,
+    StoreEvent,
+    WarningEvent,
+)
 from segskd.models.build import describe
 from segskd.models.stages import StagedNetwork
-from segskd.runs import Event, Onlooker, Run
+from segskd.runs import Onlooker, Run
 from segskd.subset_file import SubsetNames, read_subset_names, subset_text
 
 Listener = Callable[[Event], None]
@@ -38,12 +51,12 @@ PACKAGES = ("segskd", "torch", "torchvision", "segmentation-models-pytorch", "al
 
 
 def start(recipe: Recipe, folder: Path, listeners: Sequence[Listener] = (), until: str | None = None) -> dict[str, Any]:
-    """Begins a run in `folder` and works on it to its end, or to the end of stage `until`.
+    """Begins a run in `folder` and trains it to its end, or to the end of phase `until`.
 
-    Returns the run's result, or {"run", "after"} when it paused at `until`. Raises UserError before anything
-    is written when the recipe can't be carried out, Stopped when it was asked to stop.
+    Returns the run's result, or {"run", "after"} when it paused after `until`. Raises UserError, before anything is
+    written, when the recipe can't be carried out, and Stopped when the run was asked to stop.
     """
-    recipe = settled(recipe)
+    recipe = for_this_machine(recipe)
     ranks = gather_ranks(recipe)
     folder = ranks.same(folder)
 
@@ -65,32 +78,33 @@ def resume(
     devices: int | None = None,
     nodes: int | None = None,
 ) -> dict[str, Any]:
-    """Goes on with a run where it stopped; a finished run's result comes back at once. See `start`.
+    """Continues a run where it stopped; for a finished run it returns the result at once. See `start`.
 
-    On so many `devices` of so many `nodes`, by default as before; with another number of processes batches hold other
-    images, and its weights differ from those that it would have come to.
+    `devices` and `nodes` are by default as before. With another number of processes batches hold other images, so
+    that the run ends with other weights.
     """
     result = run.read_json("result.json")
     if result is not None:
         return dict(result)
     run.listeners += listeners
     before = run.recipe
-    asked = {"devices": devices or before.devices, "nodes": nodes or before.nodes}
-    threads = before.threads if asked["devices"] == before.devices else None
-    with nullcontext() if run.is_alive() else _errors_told(run):
-        recipe = settled(before.model_copy(update={**asked, "threads": threads}))
-        apart = recipe.sync_batchnorm and not can_sync(recipe)
-        recipe = recipe.model_copy(update={"sync_batchnorm": recipe.sync_batchnorm and not apart})
+    processes = {"devices": devices or before.devices, "nodes": nodes or before.nodes}
+    threads = before.threads if processes["devices"] == before.devices else None
+    with nullcontext() if run.is_alive() else _reporting_errors(run):
+        recipe = for_this_machine(before.model_copy(update={**processes, "threads": threads}))
+        sync_lost = recipe.sync_batchnorm and not can_sync(recipe)
+        recipe = recipe.model_copy(update={"sync_batchnorm": recipe.sync_batchnorm and not sync_lost})
         ranks = gather_ranks(recipe)
 
     def go_on() -> tuple[Job, Run]:
         if not run.is_alive():
-            shutil.rmtree(run.path / "store", ignore_errors=True)  # what a killed worker left, so that its room counts
-        with nullcontext() if run.is_alive() else _errors_told(run):
+            # A killed worker left it. Deleted here, its room counts as free.
+            shutil.rmtree(run.path / "store", ignore_errors=True)
+        with nullcontext() if run.is_alive() else _reporting_errors(run):
             job = prepare(recipe, run.path, read_subset_names(run), _preparing(listeners), ranks)
         _check_until(job, until)
-        if apart and ranks.count > 1:
-            run.event("warning", message="here batch normalisation sees each process's own images alone")
+        if sync_lost and ranks.count > 1:
+            run.record(WarningEvent(message="here batch normalisation sees each process's own images alone"))
         _write_subset(job, run)
         return job, run
 
@@ -98,20 +112,20 @@ def resume(
 
 
 def _together(ranks: Ranks, begin: Callable[[], tuple[Job, Run]]) -> tuple[Job, Run]:
-    """The job and the run of every process: what the first one has found and decided counts for all of them."""
+    """The job and the run, in every process: the first process makes them, the others take over its decisions."""
     if ranks.first:
         job, run = ranks.attempt(begin)
         names = [[one.name for one in images] for images in (job.subset.train, job.subset.holdout)]
         ranks.same(
-            (run.path, job.recipe, job.store.kind, SubsetNames(names[0], names[1], sorted(job.subset.unlabelled)))
+            (run.path, job.recipe, job.plan.store.kind, SubsetNames(names[0], names[1], sorted(job.subset.unlabelled)))
         )
         return job, run
     ranks.attempt(begin)
     decided: Any = ranks.same(None)
-    path, recipe, kind, chosen = decided
+    path, recipe, kind, subset_names = decided
     run = Onlooker(path)
-    with _errors_told(run):
-        return prepare(recipe, path, chosen, ranks=ranks, kind=kind), run
+    with _reporting_errors(run):
+        return prepare(recipe, path, subset_names, ranks=ranks, kind=kind), run
 
 
 def _write_subset(job: Job, run: Run) -> None:
@@ -119,8 +133,36 @@ def _write_subset(job: Job, run: Run) -> None:
     run.write("subset.txt", subset_text(subset.train, subset.holdout, subset.unlabelled).encode())
 
 
-def pruned(recipe: Recipe, folder: Path, listeners: Sequence[Listener] = ()) -> Run:
-    """The finished run that `plan_pruned` has told of, trained now if there is none, or gone on with. See `start`."""
+def halve_batch(run: Run) -> int:
+    """Halves the batch of a run that ran out of memory, so that it can be tried again; returns the new one.
+
+    Finished phases stay; the phase in which it failed begins anew, from the weights of the last checkpoint.
+    Raises UserError while a worker trains it, and when a batch is one image already.
+    """
+    if run.is_alive():
+        raise UserError(f"run {run.name} is running: stop it first")
+    with run.working():  # so that no worker begins in the middle
+        return _halve(run)
+
+
+def _halve(run: Run) -> int:
+    recipe = run.recipe
+    names, batch = read_subset_names(run), recipe.optimisation.batch
+    batch = min(batch, len(names.train)) if names else batch
+    if batch < 2:
+        raise UserError(f"a batch is one image already: take a smaller {named('data.size')}", "data.size")
+    state = run.load_state()
+    if state is not None:
+        done = {name: state["progress"][name] for name in ("phase", "phases")}
+        run.save_state(state | {"progress": asdict(Position(**done)), "inside": {}, "best_weights": {}})
+    halved = batch // 2
+    run.write_recipe(changed(recipe, {"optimisation": {"batch": halved}}))
+    run.record(WarningEvent(message=f"memory ran out: the batch is {halved} from here on, and was {batch}"))
+    return halved
+
+
+def train_pruned(recipe: Recipe, folder: Path, listeners: Sequence[Listener] = ()) -> Run:
+    """The finished pruned run in `folder`, which is begun or continued first unless it is finished. See `start`."""
     if (folder / "recipe.yaml").exists():
         resume(Run(folder), listeners)
     else:
@@ -129,17 +171,17 @@ def pruned(recipe: Recipe, folder: Path, listeners: Sequence[Listener] = ()) -> 
 
 
 def _preparing(listeners: Sequence[Listener]) -> OnActivity:
-    """Tells the listeners what is drawn or computed before a run can begin."""
+    """A report that tells the listeners what is drawn or computed before a run can begin."""
 
     def report(stage: str, done: int, total: int | None) -> None:
         for listener in listeners:
-            listener({"time": time.time(), "kind": "preparing", "stage": stage, "done": done, "total": total or done})
+            listener(PreparingEvent(stage=stage, done=done, total=total or done))
 
     return report
 
 
 def _work(job: Job, run: Run, until: str | None) -> dict[str, Any]:
-    with run.working(), run.listening_to_signals(), _errors_told(run):
+    with run.working(), run.listening_to_signals(), _reporting_errors(run):
         _tell_start(job, run)
         teacher = _teacher_score(job, run)
         trainer = Trainer(job, run)
@@ -154,7 +196,7 @@ def _finish(job: Job, run: Run, trainer: Trainer, teacher: Score | None) -> dict
         return {}
     result = _result(job, run, trainer, student, teacher)
     run.write_json("result.json", result)
-    run.event("done", miou=student.miou, seconds=result["seconds"])
+    run.record(DoneEvent(miou=student.miou, seconds=result["seconds"]))
     return result
 
 
@@ -175,7 +217,7 @@ def _result(job: Job, run: Run, trainer: Trainer, student: Score, teacher: Score
         "method": job.recipe.method if job.recipe.kind == "distill" else "teach",
         "images": len(job.subset.train),
         "labelled": len(job.subset.labelled),
-        "views": job.recipe.data.views,
+        "views": job.views,
         "init": job.recipe.init,
         "chosen_on": _chosen_on(job.recipe),
         "miou": student.miou,
@@ -196,89 +238,89 @@ def _result(job: Job, run: Run, trainer: Trainer, student: Score, teacher: Score
         "image_passes": image_passes(job, epochs),
         "training_flops": training_flops(job, epochs),
         "phases": phases,
-        "store": {"kind": job.store.kind, "bytes": job.store.bytes, "bits": job.store_bits},
+        "store": {"kind": job.plan.store.kind, "bytes": job.plan.store.bytes, "bits": job.store_bits},
         "device": _device_name(job),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
 
 
 def _teacher_score(job: Job, run: Run) -> Score | None:
-    """The teacher's score on the validation split: measured once a run, kept in teacher.json."""
+    """The teacher's score on the validation split: measured once for a run, then read from teacher.json."""
     if job.teacher is None:
         return None
-    kept = job.ranks.same(run.read_json("teacher.json"))
-    if kept is not None:
-        return Score.from_dict(kept)
+    measured = job.ranks.same(run.read_json("teacher.json"))
+    if measured is not None:
+        return Score.from_dict(measured)
     score = _score(job, run, job.teacher, "teacher")
     run.write_json("teacher.json", score.as_dict())
     return score
 
 
-def _score(job: Job, run: Run, network: StagedNetwork, who: str) -> Score:
-    """In fp32 on the validation split, as `evaluate` does it."""
+def _score(job: Job, run: Run, network: StagedNetwork, who: Literal["teacher", "student"]) -> Score:
+    """A network's score on the validation split, in fp32, as `evaluate` measures it."""
 
     def report(done: int, total: int) -> None:
         if job.ranks.count == 1 and run.stop_requested():  # several stop together, at their next step
-            run.event("stopped", phase=f"evaluation of the {who}")
+            run.record(StoppedEvent(phase=f"evaluation of the {who}"))
             raise Stopped(f"stopped; 'python -m segskd resume {run.name}' goes on")
-        run.tell("evaluating", model=who, done=done, total=total)
+        run.tell(EvaluatingEvent(model=who, done=done, total=total))
 
     predictor = Predictor(network.model, job.card, job.recipe.data.size, job.recipe.device)
     score = evaluate(predictor, job.ranks.part(job.subset.val), report=report, batch=job.batch, add=job.ranks.add)
-    run.event("evaluation", model=who, split="val", **score.as_dict())
+    run.record(EvaluationEvent(model=who, split="val", **score.as_dict()))
     return score
 
 
 def _chosen_on(recipe: Recipe) -> str:
-    """What the kept epochs were chosen on: nothing, a fifth of the subset, or the reported split itself."""
+    """In words: what the saved epochs were chosen on."""
     if recipe.select == "last":
         return "nothing: the last epoch of each phase"
     return "a fifth of the subset" if recipe.select_on == "holdout" else "val, the split that is reported"
 
 
 def _tell_start(job: Job, run: Run) -> None:
-    phases = [{"phase": p.name, "epochs": p.epochs, "steps": job.steps(p)} for p in job.phases]
-    run.event("start", phases=phases, images=len(job.subset.train), batch=job.batch)
+    phases = tuple(PlannedPhase(phase=p.name, epochs=p.epochs, steps=job.steps(p)) for p in job.phases)
+    run.record(StartEvent(phases=phases, images=len(job.subset.train), batch=job.batch))
     if job.diagnosis:
-        run.event("diagnosis", message=str(job.diagnosis), **asdict(job.diagnosis))
-    asked, images = job.recipe.optimisation.batch, len(job.subset.train)
-    if images < asked:
-        run.event("warning", message=f"{images} images are fewer than a batch of {asked}: the batch is {images}")
+        run.record(DiagnosisEvent(message=str(job.diagnosis), **asdict(job.diagnosis)))
+    batch, images = job.recipe.optimisation.batch, len(job.subset.train)
+    if images < batch:
+        run.record(WarningEvent(message=f"{images} images are fewer than a batch of {batch}: the batch is {images}"))
     _tell_store(job, run)
 
 
 def _tell_store(job: Job, run: Run) -> None:
-    kind = job.store.kind
-    before = next((e["kind_of_store"] for e in reversed(run.events()) if e["kind"] == "store"), kind)
+    kind = job.plan.store.kind
+    before = run.progress().store or kind
     bits = f", in {job.store_bits} bits a value" if job.store_bits else ""
-    size = f"{job.store.bytes / 2**30:.2f} GiB, {job.recipe.data.views} views{bits}"
+    size = f"{job.plan.store.bytes / 2**30:.2f} GiB, {job.views} views{bits}"
     places = {"memory": f"in memory, {size}", "disk": f"on disk, memory-mapped, {size}"}
     place = places.get(kind, f"none, {size} would be needed")
-    run.event("store", kind_of_store=kind, message=f"feature store: {place}")
+    run.record(StoreEvent(kind_of_store=kind, message=f"feature store: {place}"))
     if kind == "recompute":
-        message = "features are recomputed in every step, which is slower than a store (see --store-budget)"
-        run.event("warning", message=message)
+        message = "features are recomputed in every step, which is slower than a store: none has room"
+        run.record(WarningEvent(message=message))
     if (before == "recompute") != (kind == "recompute"):
         message = f"the run began with its features in '{before}' and goes on with '{kind}'"
-        run.event("warning", message=message + ": its weights will differ in their last bits")
+        run.record(WarningEvent(message=message + ": its weights will differ in their last bits"))
 
 
 @contextmanager
-def _errors_told(run: Run) -> Iterator[None]:
-    """Writes what ended the run into its events; memory or processes that are gone become a UserError."""
+def _reporting_errors(run: Run) -> Iterator[None]:
+    """Writes what ended the run into its events. Exhausted memory and lost processes become a UserError."""
     try:
         yield
     except (Stopped, Echoed):
         raise
     except Exception as error:
-        gone = another_ended(error)
-        mended = out_of_memory(error) or gone or error
+        lost = another_ended(error)
+        told = out_of_memory(error) or full_disk(error) or lost or error
         with suppress(UserError, OSError):
-            if not gone or (run.events() or [{}])[-1].get("kind") != "error":  # the other has said why itself
-                run.event("error", message=str(mended), error=type(mended).__name__)
-        if mended is error:
+            if not lost or run.progress().ended != "failed":  # the other process has said why itself
+                run.record(ErrorEvent.of(told))
+        if told is error:
             raise
-        raise mended from error
+        raise told from error
 
 
 def _check_until(job: Job, until: str | None) -> None:

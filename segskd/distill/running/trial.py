@@ -1,4 +1,4 @@
-"""A trial: every phase of a job with a few real images, timed, and reckoned up to the whole run."""
+"""A trial: every phase of a job is timed with a few real images, and the times are scaled up to the whole run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from segskd.data.samples import Samples
 from segskd.devices import synchronise, use_cpu
-from segskd.distill.caching.budget import Choice
-from segskd.distill.caching.inputs import Keys
-from segskd.distill.caching.store import FeatureStore
+from segskd.distill.caching.budget import StorePlace
+from segskd.distill.caching.contents import Keys
+from segskd.distill.caching.store import FeatureStore, Kind
 from segskd.distill.planning.images import Subset
 from segskd.distill.planning.phase import Phase
 from segskd.distill.training.job import Job
@@ -51,7 +51,7 @@ class Trial:
 
 
 class TimedSamples(Samples):
-    """Samples that know how long they took to load, so that stores can be timed without."""
+    """Samples that measure how long loading took, so that the time of stores can be measured without it."""
 
     def __init__(self, samples: Samples) -> None:
         super().__init__(samples.pairs, samples.views, samples.make_view, samples.card)
@@ -68,21 +68,21 @@ class TimedSamples(Samples):
 
 
 def run_trial(job: Job, folder: Path, report: Report | None = None) -> Trial:
-    """Carries out each phase of `job` with at most two batches of each set of images; its student is then spoilt.
+    """Carries out each phase of `job` with at most two batches of each set of images. This changes its student.
 
-    `folder` takes what a run would write. `report` hears how many phases are done, and of how many.
-    Raises UserError for what would end the run: a file that can't be read, a loss that is no number.
+    What a run would write goes to `folder`. `report` hears how many phases are done, and of how many. Raises the
+    UserError that would end the run: a file that can't be read, or a loss that isn't finite.
     """
     use_cpu(job.recipe.threads)
     scores = {network: _score_seconds(job, network) for network in (job.teacher, job.student) if network}
-    small = _in_small(job, _affordable(sum(scores.values())))
-    run = _SmallRun(job, small, Run(folder))
+    small = _small_job(job, _affordable(sum(scores.values())))
+    timer = _PhaseTimer(job, small, Run(folder))
     phases = {}
     for place, phase in enumerate(job.phases):
         if report:
             report(place, len(job.phases))
-        phases[phase.name] = run.seconds(place)
-    saving = run.saving_seconds()
+        phases[phase.name] = timer.seconds(place)
+    saving = timer.saving_seconds()
     return Trial(
         {name: seconds + saving for name, seconds in phases.items()},
         sum(scores.values()) * len(job.subset.val),
@@ -90,8 +90,8 @@ def run_trial(job: Job, folder: Path, report: Report | None = None) -> Trial:
     )
 
 
-class _SmallRun:
-    """The job in small, with stores that each phase advances in turn as the trainer does."""
+class _PhaseTimer:
+    """Times the phases of a small copy of the job one after the other, with stores that advance as the trainer's do."""
 
     def __init__(self, job: Job, small: Job, run: Run) -> None:
         self._job = job
@@ -100,13 +100,12 @@ class _SmallRun:
         self._stores = Stores(small, run)
         self._device = torch.device(job.recipe.device)
         for store in (self._stores.train, self._stores.holdout, self._stores.val):
-            store.samples, store.reads_ahead = TimedSamples(store.samples), False  # so that both can be told apart
-        views = job.recipe.data.views or 1
-        self._load_train = _load_seconds(job, [min(view, VIEW_KINDS - 1) for view in range(views)])
+            store.samples, store.reads_ahead = TimedSamples(store.samples), False  # so that both can be timed
+        self._load_train = _load_seconds(job, [min(view, VIEW_KINDS - 1) for view in range(job.views)])
         self._load_plain = _load_seconds(job, [0])
 
     def seconds(self, place: int) -> float:
-        """What the phase at that place takes in the whole run, but for the files that it saves at its end."""
+        """The seconds of the phase at `place` in the whole run, without saving the files at its end."""
         phase = self._small.phases[place]
         freeze([self._small.student.model])
         filling = self._filling(place)
@@ -117,22 +116,27 @@ class _SmallRun:
         return filling + training + self._validating(loop, self._job.phases[place])
 
     def saving_seconds(self) -> float:
-        """Writing the student and the trainer's state at the end of a phase."""
+        """Seconds to write the student and the trainer's state at the end of a phase."""
         started = time.perf_counter()
         save(self._small.student.model, self._trainer.run.path / "student")
         self._trainer.save()
         return time.perf_counter() - started
 
     def _filling(self, place: int) -> float:
-        held, subset, stores = self._job.contents, self._job.subset, self._stores
-        views = self._job.recipe.data.views or 1
-        train = self._advance(stores.train, held.train[place], len(subset.train) * views, self._load_train)
-        holdout = self._advance(stores.holdout, held.holdout[place], len(subset.holdout), self._load_plain)
-        val = self._advance(stores.val, held.val[place], len(subset.val), self._load_plain)
+        contents, subset, stores = self._job.plan.contents, self._job.subset, self._stores
+        train = self._advance(
+            stores.train, contents.train[place], len(subset.train) * self._job.views, self._load_train
+        )
+        holdout = self._advance(stores.holdout, contents.holdout[place], len(subset.holdout), self._load_plain)
+        val = self._advance(stores.val, contents.val[place], len(subset.val), self._load_plain)
         return train + holdout + val
 
     def _advance(self, store: FeatureStore, wanted: Keys, total: int, load: float) -> float:
-        """Advances the small store; seconds of the whole one: its first chunk as here, all others as the last here."""
+        """Advances the small store, and returns the seconds that the whole run's store of `total` samples will take.
+
+        The first chunk of the whole store takes as long as the first one here. Each later chunk takes as long as the
+        last one here. `load` is the seconds to load a sample from its files.
+        """
         samples = _timed(store)
         loaded = samples.loaded
         marks = [(0, self._clock(samples))]
@@ -145,7 +149,7 @@ class _SmallRun:
         return after_first - start + others + load * total * (samples.loaded > loaded)
 
     def _training(self, loop: Loop, phase: Phase) -> float:
-        """The first step as it was, all others as the median of those that follow here."""
+        """Seconds of all steps: the first as measured, all others as the median of the later ones measured."""
         steps = self._job.steps(phase)
         a_step = len(self._job.images_of(phase)) / self._job.steps_an_epoch(phase)
         few = torch.tensor(self._small.images_of(phase)[: math.ceil(a_step)])
@@ -158,21 +162,21 @@ class _SmallRun:
     def _step(self, loop: Loop, numbers: Tensor) -> float:
         samples = _timed(self._stores.train)
         loaded, started = samples.loaded, self._clock(samples)
-        loop.step(self._stores.train.batch(numbers, loop.needs))
+        loop.step(self._stores.train.batch(numbers, loop.inputs))
         return self._clock(samples) - started + self._load_train * (samples.loaded - loaded)
 
     def _validating(self, loop: Loop, phase: Phase) -> float:
-        """The graft at the end, and what epochs are chosen by or told of on the way."""
+        """Seconds of scoring the graft at the end, and of scores during the phase, some of which choose its epoch."""
         grafter, store, val = self._trainer.grafter, self._stores.val, len(self._job.subset.val)
         drawn = self._timed(lambda: grafter.score(loop.phase, store))
         plain = self._timed(lambda: grafter.score(loop.phase, store, draw=False))
         whole = plain * val / store.samples.images
-        told = phase.epochs // max(1, phase.epochs // VALIDATIONS) if phase.whole else 0
-        chosen = phase.epochs * self._choosing(loop, whole) if self._job.recipe.select == "best" else 0.0
-        return (1 + told) * (whole + max(0.0, drawn - plain)) + chosen
+        scores = phase.epochs // max(1, phase.epochs // VALIDATIONS) if phase.whole else 0
+        choosing = phase.epochs * self._choosing(loop, whole) if self._job.recipe.select == "best" else 0.0
+        return (1 + scores) * (whole + max(0.0, drawn - plain)) + choosing
 
     def _choosing(self, loop: Loop, score_val: float) -> float:
-        """One look at the images that the epoch is chosen on."""
+        """Seconds of one evaluation on the images by which the epoch is chosen."""
         recipe, subset = self._job.recipe, self._job.subset
         if loop.phase.labels:
             return score_val * (len(subset.holdout) / len(subset.val) if recipe.select_on == "holdout" else 1)
@@ -190,7 +194,7 @@ class _SmallRun:
         return time.perf_counter() - started
 
     def _clock(self, samples: TimedSamples) -> float:
-        """Seconds, leaving out those in which samples were loaded."""
+        """Seconds, without those in which samples were loaded."""
         synchronise(self._device)
         return time.perf_counter() - samples.seconds
 
@@ -201,7 +205,7 @@ def _timed(store: FeatureStore) -> TimedSamples:
 
 
 def _score_seconds(job: Job, network: StagedNetwork) -> float:
-    """Seconds an image in which a network is evaluated, in fp32 as a run does it."""
+    """Seconds to evaluate a network on an image, in fp32 as a run does it."""
     predictor = Predictor(network.model, job.card, job.recipe.data.size, job.recipe.device)
     pairs = job.subset.val[:PROBED_IMAGES]
     evaluate(predictor, pairs[:1], batch=1)
@@ -211,26 +215,27 @@ def _score_seconds(job: Job, network: StagedNetwork) -> float:
 
 
 def _affordable(image_seconds: float) -> int:
-    """How many images may go through both networks in about PASS_SECONDS."""
+    """How many images both networks can process in about PASS_SECONDS."""
     return max(LEAST_IMAGES, int(PASS_SECONDS / image_seconds))
 
 
-def _in_small(job: Job, images: int) -> Job:
-    """The same job with one view of a few images, two batches at most, and phases that don't end."""
+def _small_job(job: Job, images: int) -> Job:
+    """The job with one view of a few images, at most two batches, and phases that don't end."""
     count = min(images, 2 * job.batch)
     data = job.recipe.data.model_copy(update={"views": 1})
     subset = job.subset
+    phases = [replace(phase, epochs=ENDLESS) for phase in job.phases]
+    kind: Kind = "recompute" if job.plan.store.kind == "recompute" else "memory"
     return replace(
         job,
         recipe=job.recipe.model_copy(update={"data": data}),
         subset=Subset(subset.train[:count], subset.holdout[:count], subset.val[:count]),
-        phases=[replace(phase, epochs=ENDLESS) for phase in job.phases],
-        store=Choice("recompute" if job.store.kind == "recompute" else "memory", 1, 0),
+        plan=replace(job.plan, phases=phases, store=StorePlace(kind, 0)),
     )
 
 
 def _load_seconds(job: Job, views: Sequence[int]) -> float:
-    """Seconds an image in which these views are read and made, on the average; view 2 stands for all random ones."""
+    """Mean seconds to read an image and make one of these views; view 2 stands for all random ones."""
     pairs = job.subset.train[:PROBED_IMAGES]
     plain = job.feature_store(pairs, VIEW_KINDS, Path()).samples
     seconds = {}

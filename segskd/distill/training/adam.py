@@ -1,4 +1,4 @@
-"""Adam that goes through weights in the order in which they lie in memory."""
+"""Adam that steps through weights in their order in memory."""
 
 from __future__ import annotations
 
@@ -14,30 +14,29 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class Adam(torch.optim.Adam):
     """PyTorch's fused Adam (Kingma & Ba, arXiv 1412.6980) for weights in any memory format.
 
-    On the CPU its kernel walks through memory, whatever the strides say: gradients and moments that lie otherwise than
-    their weights meet the wrong ones, and gradients that are not contiguous, as those of channels-last weights, are
-    copied first (PyTorch 2.15). So it is given views of weights, gradients and moments in which all are contiguous.
-    The weights must stay where they lie as long as it is in use.
-    What `state_dict` gives and `load_state_dict` takes has the weights' own shapes.
+    On the CPU the fused kernel ignores strides (PyTorch 2.15): it pairs weights with the wrong gradients and moments if
+    their memory formats differ, and it copies gradients that are not contiguous, as those of channels-last weights.
+    This class therefore passes views of weights, gradients and moments that are all contiguous. The weights must stay
+    at their place in memory while it is in use. States have the weights' own shapes.
     """
 
     def __init__(self, weights: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
         """Raises ValueError for weights with gaps between their values."""
         self._weights = list(weights)
         self._orders = [_order(weight) for weight in self._weights]
-        lying = [weight.detach().permute(order) for weight, order in zip(self._weights, self._orders, strict=True)]
-        if not all(view.is_contiguous() for view in lying):
+        views = [weight.detach().permute(order) for weight, order in zip(self._weights, self._orders, strict=True)]
+        if not all(view.is_contiguous() for view in views):
             raise ValueError("weights with gaps between their values can't be trained")
-        self._lying = [nn.Parameter(view) for view in lying]
-        super().__init__(self._lying, lr=lr, weight_decay=weight_decay, fused=True)
+        self._views = [nn.Parameter(view) for view in views]
+        super().__init__(self._views, lr=lr, weight_decay=weight_decay, fused=True)
 
     def take_gradients(self) -> None:
-        """Has the next step go by the gradients that the weights have now."""
-        for weight, order, lying in zip(self._weights, self._orders, self._lying, strict=True):
-            lying.grad = None if weight.grad is None else weight.grad.permute(order).contiguous()
+        """Uses the gradients that the weights have now for the next step."""
+        for weight, order, view in zip(self._weights, self._orders, self._views, strict=True):
+            view.grad = None if weight.grad is None else weight.grad.permute(order).contiguous()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Lets the gradients go, or makes them zero."""
+        """Deletes the gradients, or sets them to zero."""
         super().zero_grad(set_to_none)
         for weight in self._weights:
             if set_to_none:
@@ -54,7 +53,7 @@ class Adam(torch.optim.Adam):
         super().load_state_dict(self._turned(state_dict, lambda feature, order: feature.permute(order).contiguous()))
 
     def _turned(self, state: dict[str, Any], turn: Callable[[Tensor, list[int]], Tensor]) -> dict[str, Any]:
-        """The same state with its moments' axes in another order."""
+        """The state with `turn` applied to its moments; groups say that Adam is fused."""
         groups = [{**group, "fused": True, "foreach": None} for group in state["param_groups"]]
         moments = {
             place: {name: turn(value, self._orders[place]) if name in MOMENTS else value for name, value in own.items()}
@@ -64,7 +63,7 @@ class Adam(torch.optim.Adam):
 
 
 def _order(weight: Tensor) -> list[int]:
-    """The axes of a tensor from that with the longest way between neighbours to that with the shortest."""
+    """The axes of a tensor from the largest stride to the smallest."""
     return sorted(range(weight.dim()), key=lambda axis: -weight.stride()[axis])
 
 

@@ -1,4 +1,4 @@
-"""Discriminators: small networks that tell a student's feature from the teacher's, and teach it by being deceived."""
+"""Discriminators: small networks that learn to tell a student's feature from the teacher's (adversarial losses)."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Scores above 0 say "the teacher's"."""
+        """Scores above 0 mean "the teacher's"."""
         return cast(Tensor, self.layers(feature))
 
     def losses(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """What the student is to lower, and what this discriminator is: two scalars.
+        """(the student's loss, the discriminator's loss), two scalars.
 
-        The first has no gradient for the discriminator and the second none for the student, so that one backward
-        pass of their sum trains both.
+        The first has no gradient for the discriminator and the second none for the student. So one backward pass of
+        their sum trains both.
         """
-        still = {name: parameter.detach() for name, parameter in self.named_parameters()}
-        deceived = real_or_not(cast(Tensor, functional_call(self, still, (student,))), real=True)
-        told = real_or_not(self(teacher.detach()), real=True) + real_or_not(self(student.detach()), real=False)
-        return deceived, told / 2
+        frozen = {name: parameter.detach() for name, parameter in self.named_parameters()}
+        against = real_or_not(cast(Tensor, functional_call(self, frozen, (student,))), real=True)
+        own = real_or_not(self(teacher.detach()), real=True) + real_or_not(self(student.detach()), real=False)
+        return against, own / 2
 
 
 def make_discriminators(
     phases: Sequence[Phase], teachers: Mapping[str, StagedNetwork], size: Size, seed: int
 ) -> nn.ModuleDict:
-    """The discriminators of a run's phases, by phase, then by comparison; drawn from the seed and nothing else."""
+    """The discriminators of a run by phase, then by comparison. Their first weights depend on the seed alone."""
     made = nn.ModuleDict()
-    told = {c.teacher for phase in phases for c in phase.compared if c.discriminator}
-    shapes = {owner: feature_shapes(teachers[owner], size) for owner in told}
+    names = {c.teacher for phase in phases for c in phase.compared if c.discriminator}
+    shapes = {name: feature_shapes(teachers[name], size) for name in names}
     for phase in phases:
         wanted = [comparison for comparison in phase.compared if comparison.discriminator]
         if wanted:
@@ -69,11 +69,11 @@ def make_discriminators(
 
 
 def discriminators_of(discriminators: nn.ModuleDict, phase: Phase) -> nn.ModuleDict | None:
-    """Those of one phase by comparison; None where it has none."""
+    """The discriminators of one phase by comparison; None where it has none."""
     key = discriminator_key(phase.name)
     return cast(nn.ModuleDict, discriminators[key]) if key in discriminators else None
 
 
 def discriminator_key(name: str) -> str:
-    """A name as a module may bear it."""
+    """A phase's or comparison's name without dots, which names of modules must not have."""
     return name.replace(".", "_")

@@ -1,4 +1,4 @@
-"""A job: everything that a recipe names, loaded and checked."""
+"""A job: a recipe with all that it names, loaded, checked and planned."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from segskd.config import Recipe, Size
 from segskd.data.cards import Card
@@ -17,50 +16,69 @@ from segskd.data.dataset import Pair
 from segskd.data.samples import Samples
 from segskd.data.transforms import ViewMaker, padded_size
 from segskd.data.unlabelled import Example
-from segskd.distill.caching.budget import Choice
+from segskd.distill.caching.budget import StorePlace
 from segskd.distill.caching.contents import StoreContents, compared_by
-from segskd.distill.caching.inputs import STUDENT
-from segskd.distill.caching.store import FeatureStore, Networks
+from segskd.distill.caching.store import FeatureComputer, FeatureStore
 from segskd.distill.planning.images import Subset
-from segskd.distill.planning.phase import TEACHER, Phase
+from segskd.distill.planning.phase import Phase
+from segskd.distill.planning.settle import filled_in
 from segskd.distill.training.discriminators import discriminators_of
-from segskd.distill.training.meta import MetaNetworks
 from segskd.distill.training.module import PhaseModule, steps_an_epoch
+from segskd.distill.training.networks import MetaNetworks, Networks
 from segskd.distill.training.ranks import Ranks
 from segskd.evaluate.diagnosis import Diagnosis
-from segskd.models.adapters import Adapters
 from segskd.models.stages import StagedNetwork
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What a run trains in which order, and where it keeps features meanwhile.
+
+    `phases` are the run's; `method_phases` all those of its method, of which a branch carries out the last ones.
+    """
+
+    phases: list[Phase]
+    method_phases: list[Phase]
+    store: StorePlace
+    contents: StoreContents
+
+
+@dataclass(frozen=True)
 class Job:
-    """A recipe with every default filled in, and all it names."""
+    """A recipe with every default filled in, and all that it names, loaded and checked."""
 
     recipe: Recipe
     card: Card
     subset: Subset
-    student: StagedNetwork
-    teachers: dict[str, StagedNetwork]
-    adapters: Adapters
-    discriminators: nn.ModuleDict
-    phases: list[Phase]
-    planned: list[Phase]
-    store: Choice
-    contents: StoreContents
+    networks: Networks
+    plan: Plan
     ranks: Ranks
     diagnosis: Diagnosis | None = None
 
     @property
-    def teacher(self) -> StagedNetwork | None:
-        """The teacher itself, which is scored and grafted."""
-        return self.teachers.get(TEACHER)
+    def student(self) -> StagedNetwork:
+        return self.networks.student
 
     @property
-    def by_owner(self) -> dict[str, StagedNetwork]:
-        """All networks by the owner of their features."""
-        return {STUDENT: self.student, **self.teachers}
+    def teacher(self) -> StagedNetwork | None:
+        """The teacher itself, which is scored and grafted."""
+        return self.networks.teacher
+
+    @property
+    def phases(self) -> list[Phase]:
+        return self.plan.phases
+
+    @property
+    def views(self) -> int:
+        """Views of each training image."""
+        return filled_in(self.recipe.data.views)
+
+    @property
+    def lr(self) -> float:
+        """Peak of the learning rate."""
+        return filled_in(self.recipe.optimisation.lr)
 
     @property
     def size(self) -> Size:
@@ -73,63 +91,63 @@ class Job:
 
     @property
     def chunk(self) -> int:
-        """Images that this process holds at once: its part of a batch."""
+        """Images that this process holds at once: its part of a batch, rounded up."""
         return -(-self.batch // self.ranks.count)
 
     @property
     def store_bits(self) -> int | None:
-        """Bits in which the values of features are kept; None where they are kept as they come, or not at all."""
-        return None if self.store.kind == "recompute" else self.recipe.store.bits
+        """Bits of a stored value; None where features keep their own precision, or are not stored."""
+        return None if self.plan.store.kind == "recompute" else self.recipe.store.bits
 
     def compared(self, phase: Phase) -> set[str]:
-        """Stages that the method has compared with the teacher's by the end of the phase, an earlier run's included."""
-        return compared_by(phase, self.planned)
+        """Stages compared with the teacher's by the end of the phase, in this run or the one that it begins from."""
+        return compared_by(phase, self.plan.method_phases)
 
     def images_of(self, phase: Phase) -> list[int]:
         """Places of the training images that the phase learns from."""
         return self.subset.labelled if phase.on_labels_alone else list(range(len(self.subset.train)))
 
     def placed(self, phase: Phase) -> bool:
-        """Whether this job's processes share the phase's stages, not its images."""
+        """Whether the processes divide the phase's stages among them, and not its images."""
         return phase.placed_on(self.ranks.count)
 
     def own_images_of(self, phase: Phase) -> list[int]:
-        """The same of this process: places among the training images that it holds."""
+        """Places of the same images among those that this process holds, as far as it holds them."""
         ranks = self.ranks
         if self.placed(phase):
             return self.images_of(phase)
         return [place // ranks.count for place in self.images_of(phase) if place % ranks.count == ranks.number]
 
     def steps_an_epoch(self, phase: Phase) -> int:
-        """Steps of the optimiser in an epoch of a phase; of several processes each has at least two images in each."""
+        """Steps in an epoch of a phase. With several processes each has at least two images in each step."""
         images, count = len(self.images_of(phase)), self.ranks.count
         steps = steps_an_epoch(images, self.batch)
         return steps if count == 1 or self.placed(phase) else min(steps, images // count // 2)
 
     def steps(self, phase: Phase) -> int:
-        """Steps of the optimiser in a phase."""
+        """Steps in a phase."""
         return self.steps_an_epoch(phase) * phase.epochs
 
     def steps_before(self, phase: int) -> int:
-        """Steps of all phases before the one at that place."""
+        """Steps of all phases before the one at place `phase`."""
         return sum(self.steps(done) for done in self.phases[:phase])
 
     def module(self, phase: Phase) -> PhaseModule:
         """The phase as a module."""
-        discriminators = discriminators_of(self.discriminators, phase)
-        return PhaseModule(phase, self.student, self.adapters, self.card, self.size, discriminators)
+        discriminators = discriminators_of(self.networks.discriminators, phase)
+        return PhaseModule(phase, self.student, self.networks.adapters, self.card, self.size, discriminators)
 
     @cached_property
     def on_meta(self) -> MetaNetworks:
-        """The same without storage."""
-        return MetaNetworks(self.by_owner, self.adapters, self.discriminators, self.card, self.size)
+        """The networks without storage."""
+        return MetaNetworks(self.networks, self.card, self.size)
 
-    def networks(self) -> Networks:
-        """The networks as stores use them."""
+    def feature_computer(self) -> FeatureComputer:
+        """What stores compute features with."""
         device, dtype = self.ranks.fabric.device, DTYPES[self.recipe.precision]
         mixed = dtype != torch.float32
-        return Networks(
-            self.by_owner,
+        return FeatureComputer(
+            self.networks.by_name,
             self.size,
             device,
             dtype,
@@ -140,4 +158,4 @@ class Job:
         """A store of `views` views of the pairs."""
         make_view = ViewMaker(self.card, self.recipe.data.size, self.recipe.seed)
         samples = Samples(pairs, views, make_view, self.card)
-        return FeatureStore(samples, self.networks(), self.store.kind, folder, self.chunk, self.store_bits)
+        return FeatureStore(samples, self.feature_computer(), self.plan.store.kind, folder, self.chunk, self.store_bits)

@@ -1,4 +1,4 @@
-"""One phase's optimiser and schedule, and the stores that feed it."""
+"""One phase's optimiser and schedule, and the stores that its batches come from."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from segskd.distill.caching.inputs import Keys, phase_inputs
+from segskd.config import named
+from segskd.distill.caching.contents import Keys, phase_inputs
 from segskd.distill.caching.store import Batch, FeatureStore
 from segskd.distill.planning.phase import Phase
-from segskd.distill.planning.plan import default_lr
 from segskd.distill.training.adam import Adam
 from segskd.distill.training.job import Job
 from segskd.distill.training.module import PhaseModule
@@ -28,7 +28,7 @@ class Loop:
     """One phase's module, optimiser and schedule."""
 
     def __init__(self, job: Job, module: PhaseModule, fabric: Fabric | None = None, phase: Phase | None = None) -> None:
-        """On `fabric`, by default that of the processes which share the work; `phase` where the module is a part."""
+        """`fabric` is by default that of all processes; `phase` is given where the module trains a part of it."""
         self.phase = phase = phase or module.phase
         self.module = module
         self.steps = job.steps_an_epoch(phase)
@@ -36,10 +36,10 @@ class Loop:
         """Of the last step."""
         part = job.recipe.optimisation
         self._ranks = job.ranks
-        self.needs = phase_inputs(module.phase, job.student)
+        self.inputs = phase_inputs(module.phase, job.student)
         self.evaluated_on = phase_inputs(phase, job.student)
         self._ignored = job.card.ignore_index
-        rate = part.lr or default_lr(job.recipe)
+        rate = job.lr
         self._optimiser = Adam(module.trained_parameters(), lr=rate, weight_decay=part.weight_decay)
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
             self._optimiser, max_lr=rate, total_steps=phase.epochs * self.steps
@@ -50,17 +50,18 @@ class Loop:
         self._stepper: Any = optimiser
 
     def step(self, batch: Batch) -> float:
-        """One step of the optimiser; the student's loss, over all processes.
+        """Does one step of the optimiser, and returns the student's loss over all processes.
 
-        Raises UserError when that is no number.
+        Raises UserError when the loss is not finite.
         """
         share = self._share(batch)
-        found = self.wrapped(batch)
-        loss = found["loss"] + found["duel"]
-        self.loss = self._of_all(float(found["loss"].detach()) * share)
+        losses = self.wrapped(batch)
+        loss = losses["loss"] + losses["adversarial"]
+        self.loss = self._of_all(float(losses["loss"].detach()) * share)
         if not math.isfinite(self.loss):
-            message = f"the loss of {self.phase.name} became {self.loss}: use a smaller --lr, or --precision 32"
-            raise self._ranks.refuse(UserError(message))
+            mend = f"use a smaller {named('optimisation.lr')}, or {named('precision')} 32"
+            message = f"the loss of {self.phase.name} became {self.loss}: {mend}"
+            raise self._ranks.refuse(UserError(message, "optimisation.lr"))
         self._fabric.backward(loss * share)
         self._optimiser.take_gradients()
         self.rate = float(self._optimiser.param_groups[0]["lr"])
@@ -70,7 +71,7 @@ class Loop:
         return self.loss
 
     def _share(self, batch: Batch) -> float:
-        """The weight of this process's loss: those with more images in the step, or labelled pixels, have more."""
+        """The weight of this process's loss, in proportion to its images in the step; counts labelled pixels, too."""
         ranks, images = self._ranks, len(batch)
         if ranks.count == 1:
             return 1.0
@@ -84,7 +85,7 @@ class Loop:
         return self._ranks.total(loss)[0] / self._ranks.count
 
     def bring_together(self) -> None:
-        """Makes the student the same in every process: the running statistics were each one's own."""
+        """Makes the student the same in every process: until now each had running statistics of its own."""
         self._ranks.average(self.module.stages)
 
     def evaluated(self, batch: Batch) -> Tensor:
@@ -106,7 +107,7 @@ class Loop:
         }
 
     def skip_to(self, epoch: int) -> None:
-        """Goes on at the rate with which that epoch begins."""
+        """Sets the schedule to the beginning of that epoch."""
         self._schedule.last_epoch = epoch * self.steps - 1
         self._schedule.step()
 
@@ -123,14 +124,13 @@ class Stores:
     def __init__(self, job: Job, run: Run) -> None:
         folder = run.path / "store" / str(job.ranks.number)
         own = job.ranks.part
-        views = job.recipe.data.views or 1
         self._job = job
         self._folder = folder
-        self.train = job.feature_store(own(job.subset.train), views, folder / "train")
+        self.train = job.feature_store(own(job.subset.train), job.views, folder / "train")
         self.holdout = job.feature_store(own(job.subset.holdout), 1, folder / "holdout")
         self.val = job.feature_store(own(job.subset.val), 1, folder / "val")
-        self.everyones = job.feature_store(job.subset.train, views, folder / "everyones")
-        """Of all processes' training images: what the stages that learn here, apart from others, are fed."""
+        self.all_train = job.feature_store(job.subset.train, job.views, folder / "all_train")
+        """All processes' training images: the inputs of the stages that this process trains alone."""
 
     @property
     def bytes(self) -> int:
@@ -138,23 +138,23 @@ class Stores:
 
     @property
     def _all(self) -> tuple[FeatureStore, ...]:
-        return self.train, self.holdout, self.val, self.everyones
+        return self.train, self.holdout, self.val, self.all_train
 
-    def advance(self, place: int, progress: Callable[[int, int], None], needs: Keys | None = None) -> None:
-        """What the phase at `place` reads; `needs` is what this process's stages are fed in one that is placed."""
-        held = self._job.contents
-        self.train.advance(held.train[place], progress)
-        self.holdout.advance(held.holdout[place], progress)
-        self.val.advance(held.val[place], progress)
-        self.everyones.advance(needs or frozenset(), progress)
+    def advance(self, place: int, progress: Callable[[int, int], None], own_inputs: Keys | None = None) -> None:
+        """Fills the stores for the phase at `place`; `own_inputs` are those of stages that it trains alone."""
+        contents = self._job.plan.contents
+        self.train.advance(contents.train[place], progress)
+        self.holdout.advance(contents.holdout[place], progress)
+        self.val.advance(contents.val[place], progress)
+        self.all_train.advance(own_inputs or frozenset(), progress)
 
     def training(self, phase: Phase) -> FeatureStore:
         """The store that the phase's batches come from."""
-        return self.everyones if self._job.placed(phase) else self.train
+        return self.all_train if self._job.placed(phase) else self.train
 
     def close(self) -> None:
         for store in self._all:
             store.close()
         shutil.rmtree(self._folder, ignore_errors=True)
-        with suppress(OSError):  # others' parts may still lie in it
+        with suppress(OSError):  # other processes may still use it
             self._folder.parent.rmdir()

@@ -1,4 +1,4 @@
-"""One phase as a module: the student's running stages, and the loss that they are trained on."""
+"""One phase as a module: the student's stages that run, and the loss that they are trained on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from segskd.config import Size
 from segskd.data.cards import Card
-from segskd.distill.caching.inputs import STUDENT, span
+from segskd.distill.caching.contents import STUDENT, span
 from segskd.distill.caching.store import Batch
 from segskd.distill.planning.losses import label_loss
 from segskd.distill.planning.phase import Comparison, Phase
@@ -22,7 +22,7 @@ LABELS = "labels"
 
 
 class PhaseModule(nn.Module):
-    """Runs what the phase trains, from its first trained stage to the last one that a loss looks at."""
+    """Runs the student from the phase's first trained stage to the last stage that a loss needs."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class PhaseModule(nn.Module):
         size: Size,
         discriminators: nn.ModuleDict | None = None,
     ) -> None:
-        """`discriminators` by the name of their comparison."""
+        """`discriminators` by `discriminator_key` of their comparison."""
         super().__init__()
         self.phase = phase
         self.span = span(phase, student)
@@ -45,33 +45,34 @@ class PhaseModule(nn.Module):
         self.stages = nn.ModuleList(student.stages[name] for name in running)
         self.adapters = nn.ModuleList(adapters.of(_adapted(phase)))
         self.discriminators = discriminators or nn.ModuleDict()
-        # The state of them all is kept, but those of other stages get no gradients, which DDP would wait for.
+        # The state of all adapters is saved, but those of other stages get no gradients, for which DDP would wait.
         used = {id(parameter) for parameter in self.adapters.parameters()}
         idle = [name for name, one in self.named_parameters() if name.startswith("_adapters.") and id(one) not in used]
         self._ddp_params_and_buffers_to_ignore = idle
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """ "loss", "duel", and the parts of the first by comparison or "labels": scalars in fp32.
+        """Scalars in fp32: "loss", "adversarial", and the summands of "loss" by comparison or as "labels".
 
-        Training lowers the sum of both. "loss" is what the student is measured by; "duel" what its deception of
-        discriminators and their own learning add, which says nothing of how well the student does.
+        Training lowers the sum of "loss" and "adversarial". The student is measured by "loss" alone: "adversarial" is
+        the loss of discriminators and of the student against them, which says little about the student.
         """
         features = self._features(batch)
         parts: dict[str, Tensor] = {}
         sums: list[Tensor] = []
-        duels: list[Tensor] = []
+        adversarial: list[Tensor] = []
         for comparison in self.phase.compared:
             ours, theirs = self._compared(comparison, features, batch)
             parts[comparison.name] = comparison.measure(ours, theirs)
             sums.append(comparison.weight * parts[comparison.name])
             if comparison.discriminator:
-                deceived, told = self._discriminator(comparison).losses(ours[0].float(), theirs[0].float())
-                duels += [comparison.discriminator * deceived, told]
+                against, own = self._discriminator(comparison).losses(ours[0].float(), theirs[0].float())
+                adversarial += [comparison.discriminator * against, own]
         if self.phase.labels:
             parts[LABELS] = label_loss(features[HEAD], batch.mask, self._card.ignore_index, batch.counted)
             sums.append(self.phase.labels * parts[LABELS])
         loss = torch.stack(sums).sum()
-        return {"loss": loss, "duel": torch.stack(duels).sum() if duels else torch.zeros_like(loss), **parts}
+        total = torch.stack(adversarial).sum() if adversarial else torch.zeros_like(loss)
+        return {"loss": loss, "adversarial": total, **parts}
 
     def _features(self, batch: Batch) -> dict[str, Tensor]:
         """The student's features by stage. Each stage reads the stage before it, or what the teacher's stage reads."""
@@ -96,18 +97,18 @@ class PhaseModule(nn.Module):
         return discriminator
 
     def start_training(self) -> None:
-        """Trained stages move, all others of the student stand still."""
+        """Sets the phase's stages, adapters and discriminators to training, and freezes the student's other stages."""
         set_trained(self._student, self.phase.trained)
         for module in (*self.adapters, self.discriminators):
             module.requires_grad_(True)
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """What the optimiser gets: the trained stages' parameters and those of adapters and discriminators in use."""
+        """The parameters of the trained stages, and of the adapters and discriminators in use."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
 
 def adapted_stages(phases: Sequence[Phase]) -> set[str]:
-    """Stages whose features some phase compares in the teacher's shape."""
+    """Stages whose features some phase compares after an adapter."""
     return {name for phase in phases for name in _adapted(phase)}
 
 
@@ -116,7 +117,7 @@ def _adapted(phase: Phase) -> list[str]:
 
 
 def steps_an_epoch(images: int, batch: int) -> int:
-    """Batches of at most `batch` that hold every image once."""
+    """How many batches of at most `batch` images hold every image once."""
     return -(-images // batch)
 
 

@@ -1,7 +1,7 @@
-"""Stages that learn apart from each other, placed on several processes: each trains its own, on all images.
+"""Stages that don't read each other's features, shared out among processes: each process trains its own, on all images.
 
-So Blakeney et al. (arXiv 2012.03096) train a network's blocks in parallel: no gradients are exchanged, and
-batch normalisation sees the whole batch, as in one process.
+Blakeney et al. (arXiv 2012.03096) train the blocks of a network in parallel in this way. No gradients are exchanged,
+and batch normalisation sees the whole batch, as in one process.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ TIMED_STEPS = 3
 
 
 def place(costs: Mapping[str, float], processes: int) -> Placement:
-    """Each stage on one process: the costliest first, always to the one with the least to do (Graham, 1969).
+    """Gives each stage to a process: the costliest first, always to the process with the least to do (Graham, 1969).
 
-    `costs` in any unit by stage, in the network's order, in which each process gets its stages.
+    `costs` by stage, in any unit. The stages of each process are in the order of `costs`.
     """
     loads = [0.0] * processes
     parts: Placement = [[] for _ in loads]
@@ -44,9 +44,10 @@ def place(costs: Mapping[str, float], processes: int) -> Placement:
 
 
 def step_seconds(job: Job, phase: Phase) -> dict[str, float]:
-    """The median time of each stage's step, forward and backward, on this process's device; nothing is trained."""
-    networks = job.networks()
-    spare = replace(job, student=job.student.on(copy.deepcopy(job.student.model)))
+    """The median seconds of each stage's forward and backward pass on this process's device; nothing is trained."""
+    networks = job.feature_computer()
+    copied = job.student.on(copy.deepcopy(job.student.model))
+    spare = replace(job, networks=replace(job.networks, student=copied))
     generator = torch.Generator().manual_seed(0)
     seconds = {}
     for name in phase.trained:
@@ -55,12 +56,12 @@ def step_seconds(job: Job, phase: Phase) -> dict[str, float]:
         module.start_training()
         batch = Batch(
             {
-                key: _made_up(shape, networks.dtype, generator).to(networks.device)
+                key: _random(shape, networks.dtype, generator).to(networks.device)
                 for key, shape in job.on_meta.batch(part, job.batch).tensors.items()
             }
         )
         times = []
-        for _ in range(1 + TIMED_STEPS):  # the first one is slower
+        for _ in range(1 + TIMED_STEPS):  # the first step is slower
             synchronise(networks.device)
             started = time.perf_counter()
             with networks.autocast():
@@ -72,7 +73,7 @@ def step_seconds(job: Job, phase: Phase) -> dict[str, float]:
     return seconds
 
 
-def _made_up(like: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+def _random(like: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     """Noise in the shape of a feature, or a mask of the first class."""
     if not like.is_floating_point():
         return torch.zeros(like.shape, dtype=like.dtype)
@@ -80,7 +81,7 @@ def _made_up(like: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Te
 
 
 class PlacedLoop(Loop):
-    """A phase of which this process trains its own stages; figures and state are those of the whole phase."""
+    """The loop of a phase of which this process trains some stages; figures and state are those of the whole phase."""
 
     def __init__(self, job: Job, phase: Phase, placement: Placement) -> None:
         self._whole: PhaseModule = job.module(phase)
@@ -92,7 +93,7 @@ class PlacedLoop(Loop):
         module.start_training()
         super().__init__(job, module, job.ranks.own, phase)
         self._places = [order[id(parameter)] for parameter in module.trained_parameters()]
-        """Where this process's parameters stand among those that the whole phase trains."""
+        """The places of this process's parameters among all that the phase trains."""
         self._job = job
 
     def _share(self, batch: Batch) -> float:
@@ -109,8 +110,8 @@ class PlacedLoop(Loop):
             self._ranks.spread([tensor for one in (*stages, *module.adapters) for tensor in _values(one)], source)
 
     def evaluated(self, batch: Batch) -> Tensor:
-        """See Loop.evaluated: of all stages, which every process has after `bring_together`."""
-        with self._job.networks().autocast():
+        """See Loop.evaluated: the loss of all stages, which every process has after `bring_together`."""
+        with self._job.feature_computer().autocast():
             loss: Tensor = self._whole(batch)["loss"]
         return loss
 
@@ -123,7 +124,7 @@ class PlacedLoop(Loop):
         self._whole.load_state_dict(weights)
 
     def state(self) -> dict[str, Any]:
-        """As one process would keep it that trains all stages, so that any number of processes can go on."""
+        """The state that one process training all stages would have, so that any number of processes can resume."""
         state = super().state()
         moments: dict[int, Any] = {}
         for part in self._ranks.gather(_on_cpu(self._places, state["optimiser"]["state"])):
@@ -131,7 +132,7 @@ class PlacedLoop(Loop):
         return {**state, "optimiser": _regrouped(state["optimiser"], moments, self._count)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes its own part of what `state` gave."""
+        """Restores this process's part of a state."""
         if state:
             moments = state["optimiser"]["state"]
             own = {number: moments[place] for number, place in enumerate(self._places) if place in moments}

@@ -1,4 +1,4 @@
-"""Grafts: the student's stages so far and the teacher's remaining ones give a mask, and a score, after every phase."""
+"""Grafts during training: after every phase they are scored on the validation split, and some masks are drawn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from segskd.data.dataset import read_mask
 from segskd.data.pixels import Uint8, displayed, read_image
 from segskd.data.transforms import ViewMaker, unpad
-from segskd.distill.caching.inputs import last_trained, span
+from segskd.distill.caching.contents import STUDENT, last_trained, span
 from segskd.distill.caching.store import Batch, FeatureStore
 from segskd.distill.planning.phase import TEACHER, Phase
 from segskd.distill.training.job import Job
@@ -26,27 +26,27 @@ from segskd.evaluate.pictures import (
     write_index_png,
     write_png,
 )
-from segskd.models.pairing import unpaired_inputs
+from segskd.models.graft import graft_logits
 from segskd.models.stages import HEAD, freeze
 from segskd.runs import Run
 
 PREVIEWS = 4
 
 
-class Grafter:
+class GraftScorer:
     """Scores grafts on the validation split and draws the pinned images."""
 
     def __init__(self, job: Job, run: Run) -> None:
         self._job = job
         self._run = run
-        self._networks = job.networks()
+        self._networks = job.feature_computer()
         self._pinned = _evenly(len(job.subset.val), PREVIEWS)
         self._ranks = job.ranks
 
     def score(self, phase: Phase, store: FeatureStore, draw: bool = True) -> Score:
-        """The graft's score on the store's samples, which must hold what `graft_inputs` names.
+        """The score of the graft after `phase` on the store's samples. The store must hold `contents.graft_inputs`.
 
-        Drawn are the pinned images of the validation split, of which the store then holds this process's part.
+        With `draw` the store holds this process's part of the validation split, whose pinned images are drawn.
         """
         freeze([self._job.student.model])
         matrix = ConfusionMatrix(self._job.card, self._networks.device)
@@ -61,33 +61,31 @@ class Grafter:
                 ]
             matrix.update(classes, unpad(batch.mask, self._job.recipe.data.size).long())
         if draw:
-            everybodys = sorted((one for some in self._ranks.gather(drawn) for one in some), key=lambda one: one[0])
+            all_drawn = sorted((one for some in self._ranks.gather(drawn) for one in some), key=lambda one: one[0])
             if self._ranks.first:
-                self._draw(phase, everybodys)
+                self._draw(phase, all_drawn)
         return matrix.score(self._ranks.add)
 
     def _shown(self, before: int, classes: Tensor) -> list[tuple[int, int]]:
-        """(number in the split, place in the batch) of the pinned images among those that follow `before` others."""
+        """(number in the split, place in the batch) of the pinned images in a batch that follows `before` images."""
         ranks = self._ranks
         numbers = [(before + at) * ranks.count + ranks.number for at in range(len(classes))]
         return [(number, at) for at, number in enumerate(numbers) if number in self._pinned]
 
     @torch.inference_mode()
     def logits(self, phase: Phase, batch: Batch) -> Tensor:
-        """(N, classes, h, w) at the padded size."""
+        """Logits (N, classes, h, w) of the graft after `phase`, at the padded size."""
         student, teacher = self._job.student, self._job.teacher
         part = span(phase, student)
         size = self._networks.size
         with self._networks.autocast():
-            known = batch.features("student")
+            features = batch.features(STUDENT)
             last = HEAD if teacher is None else last_trained(phase, student)
-            known |= student.run(known, size, part.first, student.index(last))
-            if last == HEAD or teacher is None:
-                return known[HEAD].float()
-            adapted = {name: self._job.adapters.adapt(name, feature) for name, feature in known.items()}
-            theirs = batch.features(TEACHER)
-            adapted |= {name: theirs[name] for name in unpaired_inputs(last, teacher, self._job.compared(phase))}
-            return teacher.run(adapted, size, teacher.index(last) + 1)[HEAD].float()
+            features |= student.run(features, size, part.first, student.index(last))
+            if teacher is None:
+                return features[HEAD].float()
+            compared, adapters = self._job.compared(phase), self._job.networks.adapters
+            return graft_logits(last, features, batch.features(TEACHER), teacher, adapters, compared, size)
 
     def _draw(self, phase: Phase, drawn: list[tuple[int, Uint8]]) -> None:
         card, size = self._job.card, self._job.recipe.data.size
@@ -106,5 +104,5 @@ class Grafter:
 
 
 def _evenly(total: int, wanted: int) -> list[int]:
-    """Up to `wanted` places spread over `total`."""
+    """Up to `wanted` places, evenly spread over `total`."""
     return sorted({round(i * (total - 1) / max(wanted - 1, 1)) for i in range(min(wanted, total))})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segskd.distill.caching.inputs import IMAGE_KEY, MASK_KEY, Key, Planner, graft_inputs, phase_inputs
+from segskd.distill.caching.contents import IMAGE_KEY, MASK_KEY, Key, Planner, graft_inputs, phase_inputs
 from segskd.distill.planning.methods import stagewise, supervised
 from segskd.distill.planning.phase import Phase, Setting
 from segskd.models.build import create

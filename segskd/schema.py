@@ -1,0 +1,153 @@
+"""What a recipe's fields say of themselves, read from its model: for flags, forms, previews and messages."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from segskd.errors import mark
+
+Place = Literal["form", "advanced", "data", "none"]
+Command = Literal["teach", "distill"]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How people meet a field of a recipe. Its meaning, bounds and default stand in pydantic's Field.
+
+    `label` is its title on the page, `empty` what an empty value means. `name` is its short name, by default the last
+    part of its path. `flag` is by default the name with dashes; `commands` are those that have the flag, and
+    `flag_type` is what the flag takes where that is no plain value. `place` says where it stands on the page: in the
+    Distill form, among the advanced fields there, on the Data tab, or nowhere. With `shared` a teacher that is trained
+    first gets the student's value.
+    """
+
+    label: str
+    empty: str = ""
+    name: str = ""
+    flag: str = ""
+    commands: tuple[Command, ...] = ("teach", "distill")
+    flag_type: Any = None
+    place: Place = "advanced"
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class RecipeField:
+    """One field of a recipe, with all that is known of it. `default` is its default as plain data."""
+
+    path: tuple[str, ...]
+    info: FieldInfo
+    shown: Shown | None
+    default: Any
+
+    @property
+    def dotted(self) -> str:
+        return ".".join(self.path)
+
+    @property
+    def name(self) -> str:
+        """The short name, which forms use."""
+        return (self.shown and self.shown.name) or self.path[-1]
+
+    @property
+    def flag(self) -> str:
+        """The flag, its dashes included."""
+        return (self.shown and self.shown.flag) or f"--{self.name.replace('_', '-')}"
+
+    @property
+    def label(self) -> str:
+        return self.shown.label if self.shown else self.dotted
+
+    @property
+    def place(self) -> Place:
+        return self.shown.place if self.shown else "none"
+
+    @property
+    def description(self) -> str:
+        return self.info.description or ""
+
+    @property
+    def empty(self) -> str:
+        """What an empty value means; "" where it means nothing but the default."""
+        return self.shown.empty if self.shown else ""
+
+    @property
+    def help(self) -> str:
+        """The line below the field's label on the page."""
+        return f"{self.description}; {self.empty}" if self.empty else self.description
+
+    @property
+    def flag_help(self) -> str:
+        """A sentence for the command line, which ends with what holds where the flag is not given."""
+        default = f"{self.default:g}" if isinstance(self.default, float) else self.default
+        standard = self.empty or ("" if default in (None, "", {}, "-") else default)
+        return f"{self.description[:1].upper()}{self.description[1:]}{f' ({standard})' if standard else ''}."
+
+    @property
+    def kind(self) -> Any:
+        """The type of its values, without "or None"."""
+        annotation = self.info.annotation
+        if get_origin(annotation) in (Union, types.UnionType):
+            annotation = next(part for part in get_args(annotation) if part is not type(None))
+        return annotation
+
+    @property
+    def choices(self) -> list[str]:
+        """The values of a field that has a fixed list and is never empty; none for other fields."""
+        literal = get_origin(self.info.annotation) is Literal
+        return [str(value) for value in get_args(self.info.annotation)] if literal else []
+
+    def of(self, content: Any) -> Any:
+        """The field's value in plain data, None where there is none."""
+        for part in self.path:
+            content = content.get(part) if isinstance(content, Mapping) else None
+        return content
+
+    def put(self, content: dict[str, Any], value: Any) -> None:
+        """Sets the field's value in plain data."""
+        for part in self.path[:-1]:
+            content = content.setdefault(part, {})
+        content[self.path[-1]] = value
+
+
+class Schema:
+    """The fields of a recipe's model, in its order. `example` is the least content of which it makes a recipe."""
+
+    def __init__(self, model: type[BaseModel], example: Mapping[str, Any]) -> None:
+        self.defaults = model.model_validate(example).model_dump(mode="json")
+        self.fields = list(_fields(model, (), self.defaults))
+        self._by_name = {field.name: field for field in self.fields if field.shown}
+
+    def __iter__(self) -> Iterator[RecipeField]:
+        return iter(self.fields)
+
+    def __getitem__(self, name: str) -> RecipeField:
+        return self._by_name[name]
+
+    def at(self, path: Sequence[str]) -> RecipeField | None:
+        """The field at a path, or the one that holds it; None where there is none."""
+        return next((field for field in self.fields if tuple(path[: len(field.path)]) == field.path), None)
+
+    def named(self, dotted: str) -> str:
+        """A field's name in a message: its flag or its label, as whoever shows the message writes it."""
+        field = next(field for field in self.fields if field.dotted == dotted)
+        return mark(field.flag if field.shown else dotted, field.label)
+
+    def differences(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
+        """Paths, such as "data.size", whose values differ between two recipes as plain data."""
+        return {field.dotted for field in self.fields if field.of(one) != field.of(other)}
+
+
+def _fields(model: type[BaseModel], above: tuple[str, ...], defaults: Mapping[str, Any]) -> Iterator[RecipeField]:
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _fields(info.annotation, (*above, name), defaults[name])
+        else:
+            shown = next((one for one in info.metadata if isinstance(one, Shown)), None)
+            yield RecipeField((*above, name), info, shown, defaults[name])
