@@ -99,7 +99,7 @@ def subset_order(
         raise ValueError("a subset by hand has no order: take pick_subset")
     if image_statistics is None:
         raise UserError(
-            f"rule {rule} asks a teacher about the images, and this run has none: "
+            f"rule {rule} needs a teacher, and this run has none: "
             f"take {named('subset.rule')} random or balanced, or distill with a {named('teacher')}",
             "subset.rule",
         )
@@ -138,8 +138,8 @@ def read_names(path: Path) -> list[str]:
         raise UserError(no_text, "subset.names") from error
     if UNLABELLED in lines:
         raise UserError(
-            f"{named('subset.names')} {path} is of a run that used some of its images without labels: "
-            f"leave out what stands below '{UNLABELLED}'",
+            f"{named('subset.names')} {path} names images that a run used without labels: "
+            f"leave out the lines below '{UNLABELLED}'",
             "subset.names",
         )
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
