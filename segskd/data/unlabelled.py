@@ -57,7 +57,7 @@ def list_further(folder: Path, card: Card, data: Path) -> list[Example]:
     shared = [one.image for one in examples if one.image.resolve() in own]
     if shared:
         raise UserError(
-            f"{named('data.unlabelled')} {folder} holds files that belong to a dataset ({len(shared)}, such as "
+            f"{named('data.unlabelled')} {folder} holds files of a dataset ({len(shared)}, such as "
             f"{shared[0].name}), masks or images that have some: name a folder of other images; "
             f"{named('subset.labels')} leaves masks unread",
             "data.unlabelled",

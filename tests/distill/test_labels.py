@@ -150,7 +150,7 @@ def test_a_folder_of_pictures_joins_in(recipe: Callable[..., Any], pictures: Pat
 
 def test_a_datasets_own_files_are_no_further_images(recipe: Callable[..., Any], data: Path, tmp_path: Path) -> None:
     """Its masks would be taken for photographs, its validation images be trained on."""
-    with pytest.raises(UserError, match=r"files of a dataset \(32, such as b00\.png\), which are masks or have masks"):
+    with pytest.raises(UserError, match=r"files of a dataset \(32, such as b00\.png\), masks or images"):
         prepare(recipe(data={"unlabelled": str(data / "bands")}), tmp_path / "run")
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "one.png").symlink_to(data / "bands" / "val" / "images" / "b00.png")
