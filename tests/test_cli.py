@@ -308,9 +308,15 @@ def test_an_option_is_two_words_or_one(call: Callable[..., Any], flags: list[str
     assert "option of method hinton: temperature: must be greater than 0" in begun[2]
 
 
-@pytest.mark.parametrize("command", ["distill", "preflight"])
-def test_the_help_names_every_method(capsys: pytest.CaptureFixture[str], command: str) -> None:
-    with pytest.raises(SystemExit):
-        cli.main([command, "--help"])
-    told = capsys.readouterr().out
-    assert [name for name in METHODS if name not in told] == []
+def test_every_method_is_listed_with_its_options(call: Callable[..., Any]) -> None:
+    status, out, _ = call("methods", "--json")
+    listed = last_line(out)["methods"]
+    assert (status, [one["method"] for one in listed]) == (0, list(METHODS))
+    options = {one["method"]: {name: option["default"] for name, option in one["options"].items()} for one in listed}
+    assert (options["hinton"], options["hdkd"], options["supervised"]) == (
+        {"temperature": 4.0, "soft": 0.9},
+        {"temperature": 4.0, "weight": 0.1, "alpha": 1.0},
+        {},
+    )
+    table = call("methods")[1]
+    assert [name for name in METHODS if name not in table] == []
