@@ -1,14 +1,10 @@
 """Settings of the documentation. `make docs` builds it into docs/_build/html."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
-
-from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
+from typing import Any
 
 from segskd import __version__
-from segskd.config import Recipe
+from segskd.config import SCHEMA
 
 project = "SegSKD"
 release = version = __version__
@@ -28,23 +24,12 @@ autodoc_typehints_description_target = "documented"
 nitpick_ignore_regex = [("py:.*", r"(?!segskd\.).*")]
 
 
-def recipe_fields(part: type[BaseModel], place: str = "") -> Iterator[str]:
-    """A row of a table for each field of a recipe, in the order of recipe.yaml."""
-    for name, field in part.model_fields.items():
-        inner = [kind for kind in (field.annotation, *get_args(field.annotation)) if _is_part(kind)]
-        default = "" if field.default is PydanticUndefined or inner else f"`{field.default}`"
-        yield f"| `{place}{name}` | {default} | {(field.description or '').replace('|', ' or ')} |"
-        for kind in inner:
-            yield from recipe_fields(kind, f"{place}{name}.")
-
-
-def _is_part(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
 def setup(app: Any) -> None:
     """Writes the table that recipe.md includes."""
-    rows = ["| field | default | meaning |", "|---|---|---|", *recipe_fields(Recipe)]
+    rows = ["| field | flag | meaning |", "|---|---|---|"]
+    for field in SCHEMA:
+        flag = f"`{field.flag}`" if field.shown else ""
+        rows.append(f"| `{field.dotted}` | {flag} | {field.flag_help.replace('|', ' or ')} |")
     build = Path(app.srcdir) / "_build"
     build.mkdir(exist_ok=True)
     (build / "recipe_fields.md").write_text("\n".join(rows) + "\n", encoding="utf-8")

@@ -139,7 +139,7 @@ def teach(
         run: The run's name below checkpoints/, or its folder (a name made from the dataset and the network).
         network: ARCH:ENCODER (unet:resnet34).
         progress: Whether to show bars or lines on standard error.
-        listeners: Functions that hear each event of the run, a dict with "time" and "kind".
+        listeners: Functions that hear each event of the run (see segskd.events).
         fields: Fields of the recipe, laid over it part by part, such as ``data={"card": "camvid"}``.
 
     Returns:
@@ -170,7 +170,7 @@ def distill(
         run: The run's name below checkpoints/, or its folder (a name made from the recipe).
         until: Pause after this stage; `resume` goes on.
         progress: Whether to show bars or lines on standard error.
-        listeners: Functions that hear each event of the run, a dict with "time" and "kind".
+        listeners: Functions that hear each event of the run (see segskd.events).
         fields: Fields of the recipe, laid over it part by part, such as ``teacher=run, subset={"fraction": 0.1}``.
             A field may be a `Run` or a path where the recipe names one.
 
@@ -201,7 +201,7 @@ def resume(
         devices: Processes on each machine (as the run began).
         nodes: Machines (as the run began).
         progress: Whether to show bars or lines on standard error.
-        listeners: Functions that hear each event of the run.
+        listeners: Functions that hear each event of the run (see segskd.events).
 
     Returns:
         The run, finished or paused at `until`.
@@ -451,9 +451,9 @@ def export(
         UserError: For a run that is not finished, a format that can't take its network, a package that is not
             installed, or an export beyond its format's limits.
     """
-    spec, found = Spec(format, int8, pixels), _run(run)
     if prune_epochs is not None and prune is None:
         raise UserError("--prune-epochs says how long a pruned student is repaired: give --prune, too")
+    spec, found = Spec(format, int8, pixels), _run(run)
     if prune is not None:
         found = _pruned(found, prune, prune_epochs, progress)
     with stage_bars(progress) as report:

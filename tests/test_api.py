@@ -15,6 +15,7 @@ import pytest
 
 import segskd
 from segskd import api
+from segskd.config import dump_recipe
 
 NETWORK = "linknet:tu-test_efficientnet"
 
@@ -55,7 +56,7 @@ def test_from_a_teacher_to_an_exported_student(
     fields: dict[str, Any], data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     heard: list[str] = []
-    teacher = segskd.teach(run="teacher", network=NETWORK, listeners=[lambda e: heard.append(e["kind"])], **fields)
+    teacher = segskd.teach(run="teacher", network=NETWORK, listeners=[lambda e: heard.append(e.kind)], **fields)
     assert teacher.path == tmp_path / "runs" / "teacher"
     assert heard[-1] == "done"
     fields |= {"teacher": teacher, "trust_teacher": True, "student": NETWORK}
@@ -91,7 +92,7 @@ def test_progress_goes_to_standard_error(fields: dict[str, Any], capfd: pytest.C
 
 def test_a_recipe_may_be_an_object_plain_data_or_a_file(fields: dict[str, Any], tmp_path: Path) -> None:
     made = api._made(None, {**fields, "method": "supervised"})
-    (tmp_path / "recipe.yaml").write_text(api.dump_recipe(made))
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(made))
     for given in (made, made.model_dump(mode="json"), tmp_path / "recipe.yaml", str(tmp_path / "recipe.yaml")):
         changed = api._made(given, {"seed": 3, "optimisation": {"batch": 2}})
         assert (changed.seed, changed.optimisation.batch, changed.optimisation.epochs) == (3, 2, 1)
