@@ -20,6 +20,7 @@ python_use_unqualified_type_names = True
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 autodoc_typehints_description_target = "documented"
+autodoc_type_aliases = {"Listener": "segskd.api.Listener"}
 # Types of other libraries: their own pages describe them, and are not asked, since a build needs no network.
 nitpick_ignore_regex = [("py:.*", r"(?!segskd\.).*")]
 
@@ -29,7 +30,7 @@ def setup(app: Any) -> None:
     rows = ["| field | flag | meaning |", "|---|---|---|"]
     for field in SCHEMA:
         flag = f"`{field.flag}`" if field.shown else ""
-        rows.append(f"| `{field.dotted}` | {flag} | {field.flag_help.replace('|', ' or ')} |")
+        rows.append(f"| `{field.dotted}` | {flag} | {field.flag_help.replace('|', ' or ') if field.description else ''} |")
     build = Path(app.srcdir) / "_build"
     build.mkdir(exist_ok=True)
     (build / "recipe_fields.md").write_text("\n".join(rows) + "\n", encoding="utf-8")
