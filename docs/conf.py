@@ -17,10 +17,9 @@ html_copy_source = html_show_copyright = False
 myst_heading_anchors = 3
 add_module_names = False
 python_use_unqualified_type_names = True
-autodoc_typehints = "description"
+maximum_signature_line_length = 90
 autodoc_member_order = "bysource"
-autodoc_typehints_description_target = "documented"
-autodoc_type_aliases = {"Listener": "segskd.api.Listener"}
+autodoc_type_aliases = {"Listener": "Listener", "Place": "Place", "RecipeLike": "RecipeLike"}
 # Types of other libraries: their own pages describe them, and are not asked, since a build needs no network.
 nitpick_ignore_regex = [("py:.*", r"(?!segskd\.).*")]
 
@@ -30,7 +29,8 @@ def setup(app: Any) -> None:
     rows = ["| field | flag | meaning |", "|---|---|---|"]
     for field in SCHEMA:
         flag = f"`{field.flag}`" if field.shown else ""
-        rows.append(f"| `{field.dotted}` | {flag} | {field.flag_help.replace('|', ' or ') if field.description else ''} |")
+        meaning = field.flag_help if field.description else ""
+        rows.append(f"| `{field.dotted}` | {flag} | {meaning} |")
     build = Path(app.srcdir) / "_build"
     build.mkdir(exist_ok=True)
     (build / "recipe_fields.md").write_text("\n".join(rows) + "\n", encoding="utf-8")
