@@ -25,9 +25,9 @@ autodoc_type_aliases = {"Listener": "Listener", "Place": "Place", "RecipeLike": 
 nitpick_ignore_regex = [("py:.*", r"(?!segskd\.).*")]
 
 
-def plain_aliases(_app: Any, _what: str, _name: str, _object: Any, _options: Any, signature: str, result: str) -> Any:
+def plain_aliases(_app: Any, _what: str, _name: str, _object: Any, _options: Any, signature: Any, result: Any) -> Any:
     """A signature in which a type's alias inside a union has its name alone, as it has elsewhere."""
-    return re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", signature or ""), result
+    return signature and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", signature), result
 
 
 def setup(app: Any) -> None:
