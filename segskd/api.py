@@ -109,7 +109,7 @@ def add_dataset(
         progress: Whether to show a bar.
 
     Returns:
-        The `card`, its file `place`, and what was `found` in the files, also those that can't be used.
+        The `card`, its file `place`, and the `report` of its files, which also names those that can't be used.
 
     Raises:
         UserError: For a layout that is not recognised, too few pairs, or a folder that can't be written.

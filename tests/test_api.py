@@ -52,6 +52,7 @@ def test_a_package_is_called_like_the_function_of_its_name(name: str) -> None:
     assert inspect.signature(package) == inspect.signature(getattr(api, name))
 
 
+@pytest.mark.slow
 def test_from_a_teacher_to_an_exported_student(
     fields: dict[str, Any], data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,6 +64,7 @@ def at_smallest_scale(line: str) -> list[str]:
     return [command, *words]
 
 
+@pytest.mark.slow
 def test_the_commands_of_getting_started_run_as_they_stand(workplace: Path) -> None:
     lines = commands(DOCS / "getting_started.md")
     assert {line.split()[1] for line in lines} >= {"data", "teach", "distill", "evaluate", "compare", "export"}
@@ -79,6 +80,7 @@ def test_the_readmes_first_student_is_that_of_getting_started() -> None:
     assert [line for line in block.splitlines() if line not in commands(DOCS / "getting_started.md")] == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("workplace")
 def test_the_examples_of_the_python_page_run_as_they_stand(capsys: pytest.CaptureFixture[str]) -> None:
     blocks = RUN_BLOCK.findall((DOCS / "python.md").read_text(encoding="utf-8"))
@@ -93,6 +95,7 @@ def test_the_examples_of_the_python_page_run_as_they_stand(capsys: pytest.Captur
 
 
 @pytest.mark.filterwarnings("default")
+@pytest.mark.slow
 def test_the_notebook_runs_from_a_folder_of_images_to_an_exported_student() -> None:
     notebook = nbformat.read(DOCS / "first_student.ipynb", as_version=4)
     assert [cell for cell in notebook.cells if cell.get("outputs")] == []
@@ -123,6 +126,7 @@ def test_every_flag_in_the_docs_is_one_of_its_command(capsys: pytest.CaptureFixt
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_the_docs_build_without_a_warning(tmp_path: Path) -> None:
     options = ["-W", "-n", "--keep-going", "-q", "-d", str(tmp_path / "trees")]
     made = subprocess.run(
