@@ -57,8 +57,7 @@ def test_the_core_knows_no_screen() -> None:
         text = path.read_text(encoding="utf-8")
         if "import_module" in text and '"ui.' in text:
             by_name.add(path.relative_to(ROOT).as_posix())
-    public = {"segskd/__init__.py", "segskd/called.py"}  # names of segskd itself, when they are used
-    assert by_name == {"segskd/cli/ui_command.py", *public}  # the command `ui`, when it is called
+    assert by_name == {"segskd/cli/ui_command.py"}  # the command `ui`, when it is called
 
 
 def test_the_page_imports_itself_relatively() -> None:
