@@ -27,11 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {*BASE, "standalone", "scenes"},
     "models": {*BASE, "standalone"},
     "events": {"errors", "files"},
-<<<<<<< HEAD
-    "run_progress": {"errors", "events"},
-=======
     "run_progress": {"events"},
->>>>>>> refs/heads/schema
     "runs": {*BASE, "events", "run_progress"},
     "subset_file": {*BASE, "data", "runs"},
     "evaluate": {*BASE, "standalone", "data", "models", "runs"},
