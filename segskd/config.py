@@ -227,8 +227,7 @@ class Recipe(_Part):
     )
     method: Annotated[str, Shown("Method", commands=("distill",), place="form")] = Field(
         default="stagewise",
-        description="which list of phases: stagewise, simultaneous, fitnets, hinton, supervised, blockwise, attention, "
-        "fsp, channelwise, hdkd, dearkd or multi_teacher_gan",
+        description="how the student learns; 'segskd methods' lists what there is",
     )
     options: Annotated[
         dict[str, Annotated[float, Field(allow_inf_nan=True)]],  # the method says what it takes

@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {*BASE, "standalone", "scenes"},
     "models": {*BASE, "standalone"},
     "events": {"errors", "files"},
-    "run_progress": {"events"},
+    "run_progress": {"errors", "events"},
     "runs": {*BASE, "events", "run_progress"},
     "subset_file": {*BASE, "data", "runs"},
     "evaluate": {*BASE, "standalone", "data", "models", "runs"},

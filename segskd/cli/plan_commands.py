@@ -66,4 +66,19 @@ def _gib(count: int | None) -> str:
     return "–" if count is None else f"{count / 2**30:.2f}"
 
 
-COMMANDS = (preflight,)
+def methods(json: Json = False) -> None:
+    """List the methods with their options."""
+    from segskd.distill.planning.methods import METHODS, options_of, summary_of
+
+    table = Table("method", "what it does", "options, with their defaults", show_lines=True)
+    content = []
+    for name in METHODS:
+        options = options_of(name)
+        lines = [f"{option} {one.default:g}: {one.meaning}" for option, one in options.items()]
+        table.add_row(name, summary_of(name), "\n".join(lines))
+        plain = {option: {"default": one.default, "meaning": one.meaning} for option, one in options.items()}
+        content.append({"method": name, "summary": summary_of(name), "options": plain})
+    show(table, {"methods": content}, json)
+
+
+COMMANDS = (preflight, methods)
