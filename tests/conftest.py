@@ -19,6 +19,7 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from small_networks import spread_scales
 
 torch.set_num_threads(1)
 
@@ -112,6 +113,7 @@ def save_teacher(folder: Path) -> None:
 
     torch.manual_seed(1)
     model = smp.Linknet("tu-test_resnet", layers=[2, 2, 2, 2], classes=len(CLASSES), encoder_weights=None)
+    spread_scales(model)
     with torch.no_grad():
         for _ in range(3):
             model.train()(torch.randn(4, 3, *SIZE))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_networks import spread_scales
 
 from segskd.runs import Run
 
@@ -23,6 +24,7 @@ def save_wide_teacher(folder: Path) -> None:
 
     torch.manual_seed(3)
     model = smp.Linknet("tu-test_resnet", channels=(64, 96, 24, 64), classes=3, encoder_weights=None)
+    spread_scales(model)
     with torch.no_grad():
         model.train()(torch.randn(4, 3, 64, 96))
     model.eval().save_pretrained(folder)

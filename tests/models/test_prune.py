@@ -211,7 +211,7 @@ def test_attention_is_refused_before_it_takes_all_memory() -> None:
 @pytest.mark.parametrize(
     ("encoder", "said"),
     [
-        ("tu-ghostnet_100", r"would have \d+ channels in place of \d+"),
+        ("tu-ghostnet_100", r"would be left with \d+ channels instead of \d+"),
         ("tu-skresnet18", "can't be pruned"),
         ("tu-poolformer_s12", "a GroupNorm1 can't be given other channels"),
         ("mit_b0", "it multiplies features with each other"),

@@ -45,7 +45,7 @@ def test_the_auxiliary_head_of_a_file_is_left_out(tmp_path: Path) -> None:
     torch.save({"model": {**network.state_dict(), "aux_classifier.0.weight": torch.ones(2)}}, tmp_path / "w.pth")
     made = read_network(tmp_path / "w.pth", NetworkSpec("fcn_resnet50")).model
     assert output_classes(made) == 7
-    with pytest.raises(UserError, match="They are those of fcn_resnet50"):
+    with pytest.raises(UserError, match="These are weights of fcn_resnet50"):
         read_network(tmp_path / "w.pth", NetworkSpec("unet", "resnet50"))
 
 
