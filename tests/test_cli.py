@@ -19,6 +19,8 @@ from segskd import api, cli, runs
 from segskd.config import dump_recipe
 from segskd.data.cards import load_card
 from segskd.distill.planning.methods import METHODS
+from segskd.distill.running import preflight
+from segskd.errors import ErrorRecord
 from segskd.evaluate.predictor import Predictor
 from segskd.evaluate.tiles import Tiles
 from segskd.models.build import load
@@ -155,6 +157,20 @@ def test_bad_input_is_one_line_and_status_2(
     assert words in err
     assert err.count("\n") == 1
     assert not (tmp_path / "checkpoints" / "bad").exists()
+
+
+def test_a_preflight_without_memory_tells_programs_which_fields_help(
+    call: Callable[..., Any], flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(preflight, "preflight", fail)
+    status, out, err = call("preflight", *flags, "--json")
+    answer = json.loads(out)
+    assert (status, answer["error"]) == (2, "OutOfMemory")
+    assert "take a smaller --size, --batch or --store-budget" in err
+    assert "take a smaller «Size», «Batch» or «Memory for the store (GiB)»" in ErrorRecord.read(answer).in_labels
 
 
 @pytest.mark.parametrize("name", ["s bin", "über", "..", ".hidden", "n" * 101])
