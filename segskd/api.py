@@ -231,8 +231,8 @@ def hearing(folder: Path, progress: bool = False, listeners: Sequence[Listener] 
 
 def teacher_place(place: str | None) -> str | None:
     """A run's name as its path, so that the recipe holds in any folder; paths made absolute, hub ids left alone."""
-    if place is None:
-        return None
+    if not place:
+        return place
     for path in (runs_folder() / place, Path(place).expanduser()):
         if path.exists():
             return str(path.resolve())

@@ -261,11 +261,11 @@ class Recipe(_Part):
     threads: Annotated[int | None, Shown("Threads", "all cores, shared out among the processes", shared=True)] = Field(
         default=None, ge=1, le=MOST, description="CPU threads"
     )
-    devices: Annotated[int, Shown("Processes", shared=True)] = Field(
+    devices: Annotated[int, Shown("Processes", "1, or as torchrun or SLURM started them", shared=True)] = Field(
         default=1, ge=1, le=MOST, description="processes on each machine, one a GPU or a share of the cores"
     )
-    nodes: Annotated[int, Shown("Machines", shared=True)] = Field(
-        default=1, ge=1, le=MOST, description="machines, which torchrun or SLURM bring together"
+    nodes: Annotated[int, Shown("Machines", "1, or as torchrun or SLURM started them", shared=True)] = Field(
+        default=1, ge=1, le=MOST, description="machines"
     )
     sync_batchnorm: Annotated[bool, Shown("Batch normalisation over all GPUs", shared=True)] = Field(
         default=False, description="let batch normalisation see the images of all GPUs in a step, not of each by itself"

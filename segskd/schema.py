@@ -86,7 +86,7 @@ class RecipeField:
     def flag_help(self) -> str:
         """A sentence for the command line, which ends with what holds where the flag is not given."""
         default = f"{self.default:g}" if isinstance(self.default, float) else self.default
-        standard = self.empty or ("" if default in (None, "", {}, "-") else default)
+        standard = self.empty or ("" if default in (None, "", {}, "-") or default is False else str(default))
         return f"{self.description[:1].upper()}{self.description[1:]}{f' ({standard})' if standard else ''}."
 
     @property

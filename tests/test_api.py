@@ -118,3 +118,7 @@ def test_what_a_caller_can_mend_is_a_user_error(fields: dict[str, Any], tmp_path
     for message, call in wrong:
         with pytest.raises(segskd.UserError, match=message):
             call()
+
+
+def test_a_teachers_place_that_is_empty_is_no_folder() -> None:
+    assert (api.teacher_place(""), api.teacher_place(None)) == ("", None)

@@ -16,9 +16,13 @@ import pytest
 from PIL import Image
 
 from segskd import api, cli, runs
-from segskd.config import dump_recipe
+from segskd.cli.flags import NO_DISTILL_FLAGS, NO_TEACHER_FLAGS
+from segskd.cli.run_commands import asked_recipe
+from segskd.config import dump_recipe, make_recipe
 from segskd.data.cards import load_card
 from segskd.distill.planning.methods import METHODS
+from segskd.distill.running import preflight
+from segskd.errors import ErrorRecord
 from segskd.evaluate.predictor import Predictor
 from segskd.evaluate.tiles import Tiles
 from segskd.models.build import load
@@ -122,6 +126,13 @@ def test_a_recipe_and_flags_over_it(call: Callable[..., Any], recipe: Callable[.
     assert (made.subset.count, made.subset.fraction) == (None, 0.5)
 
 
+def test_empty_parts_of_a_recipe_are_as_if_they_were_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("data: {card: scenes}\nteacher: t\nsubset:\noptimisation:\nstore:\noptions:\n", encoding="utf-8")
+    made = asked_recipe(path, NO_TEACHER_FLAGS, NO_DISTILL_FLAGS)
+    assert made == make_recipe({"data": {"card": "scenes"}, "teacher": "t"})
+
+
 def bad(flags: list[str], **changes: object) -> list[str]:
     """The flags with some replaced."""
     *pairs, trust = flags
@@ -155,6 +166,20 @@ def test_bad_input_is_one_line_and_status_2(
     assert words in err
     assert err.count("\n") == 1
     assert not (tmp_path / "checkpoints" / "bad").exists()
+
+
+def test_a_preflight_without_memory_tells_programs_which_fields_help(
+    call: Callable[..., Any], flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(preflight, "preflight", fail)
+    status, out, err = call("preflight", *flags, "--json")
+    answer = json.loads(out)
+    assert (status, answer["error"]) == (2, "OutOfMemory")
+    assert "take a smaller --size, --batch or --store-budget" in err
+    assert "take a smaller «Size», «Batch» or «Memory for the store (GiB)»" in ErrorRecord.read(answer).in_labels
 
 
 @pytest.mark.parametrize("name", ["s bin", "über", "..", ".hidden", "n" * 101])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from segskd.config import Recipe, dump_recipe, load_recipe, make_recipe, merged, parse_size
+from segskd.config import SCHEMA, Recipe, dump_recipe, load_recipe, make_recipe, merged, parse_size
 from segskd.errors import UserError
 
 SMALLEST: dict[str, Any] = {"data": {"card": "scenes"}, "teacher": "somewhere"}
@@ -190,3 +190,20 @@ def test_what_explodes_when_it_is_written_out_is_told_in_a_line() -> None:
 def test_what_is_no_mapping_is_no_recipe(content: object) -> None:
     with pytest.raises(UserError, match="there is nothing in it that could be one"):
         make_recipe(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("seed", "the order (0)."),
+        ("snapshots", "multi_teacher_gan (0)."),
+        ("batch", "a step (8)."),
+        ("lr", "the learning rate (0.01, and 0.001 for a teacher)."),
+        ("devices", "the cores (1, or as torchrun or SLURM started them)."),
+        ("nodes", "Machines (1, or as torchrun or SLURM started them)."),
+        ("trust_teacher", "labelled images first."),
+        ("teacher", "with its network."),
+    ],
+)
+def test_a_flags_help_ends_with_what_holds_without_it(name: str, end: str) -> None:
+    assert SCHEMA[name].flag_help.endswith(end)

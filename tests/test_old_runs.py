@@ -17,7 +17,6 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from segskd.evaluate.predict import Predictor
 
 from segskd import cli
 from segskd.config import Recipe
@@ -26,6 +25,7 @@ from segskd.data.dataset import list_pairs
 from segskd.distill.planning.methods import METHODS
 from segskd.distill.running.branch import branch_recipe
 from segskd.distill.running.pruning import prune_recipe
+from segskd.evaluate.predictor import Predictor
 from segskd.models.build import load
 from segskd.runs import Run, list_runs
 from segskd.study import read_study

@@ -88,26 +88,29 @@ def teacher_place(teacher: str | None, flags: TeacherFlags) -> str | None:
 
 
 def recipe_changes(flags: RecipeFlags) -> dict[str, Any]:
-    """The flags that were given, as parts of a recipe. Raises UserError for a file of names that can't be read."""
-    changes: dict[str, Any] = {}
+    """The flags that were given, as parts of a recipe. Raises UserError for a file of names that can't be read.
+
+    Every part is there, so that a recipe laid under them may have left any of them empty.
+    """
+    changes: dict[str, Any] = {one.path[0]: {} for one in SCHEMA if len(one.path) > 1}
     for one in SCHEMA:
         value = getattr(flags, one.name, None) if one.shown else None
         if isinstance(value, tuple):
             value = dict(value)
         elif isinstance(value, Path):
             value = _read(one.name, value)
-        if value not in (None, {}):
+        if value is not None:
             one.put(changes, value)
     if (fraction := _fraction(flags)) is not None:
-        changes.setdefault("subset", {})["fraction"] = fraction
-    if "names" in changes.get("subset", {}):
+        changes["subset"]["fraction"] = fraction
+    if "names" in changes["subset"]:
         changes["subset"].setdefault("rule", "hand")
     return changes
 
 
 def replaced_in_subset(changes: dict[str, Any]) -> set[str]:
     """Fields of a recipe's subset that a flag given beside the recipe takes the place of."""
-    given = changes.get("subset", {})
+    given = changes["subset"]
     replaced = {
         "fraction": "count" in given or "names" in given,
         "count": "fraction" in given or "names" in given,

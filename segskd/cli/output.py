@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
 from segskd.bars import ERR
-
-if TYPE_CHECKING:
-    pass
 
 WIDE = 200
 """Columns where the output is no terminal: a table read by a program or a log is not cut."""

@@ -31,6 +31,7 @@ def preflight(
     Args:
         recipe: A recipe (YAML); flags given beside it override it.
     """
+    from segskd.devices import out_of_memory
     from segskd.distill.running.preflight import preflight as fly
     from segskd.runs import runs_folder
 
@@ -38,9 +39,10 @@ def preflight(
         made = asked_recipe(recipe, file, settings)
         with stage_bars() as report:
             found = fly(made, runs_folder() / "preflight", report)
-    except UserError as error:
-        if json:  # for a program, which may want to know which field it is about
-            print(dumps(ErrorRecord.of(error).as_dict()), flush=True)
+    except Exception as error:
+        mendable = error if isinstance(error, UserError) else out_of_memory(error)
+        if json and mendable:  # for a program, which may want to know which field it is about
+            print(dumps(ErrorRecord.of(mendable).as_dict()), flush=True)
         raise
     show(_table(found), found.as_dict(), json)
     if found.problem:

@@ -85,7 +85,7 @@ def asked_recipe(
     changes["teacher"] = absolute_place(teacher_place(changes.get("teacher"), file))
     if recipe and begin:
         raise UserError("--begin-run takes the recipe of that run: leave --recipe out")
-    epochs = changes.get("optimisation", {}).get("epochs")
+    epochs = changes["optimisation"].get("epochs")
     base = _branch(begin, epochs) if begin else read_yaml(recipe) if recipe else {"data": {"card": "scenes"}}
     if not isinstance(base, dict):
         raise UserError(f"{recipe} is no recipe: a run's recipe.yaml is one")
@@ -94,7 +94,7 @@ def asked_recipe(
             base["subset"].pop(part, None)
     if changes.get("method") not in (None, base.get("method")):
         base.pop("options", None)  # they are those of the recipe's method
-    if recipe is None and begin is None and "card" not in changes.get("data", {}):
+    if recipe is None and begin is None and "card" not in changes["data"]:
         raise UserError("name what to train on with --dataset (see 'python -m segskd data list') or --recipe")
     return make_recipe(merged(base, changes))
 

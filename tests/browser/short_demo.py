@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+from segskd.cli import main
 from segskd.config import Recipe, make_recipe, merged
 from segskd.demo import demo_recipes
-from ui.server import main
 from ui.state import guide
 
 CHANGES: list[dict[str, Any]] = [
-    {"subset": {"count": 48}, "data": {"views": 1}, "optimisation": {"epochs": 1}},
-    {"subset": {"fraction": None, "count": 16}, "data": {"views": 1}, "optimisation": {"epochs": 6}},
+    {"subset": {"fraction": 0.12}, "data": {"views": 1}, "optimisation": {"epochs": 1}},
+    {"subset": {"fraction": 0.04}, "data": {"views": 1}, "optimisation": {"epochs": 6}},
 ]
 """Of the teacher and of the student."""
 
@@ -24,4 +25,4 @@ def short_recipes(data: Path | None, runs: Path) -> list[tuple[str, Recipe]]:
 
 
 guide.demo_recipes = short_recipes
-raise SystemExit(main())
+raise SystemExit(main(["ui", *sys.argv[1:]]))

@@ -13,7 +13,7 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from segskd.config import Recipe
 from segskd.data.cards import load_card
 from segskd.distill.planning.settle import default_epochs
-from segskd.errors import UserError
+from segskd.errors import UserError, in_labels
 from segskd.events import EVENTS
 from segskd.run_admin import note
 from segskd.runs import RUN_NAME, Run, list_runs
@@ -140,7 +140,7 @@ def _read(run: Run) -> Row:
         recipe, result = run.recipe, run.read_json("result.json") or {}
         return _row(run, recipe, result)
     except UserError as error:
-        return Row(run.name, "damaged", problem=str(error))
+        return Row(run.name, "damaged", problem=in_labels(error))
     except OSError as error:
         return Row(run.name, "damaged", problem=f"can't read {error.filename or run.path}: {error.strerror}")
     except (AttributeError, KeyError, TypeError, ValidationError):  # JSON, but not what a run writes

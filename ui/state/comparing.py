@@ -12,7 +12,7 @@ from typing import Any
 
 from segskd.data.pixels import read_upload
 from segskd.distill.running.branch import branch_recipe
-from segskd.errors import UserError
+from segskd.errors import UserError, in_labels
 from segskd.evaluate.comparison import AGREEMENT, AGREEMENT_COLORS
 from segskd.evaluate.sidebyside import IGNORED, TEACHER_TOO, Frame, SideBySide
 from segskd.models.stages import HEAD
@@ -99,7 +99,7 @@ class Comparisons:
                 return why_not
             key = _key(run)
         except UserError as error:
-            return {"state": "problem", "text": str(error)}
+            return {"state": "problem", "text": in_labels(error)}
         opened = self._get(key)
         if opened:
             return {"state": "ready", **opened.about}

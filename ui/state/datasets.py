@@ -17,7 +17,7 @@ from segskd.data.check import ProblemKind, check
 from segskd.data.dataset import Listing, Pair, has_split, list_split
 from segskd.data.fetch import fetch, missing
 from segskd.data.pixel_counts import PixelCounts, pixel_counts
-from segskd.errors import UserError
+from segskd.errors import UserError, in_labels
 from segskd.files import write_whole
 
 from .background import Report, Task, Tasks
@@ -115,7 +115,7 @@ class Datasets:
                     lambda done, total: report("counting the classes of each mask", done, total),
                 )
             except UserError as error:
-                return Reading(found, None, without(opened.root, str(error)))
+                return Reading(found, None, without(opened.root, in_labels(error)))
             return Reading(found, counted)
 
         key = f"read {opened.version}"
@@ -146,7 +146,7 @@ class Datasets:
         try:
             opened = self.open(place, fresh=True)
         except UserError as error:
-            return base | {"names": [], "problem": None if base["state"] in HOW else str(error)}
+            return base | {"names": [], "problem": None if base["state"] in HOW else in_labels(error)}
         task = self.read(opened)
         task.wait(QUICK_SECONDS)
         reading = self.reading(opened)

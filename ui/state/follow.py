@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segskd.config import Recipe
-from segskd.errors import UserError
+from segskd.errors import UserError, in_labels
 from segskd.events import EVENTS, EventReader
 from segskd.run_progress import PhaseProgress, RunProgress
 from segskd.runs import Run
@@ -168,7 +168,7 @@ class _Follower:
             recipe = self._recipe.read(lambda: self._run.recipe)
             result = self._result.read(lambda: self._run.read_json("result.json"))
         except UserError as error:
-            problem = str(error)
+            problem = in_labels(error)
         view = RunView(
             name=self._run.name,
             state="damaged" if recipe is None and state not in WORKING else state,

@@ -12,7 +12,7 @@ from segskd.data.cards import Card
 from segskd.data.dataset import Pair
 from segskd.data.pixel_counts import PixelCounts
 from segskd.data.subset import ASK_TEACHER, MINIMUM, pick_subset, subset_order, subset_size
-from segskd.errors import UserError
+from segskd.errors import UserError, in_labels
 from segskd.evaluate.image_statistics import ImageStatistics
 from segskd.evaluate.statistics_worker import Question, image_statistics_in_worker
 from segskd.files import write_whole
@@ -56,7 +56,7 @@ class Picker:
             elif waiting == "counts" and reading:
                 raise UserError(f"the classes can't be counted: {reading.problem}")
         except UserError as error:
-            waiting, problem = None, str(error)
+            waiting, problem = None, in_labels(error)
         places = {pair.name: index for index, pair in enumerate(pairs)}
         return {
             "version": opened.version,

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from typing_extensions import TypedDict
 
-from segskd.errors import UserError
+from segskd.errors import UserError, in_labels
 from segskd.evaluate.sidebyside import NATIVE_SIDE
 
 from ..context import Context
@@ -91,7 +91,7 @@ def build(context: Context, page: Page) -> None:
         try:
             return {"run": run, "upload": comparisons.upload(run, Path(path), whole)}, notice(OWN, "hint")
         except UserError as error:
-            return gr.skip(), notice(str(error))
+            return gr.skip(), notice(in_labels(error))
 
     def look(event: gr.EventData) -> tuple[Any, Any]:
         """A run by its name, or none; and the tab to go to, or the one that is open."""
@@ -173,4 +173,4 @@ def _answered(find: Callable[[], Answer]) -> Answer:
     except NotOpen:
         return {"closed": True}
     except UserError as error:
-        return {"problem": str(error)}
+        return {"problem": in_labels(error)}

@@ -10,7 +10,7 @@ import gradio as gr
 from typing_extensions import TypedDict
 
 from segskd.data.cache import cache_folder
-from segskd.errors import UserError
+from segskd.errors import UserError, in_labels
 
 from ..context import Context
 from ..page import Page
@@ -147,7 +147,7 @@ def _answer(give: Callable[[], Json]) -> Json:
     try:
         return give()
     except UserError as error:
-        return {"error": str(error)}
+        return {"error": in_labels(error)}
 
 
 def _add_form(datasets: Datasets, view: gr.HTML, opened: gr.Accordion) -> None:
@@ -194,7 +194,7 @@ def _add_form(datasets: Datasets, view: gr.HTML, opened: gr.Accordion) -> None:
                 else datasets.add_folder(folder, name, classes)
             )
         except UserError as error:
-            return notice(str(error)), gr.skip()
+            return notice(in_labels(error)), gr.skip()
         return notice(), {"adding": task.key.removeprefix("add ")}
 
     add.click(begin, [archive, folder, name, classes], [problem, view], **QUIET)

@@ -231,7 +231,7 @@ class Distill(Layout):
         try:
             return {"key": add_upload([Path(file) for file in files or ()], self.context.runs, network or "")}
         except UserError as error:
-            return {"problem": str(error)}
+            return {"problem": in_labels(error)}
 
     def _uploaded(self, found: dict[str, str], *given: Any) -> Updates:
         if "problem" in found:

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 from typing_extensions import TypedDict
 
-from segskd.errors import UserError
+from segskd.errors import UserError, in_labels
 from segskd.export.formats import FORMATS, Spec
 from segskd.runs import Run
 
@@ -77,7 +77,7 @@ def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) 
         try:
             return notice(), _offered(context.run(event._data.get("run")), _spec(event._data), save)
         except UserError as error:
-            return notice(str(error)), gr.DownloadButton(visible=False)
+            return notice(in_labels(error)), gr.DownloadButton(visible=False)
 
     with gr.Column(elem_id="export"):
         view = gr.HTML(

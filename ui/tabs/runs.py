@@ -10,7 +10,7 @@ import gradio as gr
 from typing_extensions import TypedDict
 
 from segskd import run_admin
-from segskd.errors import UserError
+from segskd.errors import UserError, in_labels
 from segskd.runs import Run
 
 from ..context import Context
@@ -82,7 +82,7 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
         try:
             content = studies.content(asked.get("study"), asked.get("file"))
         except UserError as error:
-            return {"problem": str(error)}
+            return {"problem": in_labels(error)}
         return {"problem": None, "base64": b64encode(content).decode()}
 
     def look(event: gr.EventData) -> tuple[Any, Any]:
@@ -96,14 +96,14 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
         try:
             return notice(), context.run(event._data.get("run")).name, page.go("distill")
         except UserError as error:
-            return notice(str(error)), gr.skip(), gr.skip()
+            return notice(in_labels(error)), gr.skip(), gr.skip()
 
     def pack(event: gr.EventData) -> tuple[Any, Any]:
         try:
             run = context.run(event._data.get("run"))
             file = handed_out(download, f"{run.name}.zip", lambda target: parcel(run, target))
         except UserError as error:
-            return notice(str(error)), gr.skip()
+            return notice(in_labels(error)), gr.skip()
         return notice(), gr.DownloadButton(Path(file).parent.name, value=file)  # the script waits for the new label
 
     with gr.Column(elem_id="runs"):

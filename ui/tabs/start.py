@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from segskd.errors import UserError
+from segskd.errors import UserError, in_labels
 
 from ..context import Context
 from ..handlers import QUIET, looked
@@ -48,7 +48,7 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
         try:
             return notice(), guide.start(), page.go("compare" if guide.finished else "watch")
         except UserError as error:
-            return notice(str(error)), gr.skip(), gr.skip()
+            return notice(in_labels(error)), gr.skip(), gr.skip()
 
     def look(event: gr.EventData) -> tuple[Any, Any]:
         return looked(context, event)

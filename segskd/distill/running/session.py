@@ -298,8 +298,9 @@ def _tell_store(job: Job, run: Run) -> None:
     place = places.get(kind, f"none, {size} would be needed")
     run.record(StoreEvent(kind_of_store=kind, message=f"feature store: {place}"))
     if kind == "recompute":
-        message = "features are recomputed in every step, which is slower than a store: none has room"
-        run.record(WarningEvent(message=message))
+        message = "features are recomputed in every step, which is slower than a store"
+        why = "" if job.recipe.store.kind == "recompute" else ": none has room"
+        run.record(WarningEvent(message=message + why))
     if (before == "recompute") != (kind == "recompute"):
         message = f"the run began with its features in '{before}' and goes on with '{kind}'"
         run.record(WarningEvent(message=message + ": its weights will differ in their last bits"))

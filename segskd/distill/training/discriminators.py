@@ -58,7 +58,8 @@ def make_discriminators(
     for phase in phases:
         wanted = [comparison for comparison in phase.compared if comparison.discriminator]
         if wanted:
-            drawn = hashlib.sha256(f"{seed}/{phase.name}/discriminators".encode()).digest()
+            # The word is an older name of discriminators. Another one would change what a recipe and its seed train.
+            drawn = hashlib.sha256(f"{seed}/{phase.name}/critics".encode()).digest()
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(int.from_bytes(drawn[:6], "big"))
                 discriminators = {

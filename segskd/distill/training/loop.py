@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -97,7 +98,8 @@ class Loop:
         return copy.deepcopy(self.module.state_dict())
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        self.module.load_state_dict(weights)
+        # States of older versions call discriminators critics.
+        self.module.load_state_dict({re.sub(r"^critics\.", "discriminators.", name): w for name, w in weights.items()})
 
     def state(self) -> dict[str, Any]:
         return {
