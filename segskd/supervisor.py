@@ -134,9 +134,11 @@ class Worker:
         return self._process.returncode
 
     def ask_to_stop(self) -> None:
-        """Sends SIGTERM, at which a run saves its state and ends."""
-        if not self.is_over():
-            _send(self.record.pid, signal.SIGTERM)
+        """Sends SIGTERM, at which a run saves its state and ends.
+
+        The other processes of its group get none: a run's first process tells the others when to stop.
+        """
+        self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """Ends it and the processes of its group at once."""

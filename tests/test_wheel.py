@@ -189,7 +189,7 @@ def test_the_demo_then_a_study_then_the_page(installed: Installed) -> None:
         client.predict(recipe, "from-the-page", api_name="/start_run")
         deadline = time.monotonic() + SECONDS
         while (state := client.predict("from-the-page", api_name="/run_state")["state"]) != "finished":
-            assert state in ("queued", "starting", "running"), (runs / "from-the-page" / "log.txt").read_text()
+            assert state in ("waiting", "starting", "running"), (runs / "from-the-page" / "log.txt").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.3)
     assert {path.name for path in installed.folder.iterdir()} == {"datasets", "checkpoints", "tiny.yaml"}
