@@ -12,9 +12,9 @@ import json
 import math
 import os
 import signal
+import site
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import threading
 import time
@@ -253,7 +253,7 @@ def _same_code() -> dict[str, str]:
     """Environment with which `python -m` finds this SegSKD, and nothing that merely lies in the working folder."""
     own = str(Path(__file__).resolve().parents[1])
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    installed = {str(Path(sysconfig.get_path(kind)).resolve()) for kind in ("purelib", "platlib")}
+    installed = {str(Path(folder).resolve()) for folder in (*site.getsitepackages(), site.getusersitepackages())}
     paths = [path for path in (*({own} - installed), *given) if path]
     return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(paths)}
 
