@@ -23,7 +23,9 @@ class Extent:
     name: str
     """What the names of its runs begin with."""
     size: str
-    views: int
+    teacher_views: int
+    student_views: int | None
+    """None for the default, which goes by the room for the store."""
     teacher_fraction: float
     student_fraction: float
     teacher_epochs: int
@@ -31,9 +33,9 @@ class Extent:
 
 
 # Enough for good masks. More epochs would improve both networks a little and take minutes longer.
-WHOLE = Extent("demo", "96x128", 4, 1.0, 0.1, 3, 25)
+WHOLE = Extent("demo", "96x128", 4, None, 1.0, 0.1, 3, 25)
 # Enough to see that everything works.
-QUICK = Extent("quick-demo", "64x64", 1, 0.02, 0.02, 1, 1)
+QUICK = Extent("quick-demo", "32x64", 1, 1, 0.02, 0.02, 1, 1)
 Listeners = Callable[[Path], AbstractContextManager[Sequence[Listener]]]
 
 
@@ -75,7 +77,7 @@ def _teacher_recipe(data: str | None, extent: Extent) -> Recipe:
     return make_recipe(
         {
             "kind": "teach",
-            "data": {"card": "scenes", "folder": data, "size": extent.size, "views": extent.views},
+            "data": {"card": "scenes", "folder": data, "size": extent.size, "views": extent.teacher_views},
             "subset": {"fraction": extent.teacher_fraction} if extent.teacher_fraction < 1 else {},
             "student": "unet:resnet34",
             "method": "supervised",
@@ -87,7 +89,7 @@ def _teacher_recipe(data: str | None, extent: Extent) -> Recipe:
 def _student_recipe(data: str | None, teacher: str, extent: Extent) -> Recipe:
     return make_recipe(
         {
-            "data": {"card": "scenes", "folder": data, "size": extent.size},
+            "data": {"card": "scenes", "folder": data, "size": extent.size, "views": extent.student_views},
             "subset": {"fraction": extent.student_fraction},
             "teacher": teacher,
             "trust_teacher": extent is QUICK,  # its teacher is no better than guessing

@@ -12,9 +12,9 @@ import json
 import math
 import os
 import signal
+import site
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import threading
 import time
@@ -134,9 +134,11 @@ class Worker:
         return self._process.returncode
 
     def ask_to_stop(self) -> None:
-        """Sends SIGTERM, at which a run saves its state and ends."""
-        if not self.is_over():
-            _send(self.record.pid, signal.SIGTERM)
+        """Sends SIGTERM, at which a run saves its state and ends.
+
+        The other processes of its group get none: a run's first process tells the others when to stop.
+        """
+        self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """Ends it and the processes of its group at once."""
@@ -251,7 +253,7 @@ def _same_code() -> dict[str, str]:
     """Environment with which `python -m` finds this SegSKD, and nothing that merely lies in the working folder."""
     own = str(Path(__file__).resolve().parents[1])
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    installed = {str(Path(sysconfig.get_path(kind)).resolve()) for kind in ("purelib", "platlib")}
+    installed = {str(Path(folder).resolve()) for folder in (*site.getsitepackages(), site.getusersitepackages())}
     paths = [path for path in (*({own} - installed), *given) if path]
     return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(paths)}
 

@@ -41,6 +41,7 @@ def test_a_quick_demo_has_runs_of_its_own_of_one_epoch_a_phase(tmp_path: Path) -
     assert student.teacher == str(tmp_path / teacher_name)
     assert not {teacher_name, student_name} & {name for name, _ in demo_recipes(None, tmp_path)}
     assert [recipe.optimisation.epochs for recipe in (teacher, student)] == [1, 1]
+    assert [recipe.data.views for recipe in (teacher, student)] == [1, 1]
     assert [recipe.subset.fraction for recipe in (teacher, student)] == [0.02, 0.02]  # 8 of 400 images
 
 

@@ -95,6 +95,17 @@ def test_one_that_is_asked_to_stop_may_end_by_itself() -> None:
         assert worker.wait(PATIENCE) == 130
 
 
+def test_only_the_first_process_is_asked_to_stop() -> None:
+    """It tells the others when to stop; a signal would end those that don't listen yet."""
+    with start(python(CHILD), "bound", output="piped") as worker:
+        child = int(worker.output.readline())
+        worker.ask_to_stop()
+        assert worker.wait(PATIENCE) == -signal.SIGTERM
+        time.sleep(0.2)
+        assert lives(child)
+        os.kill(child, signal.SIGKILL)
+
+
 @pytest.mark.parametrize(("program", "status"), [(SLEEP, -signal.SIGTERM), (DEAF, -signal.SIGKILL)])
 def test_one_that_does_not_stop_is_ended(program: str, status: int) -> None:
     with start(python(program), "bound", output="piped") as worker:
