@@ -24,7 +24,7 @@ from segskd.distill.running import session
 from segskd.distill.running.pruning import plan_pruned
 from segskd.distill.running.session import Listener
 from segskd.distill.training.ranks import is_first
-from segskd.errors import Echoed, UserError
+from segskd.errors import EndedByFirstProcess, UserError
 from segskd.evaluate import comparison as comparing
 from segskd.evaluate import predictor as predicting
 from segskd.evaluate.comparison import NetworkComparison
@@ -151,7 +151,7 @@ def teach(
     """
     base = {"kind": "teach", "method": "supervised", "student": "unet:resnet34"} if recipe is None else {}
     own = {**base, **fields, **({"student": network} if network else {})}
-    return _begin(_made(recipe, own), run, None, progress, listeners)
+    return _start_run(_make_recipe(recipe, own), run, None, progress, listeners)
 
 
 def distill(
@@ -181,7 +181,7 @@ def distill(
         UserError: For a recipe that can't be carried out, before anything is written.
         Stopped: When the run was asked to stop; `resume` goes on.
     """
-    return _begin(_made(recipe, fields), run, until, progress, listeners)
+    return _start_run(_make_recipe(recipe, fields), run, until, progress, listeners)
 
 
 def resume(
@@ -211,13 +211,15 @@ def resume(
         Stopped: When the run was asked to stop once more.
     """
     found = _run(run)
-    with hearing(found.path, progress, listeners) as heard:
-        session.resume(found, heard, until, devices, nodes)
+    with event_listeners(found.path, progress, listeners) as active:
+        session.resume(found, active, until, devices, nodes)
     return Run(found.path)
 
 
 @contextmanager
-def hearing(folder: Path, progress: bool = False, listeners: Sequence[Listener] = ()) -> Iterator[list[Listener]]:
+def event_listeners(
+    folder: Path, progress: bool = False, listeners: Sequence[Listener] = ()
+) -> Iterator[list[Listener]]:
     """Who hears a run's events: its log.txt, the caller's listeners, and with `progress` standard error.
 
     Nobody hears them in a run's further processes, since the first one tells of all.
@@ -239,7 +241,7 @@ def teacher_place(place: str | None) -> str | None:
     return place
 
 
-def _made(recipe: RecipeLike | None, fields: Mapping[str, Any]) -> Recipe:
+def _make_recipe(recipe: RecipeLike | None, fields: Mapping[str, Any]) -> Recipe:
     """The recipe with the fields laid over it. Raises UserError that names the field."""
     content: object = {} if recipe is None else recipe
     if isinstance(content, (str, Path)):
@@ -262,12 +264,12 @@ def _plain(value: Any) -> Any:
     return str(value.expanduser().resolve()) if isinstance(value, Path) else value
 
 
-def _begin(
+def _start_run(
     recipe: Recipe, run: str | Path | None, until: str | None, progress: bool, listeners: Sequence[Listener]
 ) -> Run:
     folder = run_folder(recipe, run)
-    with hearing(folder, progress, listeners) as heard:
-        return Run(Path(session.start(recipe, folder, heard, until)["run"]))
+    with event_listeners(folder, progress, listeners) as active:
+        return Run(Path(session.start(recipe, folder, active, until)["run"]))
 
 
 def run_folder(recipe: Recipe, run: str | Path | None) -> Path:
@@ -468,10 +470,10 @@ def tiling(tiles: Tiles | None) -> dict[str, Any]:
 def _pruned(run: Run, ratio: float, epochs: int | None, progress: bool) -> Run:
     """The run that prunes and repairs the student, trained now where there is none."""
     recipe, folder = plan_pruned(run, ratio, epochs)
-    with hearing(folder, progress) as heard:
-        made = session.train_pruned(recipe, folder, heard)
+    with event_listeners(folder, progress) as active:
+        made = session.train_pruned(recipe, folder, active)
     if not is_first():
-        raise Echoed
+        raise EndedByFirstProcess
     return made
 
 

@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from segskd.errors import UserError, in_flags
-from segskd.schema import Schema, Shown
+from segskd.schema import Display, Schema
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -77,19 +77,20 @@ class Refused(ValueError):
 class DataPart(_Part):
     """What the run sees."""
 
-    card: Annotated[str, Shown("Dataset", name="dataset", place="data")] = Field(
+    card: Annotated[str, Display("Dataset", name="dataset", place="data")] = Field(
         description="a card's name, or the path of a card"
     )
     folder: Annotated[
-        str | None, Shown("Folder of datasets", "SEGSKD_DATA, else datasets/", flag="--data", place="none", shared=True)
+        str | None,
+        Display("Folder of datasets", "SEGSKD_DATA, else datasets/", flag="--data", place="none", shared=True),
     ] = Field(default=None, description="where datasets lie")
-    size: Annotated[SizeField, Shown("Size", flag_type=str, place="form", shared=True)] = Field(
+    size: Annotated[SizeField, Display("Size", flag_type=str, place="form", shared=True)] = Field(
         default=(192, 256), description="HEIGHTxWIDTH that images are resized to"
     )
-    views: Annotated[int | None, Shown("Views", "4, or 1 where no store has room", shared=True)] = Field(
+    views: Annotated[int | None, Display("Views", "4, or 1 where no store has room", shared=True)] = Field(
         default=None, ge=1, le=1000, description="augmentations of each image"
     )
-    unlabelled: Annotated[str | None, Shown("Images without labels", flag_type=Path)] = Field(
+    unlabelled: Annotated[str | None, Display("Images without labels", flag_type=Path)] = Field(
         default=None, description="folder of further images, without masks, that the student sees as the teacher does"
     )
 
@@ -97,22 +98,22 @@ class DataPart(_Part):
 class SubsetPart(_Part):
     """Which training images."""
 
-    fraction: Annotated[float | None, Shown("Share of the images", "all of them", place="data")] = Field(
+    fraction: Annotated[float | None, Display("Share of the images", "all of them", place="data")] = Field(
         default=None, description="share of the training images, above 0 and at most 1"
     )
-    count: Annotated[int | None, Shown("Number of images")] = Field(
+    count: Annotated[int | None, Display("Number of images")] = Field(
         default=None, ge=0, le=MOST, description="number of training images, instead of a fraction"
     )
-    rule: Annotated[SubsetRule, Shown("Rule", place="data")] = Field(
+    rule: Annotated[SubsetRule, Display("Rule", place="data")] = Field(
         default="random",
         description="how they are chosen: drawn; rare classes first; unlike each other, or hardest, in the teacher's "
         "eyes; or named by hand",
     )
-    names: Annotated[tuple[str, ...] | None, Shown("Names of the images", flag_type=Path, place="data")] = Field(
+    names: Annotated[tuple[str, ...] | None, Display("Names of the images", flag_type=Path, place="data")] = Field(
         default=None,
         description="the images' names, for rule hand; the flag takes a file with one a line, such as a subset.txt",
     )
-    labels: Annotated[float | None, Shown("Share with labels", "all of the chosen")] = Field(
+    labels: Annotated[float | None, Display("Share with labels", "all of the chosen")] = Field(
         default=None,
         ge=0,
         le=1,
@@ -120,13 +121,13 @@ class SubsetPart(_Part):
     )
 
     @model_validator(mode="after")
-    def _one_of(self) -> SubsetPart:
+    def _fraction_or_count(self) -> SubsetPart:
         if self.fraction is not None and self.count is not None:
             raise Refused("give a fraction or a count, not both", "subset.count")
         return self
 
     @model_validator(mode="after")
-    def _names_by_hand(self) -> SubsetPart:
+    def _names_for_hand(self) -> SubsetPart:
         if (self.names is not None) != (self.rule == "hand"):
             raise Refused(f"rule hand takes names ({named('subset.names')}), and no other rule does", "subset.names")
         if self.names is None:
@@ -144,17 +145,17 @@ class SubsetPart(_Part):
 class OptimisationPart(_Part):
     """Adam and OneCycle, new in each phase (SKD, arXiv 1911.06786)."""
 
-    epochs: Annotated[int | None, Shown("Epochs a stage", "chosen by the number of images", place="form")] = Field(
+    epochs: Annotated[int | None, Display("Epochs a stage", "chosen by the number of images", place="form")] = Field(
         default=None, ge=1, le=MOST, description="epochs a stage"
     )
-    batch: Annotated[int, Shown("Batch", shared=True)] = Field(default=8, ge=1, le=MOST, description="images a step")
-    lr: Annotated[float | None, Shown("Learning rate", "0.01, and 0.001 for a teacher")] = Field(
+    batch: Annotated[int, Display("Batch", shared=True)] = Field(default=8, ge=1, le=MOST, description="images a step")
+    lr: Annotated[float | None, Display("Learning rate", "0.01, and 0.001 for a teacher")] = Field(
         default=None, gt=0, description="peak of the learning rate"
     )
-    weight_decay: Annotated[float, Shown("Weight decay", shared=True)] = Field(
+    weight_decay: Annotated[float, Display("Weight decay", shared=True)] = Field(
         default=0.0, ge=0, description="L2 penalty"
     )
-    patience: Annotated[int | None, Shown("Patience", "0, but stages that equal the teacher's are left out")] = Field(
+    patience: Annotated[int | None, Display("Patience", "0, but stages that equal the teacher's are left out")] = Field(
         default=None,
         ge=0,
         le=MOST,
@@ -166,23 +167,23 @@ class OptimisationPart(_Part):
 class StorePart(_Part):
     """Where the feature store keeps its features."""
 
-    kind: Annotated[StoreKind, Shown("Feature store", name="store")] = Field(
+    kind: Annotated[StoreKind, Display("Feature store", name="store")] = Field(
         default="auto", description="memory, disk, or recompute in every step"
     )
     budget_gib: Annotated[
-        float | None, Shown("Memory for the store (GiB)", "half of what is free", name="store_budget")
+        float | None, Display("Memory for the store (GiB)", "half of what is free", name="store_budget")
     ] = Field(default=None, ge=0, le=1e6, description="GiB of memory for features")
     bits: Annotated[
-        Literal[8] | None, Shown("Bits of a stored value", "as features are computed", name="store_bits")
+        Literal[8] | None, Display("Bits of a stored value", "as features are computed", name="store_bits")
     ] = Field(default=None, description="8 keeps features in a byte a value")
 
     @field_validator("bits", mode="before")
     @classmethod
-    def _as_typed(cls, value: object) -> object:
+    def _bits_as_number(cls, value: object) -> object:
         return 8 if value == "8" else value
 
     @model_validator(mode="after")
-    def _keeps_something(self) -> StorePart:
+    def _stored_if_bits(self) -> StorePart:
         if self.bits and self.kind == "recompute":
             about = "store.bits"
             raise Refused(f"what is recomputed in every step is not kept: leave {named(about)} out", about)
@@ -209,65 +210,65 @@ class Recipe(_Part):
     kind: Literal["distill", "teach"] = "distill"
     data: DataPart
     subset: SubsetPart = SubsetPart()
-    teacher: Annotated[str | None, Shown("Teacher", commands=("distill",), place="form")] = Field(
+    teacher: Annotated[str | None, Display("Teacher", commands=("distill",), place="form")] = Field(
         default=None,
         description="a folder with config.json and weights, a run, a hub id, or a file of weights with its network",
     )
-    trust_teacher: Annotated[bool, Shown("Trust teacher", commands=("distill",))] = Field(
+    trust_teacher: Annotated[bool, Display("Trust teacher", commands=("distill",))] = Field(
         default=False, description="take the teacher without a look at its answers to a few labelled images first"
     )
-    student: Annotated[str, Shown("Student", commands=("distill",), place="form")] = Field(
+    student: Annotated[str, Display("Student", commands=("distill",), place="form")] = Field(
         default="unet:resnet10", description="ARCH:ENCODER of the network to train"
     )
-    weights: Annotated[str | None, Shown("Pretrained weights", "random weights", commands=("teach",))] = Field(
+    weights: Annotated[str | None, Display("Pretrained weights", "random weights", commands=("teach",))] = Field(
         default=None, description="pretrained weights of the encoder, such as imagenet (from a hub)"
     )
-    init: Annotated[Literal["random", "teacher"], Shown("First weights", commands=("distill",))] = Field(
+    init: Annotated[Literal["random", "teacher"], Display("First weights", commands=("distill",))] = Field(
         default="teacher", description="the student's first weights: the teacher's where shapes agree, or random"
     )
-    method: Annotated[str, Shown("Method", commands=("distill",), place="form")] = Field(
+    method: Annotated[str, Display("Method", commands=("distill",), place="form")] = Field(
         default="stagewise",
         description="how the student learns; 'segskd methods' lists what there is",
     )
     options: Annotated[
         dict[str, Annotated[float, Field(allow_inf_nan=True)]],  # the method says what it takes
-        Shown("Options of the method", flag="--option", commands=("distill",)),
+        Display("Options of the method", flag="--option", commands=("distill",)),
     ] = Field(default={}, description="an option of the method and its value, such as temperature 2")
-    snapshots: Annotated[int, Shown("Snapshots", commands=("teach",), place="none")] = Field(
+    snapshots: Annotated[int, Display("Snapshots", commands=("teach",), place="none")] = Field(
         default=0, ge=0, le=100, description="copies of a teacher to keep on the way, for method multi_teacher_gan"
     )
     begin: BeginPart | None = Field(default=None, description="a run whose student goes on from one of its stages")
     prune: PrunePart | None = Field(default=None, description="a run whose student is pruned and repaired")
     optimisation: OptimisationPart = OptimisationPart()
-    select: Annotated[Literal["last", "best"], Shown("Weights that a stage keeps", shared=True)] = Field(
+    select: Annotated[Literal["last", "best"], Display("Weights that a stage keeps", shared=True)] = Field(
         default="last", description="which epoch's weights a phase keeps"
     )
-    select_on: Annotated[Literal["holdout", "val"], Shown("«best» is measured on", shared=True)] = Field(
+    select_on: Annotated[Literal["holdout", "val"], Display("«best» is measured on", shared=True)] = Field(
         default="holdout", description="what «best» is measured on: a fifth of the subset, or val"
     )
     store: StorePart = StorePart()
-    checkpoint_seconds: Annotated[float, Shown("Seconds between saves", shared=True)] = Field(
+    checkpoint_seconds: Annotated[float, Display("Seconds between saves", shared=True)] = Field(
         default=30.0, ge=0, description="least time between saves inside a phase"
     )
-    seed: Annotated[int, Shown("Seed", place="form", shared=True)] = Field(
+    seed: Annotated[int, Display("Seed", place="form", shared=True)] = Field(
         default=0, ge=0, lt=2**31, description="decides the subset, the views, the first weights and the order"
     )
-    device: Annotated[Device, Shown("Device", shared=True)] = Field(
+    device: Annotated[Device, Display("Device", shared=True)] = Field(
         default="auto", description="where to train; auto takes a GPU where there is one"
     )
-    precision: Annotated[Precision, Shown("Precision", shared=True)] = Field(
+    precision: Annotated[Precision, Display("Precision", shared=True)] = Field(
         default="auto", description="arithmetic; auto takes bf16 where the hardware multiplies it"
     )
-    threads: Annotated[int | None, Shown("Threads", "all cores, shared out among the processes", shared=True)] = Field(
+    threads: Annotated[int | None, Display("Threads", "all cores, divided among the processes", shared=True)] = Field(
         default=None, ge=1, le=MOST, description="CPU threads"
     )
-    devices: Annotated[int, Shown("Processes", shared=True)] = Field(
+    devices: Annotated[int, Display("Processes", shared=True)] = Field(
         default=1, ge=1, le=MOST, description="processes on each machine, one a GPU or a share of the cores"
     )
-    nodes: Annotated[int, Shown("Machines", shared=True)] = Field(
+    nodes: Annotated[int, Display("Machines", shared=True)] = Field(
         default=1, ge=1, le=MOST, description="machines, which torchrun or SLURM bring together"
     )
-    sync_batchnorm: Annotated[bool, Shown("Batch normalisation over all GPUs", shared=True)] = Field(
+    sync_batchnorm: Annotated[bool, Display("Batch normalisation over all GPUs", shared=True)] = Field(
         default=False, description="let batch normalisation see the images of all GPUs in a step, not of each by itself"
     )
 
@@ -364,7 +365,7 @@ def read_yaml(path: Path) -> object:
 def problems(error: ValidationError) -> dict[str, str]:
     """The first problem of each field, by the field's path; messages have marks for fields' names."""
     found: dict[str, str] = {}
-    for problem in sorted(error.errors(), key=_is_no_surplus):
+    for problem in sorted(error.errors(), key=_is_known_field):
         cause = problem.get("ctx", {}).get("error")
         about = cause.about if isinstance(cause, Refused) else ".".join(map(str, problem["loc"]))
         found.setdefault(about, in_plain_words(problem["msg"]))
@@ -378,13 +379,13 @@ def first_problem(error: ValidationError) -> str:
 
 def _first_problem(error: ValidationError) -> str:
     """The same with marks for fields' names."""
-    first, *others = sorted(error.errors(), key=_is_no_surplus)
+    first, *others = sorted(error.errors(), key=_is_known_field)
     where = ".".join(str(part) for part in first["loc"])
     more = f" (and {len(others)} more)" if others else ""
     return f"{where + ': ' if where else ''}{in_plain_words(first['msg'])}{more}"
 
 
-def _is_no_surplus(problem: ErrorDetails) -> bool:
+def _is_known_field(problem: ErrorDetails) -> bool:
     return problem["type"] != "extra_forbidden"
 
 

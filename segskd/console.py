@@ -44,7 +44,7 @@ class PlainLines:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._told_at = time.monotonic()
+        self._printed_at = time.monotonic()
         self._stage = ""
 
     def __call__(self, event: Event) -> None:
@@ -57,12 +57,12 @@ class PlainLines:
         now = time.monotonic()
         match event:
             case StepEvent():
-                if now - self._told_at < PLAIN_SECONDS:
+                if now - self._printed_at < PLAIN_SECONDS:
                     return None
-                self._told_at = now
+                self._printed_at = now
                 return f"  {event.phase}: epoch {event.epoch}, step {event.step}, loss {event.loss:.4g}"
             case PhaseStartEvent():
-                self._told_at = now
+                self._printed_at = now
             case PreparingEvent() if event.stage != self._stage and event.done != event.total:
                 self._stage = event.stage  # each stage is told once, when it begins
                 return f"{event.stage} …"
@@ -101,10 +101,10 @@ class Bars:
             note = "" if phase.loss is None else f"epoch {phase.epoch} loss {phase.loss:.4g}"
             title = f"{so_far.stage}/{len(so_far.phases)} {phase.name}"
             self._show("phase", title, phase.step, phase.steps, note)
-        if beside := so_far.beside:
-            self._show("beside", beside.title, beside.done, beside.total)
+        if side_work := so_far.side_work:
+            self._show("side_work", side_work.title, side_work.done, side_work.total)
         else:
-            self._remove("beside")
+            self._remove("side_work")
 
     def _show(self, bar: str, title: str, done: int, total: int, note: str = "") -> None:
         if bar not in self._tasks:

@@ -81,7 +81,7 @@ class Stopped(Exception):
     """A run was asked to stop and has saved its state; exit status 130."""
 
 
-class Echoed(Exception):
+class EndedByFirstProcess(Exception):
     """One of several processes ends because of what the first one says; exit status 0, without a word."""
 
 
@@ -90,7 +90,7 @@ class Failed(Exception):
 
 
 @contextmanager
-def concerning(about: str) -> Iterator[None]:
+def about_field(about: str) -> Iterator[None]:
     """Gives a UserError the path of the field that it is about, unless it has one."""
     try:
         yield

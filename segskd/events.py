@@ -255,7 +255,7 @@ class DoneEvent(_Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Told(_Event):
+class _ProgressBase(_Event):
     """Work beside training: `done` of `total` parts of it are over."""
 
     done: Count
@@ -263,7 +263,7 @@ class _Told(_Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreparingEvent(_Told):
+class PreparingEvent(_ProgressBase):
     """Something is drawn, downloaded or computed before the run can begin."""
 
     kind: Literal["preparing"] = "preparing"
@@ -275,7 +275,7 @@ class PreparingEvent(_Told):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FillingEvent(_Told):
+class FillingEvent(_ProgressBase):
     """Features of images are being stored."""
 
     kind: Literal["filling"] = "filling"
@@ -286,7 +286,7 @@ class FillingEvent(_Told):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluatingEvent(_Told):
+class EvaluatingEvent(_ProgressBase):
     """A whole network is being measured on the validation images."""
 
     kind: Literal["evaluating"] = "evaluating"
@@ -297,7 +297,7 @@ class EvaluatingEvent(_Told):
         return f"evaluating the {self.model}"
 
 
-Written = (
+WrittenEvent = (
     StartEvent
     | DiagnosisEvent
     | StoreEvent
@@ -316,10 +316,10 @@ Written = (
     | ErrorEvent
     | DoneEvent
 )
-Told = PreparingEvent | FillingEvent | EvaluatingEvent
-Event = Written | Told
+ProgressEvent = PreparingEvent | FillingEvent | EvaluatingEvent
+Event = WrittenEvent | ProgressEvent
 EventType = TypeVar("EventType", bound=Event)
-_LINE: TypeAdapter[Written] = TypeAdapter(Annotated[Written, Field(discriminator="kind")])
+_LINE: TypeAdapter[WrittenEvent] = TypeAdapter(Annotated[WrittenEvent, Field(discriminator="kind")])
 
 
 # -- the file ------------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ def stamped(event: EventType) -> EventType:
     return replace(event, time=round(time.time(), 3))
 
 
-def append_event(path: Path, event: Written) -> None:
+def append_event(path: Path, event: WrittenEvent) -> None:
     """Adds a line to an events.jsonl, below a line that was cut short. Raises UserError when the disk won't take it."""
     fields = {name: value for name, value in vars(event).items() if value is not None}
     with writing(path), open(path, "ab+") as file:
@@ -347,29 +347,29 @@ class EventReader:
         self._offset = 0
         self._inode = 0
 
-    def read(self) -> tuple[bool, list[Written]]:
+    def read(self) -> tuple[bool, list[WrittenEvent]]:
         """Whether all that came before is void, because the file is another or shorter one, and the new events.
 
         A line that is not ended yet waits for its end.
         """
-        anew = False
+        restarted = False
         try:
             with open(self._path, "rb") as file:
                 status = os.fstat(file.fileno())
                 if self._offset and (status.st_ino != self._inode or status.st_size < self._offset):
-                    self._offset, anew = 0, True
+                    self._offset, restarted = 0, True
                 self._inode = status.st_ino
                 file.seek(self._offset)
                 content = file.read()
         except FileNotFoundError:
-            anew, self._offset = self._offset > 0, 0
-            return anew, []
+            restarted, self._offset = self._offset > 0, 0
+            return restarted, []
         whole = content[: content.rfind(b"\n") + 1]
         self._offset += len(whole)
-        return anew, [event for line in whole.splitlines() if (event := _parsed(line))]
+        return restarted, [event for line in whole.splitlines() if (event := _parsed(line))]
 
 
-def _parsed(line: bytes) -> Written | None:
+def _parsed(line: bytes) -> WrittenEvent | None:
     try:
         return _LINE.validate_json(line)
     except ValidationError:

@@ -16,12 +16,12 @@ from segskd.events import (
     PausedEvent,
     PhaseEndEvent,
     PhaseStartEvent,
+    ProgressEvent,
     ResumedEvent,
     StartEvent,
     StepEvent,
     StoppedEvent,
     StoreEvent,
-    Told,
     WarningEvent,
 )
 
@@ -42,33 +42,33 @@ class LossCurve:
     """
 
     limit: int = MOST_POINTS
-    _whole: list[Point] = field(default_factory=list)
-    _waiting: list[Point] = field(default_factory=list)
-    _each: int = 1
+    _points: list[Point] = field(default_factory=list)
+    _pending: list[Point] = field(default_factory=list)
+    _per_point: int = 1
 
     def add(self, x: float, y: float) -> None:
         """Adds one measurement."""
-        self._waiting.append((x, y))
-        if len(self._waiting) == self._each:
-            self._whole.append(_merged(self._waiting))
-            self._waiting = []
-        if len(self._whole) == self.limit:
-            self._whole = [_merged(self._whole[i : i + 2]) for i in range(0, self.limit, 2)]
-            self._each *= 2
+        self._pending.append((x, y))
+        if len(self._pending) == self._per_point:
+            self._points.append(_merged(self._pending))
+            self._pending = []
+        if len(self._points) == self.limit:
+            self._points = [_merged(self._points[i : i + 2]) for i in range(0, self.limit, 2)]
+            self._per_point *= 2
 
     def cut(self, x: float) -> None:
         """Forgets what lies beyond x: a resumed run measures it again."""
-        self._whole = [point for point in self._whole if point[0] <= x]
-        self._waiting = [point for point in self._waiting if point[0] <= x]
+        self._points = [point for point in self._points if point[0] <= x]
+        self._pending = [point for point in self._pending if point[0] <= x]
 
     def copy(self) -> LossCurve:
         """The curve as it is now; points that are added later are not in the copy."""
-        return replace(self, _whole=list(self._whole), _waiting=list(self._waiting))
+        return replace(self, _points=list(self._points), _pending=list(self._pending))
 
     @property
     def points(self) -> list[Point]:
         """The curve as it is now."""
-        return [*self._whole, _merged(self._waiting)] if self._waiting else list(self._whole)
+        return [*self._points, _merged(self._pending)] if self._pending else list(self._points)
 
 
 @dataclass
@@ -127,7 +127,7 @@ class RunProgress:
         self.phases: list[PhaseProgress] = []
         self.activity: Activity = "beginning"
         """What its worker does, by the written events."""
-        self.beside: Told | None = None
+        self.side_work: ProgressEvent | None = None
         """What it does beside training right now. Known to listeners only, since the file doesn't hold it."""
         self.begun = False
         """Whether a phase has begun, in this attempt or before."""
@@ -152,8 +152,8 @@ class RunProgress:
 
     def apply(self, event: Event) -> None:
         """Takes one event in."""
-        if isinstance(event, Told):
-            self.beside = event if event.done < event.total else None
+        if isinstance(event, ProgressEvent):
+            self.side_work = event if event.done < event.total else None
             return
         self._apply(event)
         self.updated = event.time
@@ -243,7 +243,7 @@ class RunProgress:
                 self._on_start(event)
             case ResumedEvent():
                 self._resumed, self.begun = event, True
-                self._goes_on()
+                self._clear_ending()
             case PhaseStartEvent():
                 self._on_phase_start(event)
             case StepEvent():
@@ -269,20 +269,20 @@ class RunProgress:
             case DoneEvent():
                 self.error, self.ended = None, "finished"
 
-    def _goes_on(self) -> None:
-        self.error = self.ended = self.beside = None
+    def _clear_ending(self) -> None:
+        self.error = self.ended = self.side_work = None
 
     def _on_start(self, event: StartEvent) -> None:
         """An attempt begins. Where it resumes the run, phases that are done stay done."""
         if [phase.phase for phase in event.phases] != [phase.name for phase in self.phases]:
             self.phases = [PhaseProgress(phase.phase, phase.epochs, phase.steps) for phase in event.phases]
-        self._goes_on()
+        self._clear_ending()
         self.images, self.activity = event.images, "beginning"
         self._resumed = self._pace = None
 
     def _on_phase_start(self, event: PhaseStartEvent) -> None:
         """A phase begins, or goes on from its checkpoint: what came after the checkpoint is forgotten."""
-        self._goes_on()
+        self._clear_ending()
         self.begun, self.activity, self._pace = True, "filling", None
         resumed, self._resumed = self._resumed, None
         phase = self._phase(event.phase)
@@ -322,7 +322,7 @@ class RunProgress:
 
     def _measure(self, phase: PhaseProgress, event: StepEvent | EpochEvent, step: int, curve: LossCurve) -> None:
         phase.step, phase.epoch, phase.state = step, event.epoch, "training"
-        self.activity, self.beside = "training", None
+        self.activity, self.side_work = "training", None
         if self._phase_began is None or self._phase_began[0] != phase.name:  # the line that said when it began is lost
             self._phase_began = (phase.name, event.time, phase.seconds)
         phase.seconds = self._phase_began[2] + max(0.0, event.time - self._phase_began[1])
@@ -339,7 +339,7 @@ class RunProgress:
         phase.epoch = phase.epochs if event.epochs is None else event.epochs
         phase.graft_miou, phase.seconds = event.graft_miou, event.seconds
         phase.loss = event.loss if math.isfinite(event.loss) else None
-        self._pace, self.beside = None, None
+        self._pace, self.side_work = None, None
         self.activity = "measuring" if phase is self.phases[-1] else "filling"
 
     def _phase(self, name: str) -> PhaseProgress | None:

@@ -21,7 +21,7 @@ import torch
 
 from segskd.config import Recipe, dump_recipe, load_recipe
 from segskd.errors import UserError
-from segskd.events import EVENTS, ErrorEvent, Event, EventReader, Written, append_event, stamped
+from segskd.events import EVENTS, ErrorEvent, Event, EventReader, WrittenEvent, append_event, stamped
 from segskd.files import REFUSED, write_whole, writing
 from segskd.folders import runs_folder as runs_folder
 from segskd.run_progress import RunProgress
@@ -31,15 +31,15 @@ Status = Literal["running", "finished", "paused", "interrupted", "failed", "new"
 # What torch.load raises for a file that is cut short, no archive, or holds more than tensors.
 DAMAGED = (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, pickle.UnpicklingError)
 # A folder that holds one of these files is somebody's model: no run begins there.
-FOREIGN = ("config.json", "model.safetensors", "pytorch_model.bin", "state.pt", EVENTS)
+OTHER_MODELS = ("config.json", "model.safetensors", "pytorch_model.bin", "state.pt", EVENTS)
 # The file that makes a folder a study's.
 STUDY = "study.yaml"
 IMPORTED = "imported"
 """The folder beside the runs that holds teachers made from files of weights."""
 LOCK_SECONDS = 1.0
 # To ask whether a run is alive is to hold its lock for a moment. Threads take turns; other processes are waited for.
-LOOKING = threading.Lock()
-LOOK_SECONDS = 0.002
+PROBE_LOCK = threading.Lock()
+PROBE_SECONDS = 0.002
 AFTER_EPOCH = "after this epoch"
 
 
@@ -60,9 +60,11 @@ class Run:
             raise UserError(f"'{IMPORTED}' is where teachers lie that were files: give the run another name")
         if (path / "recipe.yaml").exists():
             raise UserError(f"run {path} exists: 'python -m segskd resume {path.name}' goes on, or give another name")
-        foreign = [name for name in (*FOREIGN, STUDY) if (path / name).exists()]
-        if foreign:
-            raise UserError(f"{path} holds {foreign[0]} and is no run: name another folder, so that nothing is lost")
+        other_files = [name for name in (*OTHER_MODELS, STUDY) if (path / name).exists()]
+        if other_files:
+            raise UserError(
+                f"{path} holds {other_files[0]} and is no run: name another folder, so that nothing is lost"
+            )
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
         run.write_recipe(recipe)
@@ -120,7 +122,7 @@ class Run:
             return False
         probe = filelock.FileLock(self.path / ".lock")
         try:
-            with LOOKING, probe.acquire(timeout=LOOK_SECONDS, poll_interval=LOOK_SECONDS):
+            with PROBE_LOCK, probe.acquire(timeout=PROBE_SECONDS, poll_interval=PROBE_SECONDS):
                 return False
         except filelock.Timeout:
             return True
@@ -205,22 +207,22 @@ class Run:
 
     # -- events -------------------------------------------------------------------------------------
 
-    def record(self, event: Written) -> None:
+    def record(self, event: WrittenEvent) -> None:
         """Adds one line to events.jsonl and tells the listeners. Raises UserError when the disk won't take it."""
         event = stamped(event)
         append_event(self.path / EVENTS, event)
-        self._tell(event)
+        self._notify(event)
 
-    def tell(self, event: Event) -> None:
+    def notify(self, event: Event) -> None:
         """Tells the listeners and writes nothing."""
         if self.listeners:
-            self._tell(stamped(event))
+            self._notify(stamped(event))
 
-    def _tell(self, event: Event) -> None:
+    def _notify(self, event: Event) -> None:
         for listener in self.listeners:
             listener(event)
 
-    def events(self) -> list[Written]:
+    def events(self) -> list[WrittenEvent]:
         """All events of the file. Lines that are cut short or can't be read are left out."""
         return EventReader(self.path / EVENTS).read()[1]
 
@@ -267,18 +269,18 @@ class Run:
             raise UserError(f"{path} is damaged: start the run anew under another name") from error
 
 
-class Onlooker(Run):
+class ReadOnlyRun(Run):
     """The run for every process but the first. It reads the run's files, writes none of them and tells nobody."""
 
     def write(self, name: str, content: bytes) -> None:
         """Writes nothing."""
 
-    def record(self, event: Written) -> None:
+    def record(self, event: WrittenEvent) -> None:
         """Writes only the error that ended this process."""
         if isinstance(event, ErrorEvent):
             super().record(event)
 
-    def tell(self, event: Event) -> None:
+    def notify(self, event: Event) -> None:
         """Tells nobody."""
 
     def stop_requested(self, epoch_over: bool = False) -> bool:
@@ -308,13 +310,13 @@ def find_run(name_or_path: str, runs: Path | None = None) -> Run:
 
 def list_runs(runs: Path | None = None) -> list[Run]:
     """All runs below `runs`, the newest first."""
-    written: dict[Path, float] = {}
+    times: dict[Path, float] = {}
     for path in (runs or runs_folder()).glob("*/recipe.yaml"):
         if path.parent.name.startswith("."):  # being deleted
             continue
         with suppress(FileNotFoundError):  # deleted or renamed in the meantime
-            written[path.parent] = path.stat().st_mtime
-    return [Run(path) for path in sorted(written, key=written.__getitem__, reverse=True)]
+            times[path.parent] = path.stat().st_mtime
+    return [Run(path) for path in sorted(times, key=times.__getitem__, reverse=True)]
 
 
 def default_name(recipe: Recipe, card: str) -> str:

@@ -12,12 +12,12 @@ from pydantic.fields import FieldInfo
 
 from segskd.errors import mark
 
-Place = Literal["form", "advanced", "data", "none"]
+PagePlace = Literal["form", "advanced", "data", "none"]
 Command = Literal["teach", "distill"]
 
 
 @dataclass(frozen=True)
-class Shown:
+class Display:
     """How people meet a field of a recipe. Its meaning, bounds and default stand in pydantic's Field.
 
     `label` is its title on the page, `empty` what an empty value means. `name` is its short name, by default the last
@@ -33,7 +33,7 @@ class Shown:
     flag: str = ""
     commands: tuple[Command, ...] = ("teach", "distill")
     flag_type: Any = None
-    place: Place = "advanced"
+    place: PagePlace = "advanced"
     shared: bool = False
 
 
@@ -43,7 +43,7 @@ class RecipeField:
 
     path: tuple[str, ...]
     info: FieldInfo
-    shown: Shown | None
+    display: Display | None
     default: Any
 
     @property
@@ -53,20 +53,20 @@ class RecipeField:
     @property
     def name(self) -> str:
         """The short name, which forms use."""
-        return (self.shown and self.shown.name) or self.path[-1]
+        return (self.display and self.display.name) or self.path[-1]
 
     @property
     def flag(self) -> str:
         """The flag, its dashes included."""
-        return (self.shown and self.shown.flag) or f"--{self.name.replace('_', '-')}"
+        return (self.display and self.display.flag) or f"--{self.name.replace('_', '-')}"
 
     @property
     def label(self) -> str:
-        return self.shown.label if self.shown else self.dotted
+        return self.display.label if self.display else self.dotted
 
     @property
-    def place(self) -> Place:
-        return self.shown.place if self.shown else "none"
+    def place(self) -> PagePlace:
+        return self.display.place if self.display else "none"
 
     @property
     def description(self) -> str:
@@ -75,7 +75,7 @@ class RecipeField:
     @property
     def empty(self) -> str:
         """What an empty value means; "" where it means nothing but the default."""
-        return self.shown.empty if self.shown else ""
+        return self.display.empty if self.display else ""
 
     @property
     def help(self) -> str:
@@ -103,13 +103,13 @@ class RecipeField:
         literal = get_origin(self.info.annotation) is Literal
         return [str(value) for value in get_args(self.info.annotation)] if literal else []
 
-    def of(self, content: Any) -> Any:
+    def value_in(self, content: Any) -> Any:
         """The field's value in plain data, None where there is none."""
         for part in self.path:
             content = content.get(part) if isinstance(content, Mapping) else None
         return content
 
-    def put(self, content: dict[str, Any], value: Any) -> None:
+    def set_in(self, content: dict[str, Any], value: Any) -> None:
         """Sets the field's value in plain data."""
         for part in self.path[:-1]:
             content = content.setdefault(part, {})
@@ -122,7 +122,7 @@ class Schema:
     def __init__(self, model: type[BaseModel], example: Mapping[str, Any]) -> None:
         self.defaults = model.model_validate(example).model_dump(mode="json")
         self.fields = list(_fields(model, (), self.defaults))
-        self._by_name = {field.name: field for field in self.fields if field.shown}
+        self._by_name = {field.name: field for field in self.fields if field.display}
 
     def __iter__(self) -> Iterator[RecipeField]:
         return iter(self.fields)
@@ -130,18 +130,18 @@ class Schema:
     def __getitem__(self, name: str) -> RecipeField:
         return self._by_name[name]
 
-    def at(self, path: Sequence[str]) -> RecipeField | None:
+    def field_at(self, path: Sequence[str]) -> RecipeField | None:
         """The field at a path, or the one that holds it; None where there is none."""
         return next((field for field in self.fields if tuple(path[: len(field.path)]) == field.path), None)
 
     def named(self, dotted: str) -> str:
         """A field's name in a message: its flag or its label, as whoever shows the message writes it."""
         field = next(field for field in self.fields if field.dotted == dotted)
-        return mark(field.flag if field.shown else dotted, field.label)
+        return mark(field.flag if field.display else dotted, field.label)
 
     def differences(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
         """Paths, such as "data.size", whose values differ between two recipes as plain data."""
-        return {field.dotted for field in self.fields if field.of(one) != field.of(other)}
+        return {field.dotted for field in self.fields if field.value_in(one) != field.value_in(other)}
 
 
 def _fields(model: type[BaseModel], above: tuple[str, ...], defaults: Mapping[str, Any]) -> Iterator[RecipeField]:
@@ -149,5 +149,5 @@ def _fields(model: type[BaseModel], above: tuple[str, ...], defaults: Mapping[st
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             yield from _fields(info.annotation, (*above, name), defaults[name])
         else:
-            shown = next((one for one in info.metadata if isinstance(one, Shown)), None)
-            yield RecipeField((*above, name), info, shown, defaults[name])
+            display = next((one for one in info.metadata if isinstance(one, Display)), None)
+            yield RecipeField((*above, name), info, display, defaults[name])

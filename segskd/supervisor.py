@@ -149,11 +149,11 @@ class Worker:
         self._errors.close()
         threading.Thread(target=self._process.wait, name=f"await {self.record.pid}", daemon=True).start()
 
-    def said(self) -> str:
+    def error_text(self) -> str:
         """What it has written to standard error, and to standard output where that is "logged"."""
         return _text(self._errors, self._before)
 
-    def printed(self) -> str:
+    def output_text(self) -> str:
         """What it has written to standard output where that is "kept"."""
         return _text(cast(IO[bytes], self._printed), 0)
 
@@ -230,7 +230,7 @@ def folder_variables(runs: Path, data: Path) -> dict[str, str]:
     return {"SEGSKD_RUNS": str(runs), "SEGSKD_DATA": str(data)}
 
 
-def last_words(said: str) -> str:
+def last_line(said: str) -> str:
     """The last line that says anything, without the command's name; "" when there is none."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return lines[-1].removeprefix("segskd: ") if lines else ""

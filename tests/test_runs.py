@@ -26,7 +26,7 @@ from segskd.events import (
     StepEvent,
     StoppedEvent,
     WarningEvent,
-    Written,
+    WrittenEvent,
 )
 from segskd.runs import Run, find_run, free_name, list_runs
 
@@ -145,7 +145,7 @@ def test_listeners_hear_what_is_kept_and_what_is_only_told(run: Run) -> None:
     heard: list[str] = []
     run.listeners.append(lambda event: heard.append(event.kind))
     run.record(step(1.0))
-    run.tell(FillingEvent(done=1, total=2))
+    run.notify(FillingEvent(done=1, total=2))
     assert heard == ["step", "filling"]
     assert [event.kind for event in run.events()] == ["step"]
 
@@ -165,7 +165,7 @@ def test_listeners_hear_what_is_kept_and_what_is_only_told(run: Run) -> None:
         ([PHASE_START, ERROR, ResumedEvent(phase="encoder.0", epoch=0, step=1), PHASE_START], "interrupted"),
     ],
 )
-def test_the_status_is_read_from_the_events(run: Run, events: list[Written], status: str) -> None:
+def test_the_status_is_read_from_the_events(run: Run, events: list[WrittenEvent], status: str) -> None:
     for event in events:
         run.record(event)
     assert run.status() == status

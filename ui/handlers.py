@@ -15,7 +15,7 @@ from .page import TITLES, Page
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
-def answered(change: Callable[[], object]) -> dict[str, str | None]:
+def problem_of(change: Callable[[], object]) -> dict[str, str | None]:
     """What a script is told after a change: {"problem": the UserError's message, or None}."""
     try:
         change()
@@ -24,7 +24,7 @@ def answered(change: Callable[[], object]) -> dict[str, str | None]:
     return {"problem": None}
 
 
-def known(context: Context, name: object) -> str:
+def existing_run(context: Context, name: object) -> str:
     """The name of a run of this server, "" for anything else."""
     try:
         return context.run(name).name
@@ -35,5 +35,5 @@ def known(context: Context, name: object) -> str:
 def looked(context: Context, event: gr.EventData) -> tuple[Any, Any]:
     """Values for `page.run` and `page.tabs` after an event {"tab", "run"}; without a run the one looked at stays."""
     tab, name = event._data.get("tab"), event._data.get("run")
-    run = known(context, name) if name else gr.skip()
+    run = existing_run(context, name) if name else gr.skip()
     return run, Page.go(tab) if tab in TITLES else gr.skip()

@@ -121,7 +121,7 @@ class Jobs:
             return "damaged"
         return run.status()
 
-    def awaited(self, name: str) -> str | None:
+    def unfinished_teacher(self, name: str) -> str | None:
         """The run that is this one's teacher and is not finished yet, None when there is nothing to wait for."""
         try:
             teacher = Run(self.runs / name).recipe.teacher
@@ -182,7 +182,7 @@ class Jobs:
                 run = Run(self.runs / name)
                 if not (run.path / "recipe.yaml").is_file():
                     waiting.remove(name)
-                elif _device(run) not in taken and not self.awaited(name):
+                elif _device(run) not in taken and not self.unfinished_teacher(name):
                     waiting.remove(name)
                     self._start_worker(run)
                     return

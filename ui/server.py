@@ -48,7 +48,7 @@ def serve(flags: PageFlags) -> None:
     blocks = build(Context(data, runs, jobs)).queue(default_concurrency_limit=8)
     try:
         blocks.launch(server_name=_in_address(flags.host), server_port=port, auth=auth, **_launch(flags))
-        logging.getLogger("uvicorn.error").addFilter(tells_of_a_fault)
+        logging.getLogger("uvicorn.error").addFilter(is_fault)
         print(f"SegSKD is open at http://{_in_address(flags.host)}:{port}", flush=True)
         over.wait()
     finally:
@@ -56,7 +56,7 @@ def serve(flags: PageFlags) -> None:
         blocks.close()
 
 
-def tells_of_a_fault(record: logging.LogRecord) -> bool:
+def is_fault(record: logging.LogRecord) -> bool:
     """Whether a record of the web server's is worth printing.
 
     Where a page is closed with a question under way, Gradio's stream of answers ends in a "not found" that nobody is
@@ -80,7 +80,7 @@ def _folders(flags: PageFlags) -> tuple[Path, Path]:
 def _launch(flags: PageFlags) -> dict[str, Any]:
     """How the page is served, wherever that is: nothing of it may come from another host."""
     from .app import HEAD, theme
-    from .parts import ASSETS
+    from .components import ASSETS
 
     return {
         "theme": theme(),

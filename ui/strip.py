@@ -13,14 +13,14 @@ from segskd.events import EVENTS
 from segskd.runs import RUN_NAME, STUDY
 from segskd.study.folder import StudyFolder
 
+from .components import asset
 from .context import Context
-from .handlers import QUIET, answered, looked
+from .handlers import QUIET, looked, problem_of
 from .page import Page
-from .parts import asset
-from .served import served
+from .server_functions import checked_functions
 from .state.follow import Followers, RunView
 
-GOES_ON = ("interrupted", "paused", "failed", "new")
+RESUMABLE = ("interrupted", "paused", "failed", "new")
 SCRIPTS = ("watch-parts.js", "poll.js", "strip.js")
 
 
@@ -38,16 +38,16 @@ def build(context: Context, page: Page, followers: Followers) -> None:
         return strip(context, followers)
 
     def strip_stop(asked: StripQuery) -> dict[str, Any]:
-        return answered(lambda: context.jobs.stop(context.run(asked.get("run")).name, bool(asked.get("epoch"))))
+        return problem_of(lambda: context.jobs.stop(context.run(asked.get("run")).name, bool(asked.get("epoch"))))
 
     def strip_resume(asked: StripQuery) -> dict[str, Any]:
-        return answered(lambda: context.jobs.resume(context.run(asked.get("run")).name))
+        return problem_of(lambda: context.jobs.resume(context.run(asked.get("run")).name))
 
     component = gr.HTML(
         None,
         html_template='<div class="strip" role="group" aria-label="The run at work"></div>',
         js_on_load="\n".join(asset(name) for name in SCRIPTS),
-        server_functions=served(strip_state, strip_stop, strip_resume),
+        server_functions=checked_functions(strip_state, strip_stop, strip_resume),
         apply_default_css=False,
         padding=False,
         elem_id="strip",
@@ -71,7 +71,7 @@ def strip(context: Context, followers: Followers) -> dict[str, Any]:
         return {"run": None, "study": study}
     names = [*busy, *waiting] or _last(context)
     view = next((view for name in names if (view := _view(followers, name))), None)
-    if view is None or not (view.name in (*busy, *waiting) or view.state in GOES_ON):
+    if view is None or not (view.name in (*busy, *waiting) or view.state in RESUMABLE):
         return {"run": None}
     return {
         "run": view.name,

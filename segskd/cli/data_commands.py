@@ -10,7 +10,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from segskd.bars import ERR, bar, stage_bars
-from segskd.cli.flags import Json
+from segskd.cli.flags import JsonFlag
 from segskd.cli.output import show
 from segskd.errors import UserError
 
@@ -18,7 +18,7 @@ data_app = tyro.extras.SubcommandApp()
 
 
 @data_app.command(name="list")
-def data_list(data: str | None = None, json: Json = False) -> None:
+def data_list(data: str | None = None, json: JsonFlag = False) -> None:
     """The cards, and which of their data are on this disk."""
     from segskd.data.cards import data_folder, list_cards
     from segskd.data.dataset import has_split
@@ -33,15 +33,15 @@ def data_list(data: str | None = None, json: Json = False) -> None:
             table.add_row(entry.name, "–", "–", f"can't be read: {entry.problem}")
             continue
         here = [split for split in card.splits if has_split(card, folder, split)]
-        about = {"classes": card.class_names, "splits_here": here, "title": card.title, "own": entry.own}
-        rows.append({"card": card.name, **about})
+        details = {"classes": card.class_names, "splits_here": here, "title": card.title, "own": entry.own}
+        rows.append({"card": card.name, **details})
         shown = ", ".join(here) or ("built in" if card.generator else "–")
         table.add_row(card.name, str(len(card.classes)), shown, card.title)
     show(table, {"folder": str(folder), "cards": rows}, json)
 
 
 @data_app.command(name="check")
-def data_check(card: Positional[str], data: str | None = None, json: Json = False) -> None:
+def data_check(card: Positional[str], data: str | None = None, json: JsonFlag = False) -> None:
     """Reads every image and mask of a card; exit status 2 when something is wrong."""
     from segskd.console import check_table
     from segskd.data.cards import data_folder, load_card
@@ -57,7 +57,7 @@ def data_check(card: Positional[str], data: str | None = None, json: Json = Fals
 
 
 @data_app.command(name="fetch")
-def data_fetch(card: Positional[str], data: str | None = None, json: Json = False) -> None:
+def data_fetch(card: Positional[str], data: str | None = None, json: JsonFlag = False) -> None:
     """Downloads a card's data with checksum; running it again resumes."""
     from segskd.data.cards import data_folder, load_card
     from segskd.data.fetch import fetch
@@ -74,7 +74,7 @@ def data_add(
     name: str | None = None,
     classes: str | None = None,
     data: str | None = None,
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
     """Makes a card for a dataset of your own.
 

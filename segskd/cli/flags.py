@@ -15,7 +15,9 @@ from segskd.config import SCHEMA
 from segskd.errors import UserError
 from segskd.schema import Command, RecipeField
 
-Json = Annotated[bool, tyro.conf.arg(name="json", help="Print one JSON object as the last line of standard output.")]
+JsonFlag = Annotated[
+    bool, tyro.conf.arg(name="json", help="Print one JSON object as the last line of standard output.")
+]
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class RecipeFlags:
 
 def _flags(command: Command) -> type[RecipeFlags]:
     """A dataclass with a field for each flag that a command has for a recipe's fields."""
-    fields = [_flag(one) for one in SCHEMA if one.shown and command in one.shown.commands]
+    fields = [_flag(one) for one in SCHEMA if one.display and command in one.display.commands]
     return make_dataclass("RecipeFlags", fields, bases=(RecipeFlags,), frozen=True, kw_only=True)
 
 
@@ -37,7 +39,7 @@ def _flag(one: RecipeField) -> tuple[str, Any, Any]:
     if get_origin(one.kind) is dict:
         pairs = tyro.conf.UseAppendAction[tuple[tuple[str, float], ...]]
         return one.name, Annotated[pairs, help_text], ()
-    taken = (one.shown and one.shown.flag_type) or one.kind
+    taken = (one.display and one.display.flag_type) or one.kind
     return one.name, Annotated[taken | None, help_text], None
 
 
@@ -91,13 +93,13 @@ def recipe_changes(flags: RecipeFlags) -> dict[str, Any]:
     """The flags that were given, as parts of a recipe. Raises UserError for a file of names that can't be read."""
     changes: dict[str, Any] = {}
     for one in SCHEMA:
-        value = getattr(flags, one.name, None) if one.shown else None
+        value = getattr(flags, one.name, None) if one.display else None
         if isinstance(value, tuple):
             value = dict(value)
         elif isinstance(value, Path):
             value = _read(one.name, value)
         if value not in (None, {}):
-            one.put(changes, value)
+            one.set_in(changes, value)
     if (fraction := _fraction(flags)) is not None:
         changes.setdefault("subset", {})["fraction"] = fraction
     if "names" in changes.get("subset", {}):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from segskd.cli.flags import Json
+from segskd.cli.flags import JsonFlag
 from segskd.cli.output import show
 from segskd.errors import UserError
 
@@ -20,7 +20,7 @@ def import_network(
     channels: int | None = None,
     bgr: bool = False,
     outputs: tuple[int, ...] = (),
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
     """Make a network from outside a folder that every command takes, such as a teacher's.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from tyro.conf import Positional
 
-from segskd.cli.flags import Json
+from segskd.cli.flags import JsonFlag
 from segskd.cli.output import show
 from segskd.config import Device
 from segskd.errors import UserError
@@ -28,7 +28,7 @@ def evaluate(
     overlap: int | None = None,
     data: str | None = None,
     device: Device = "auto",
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
     """Score a model or a run on a split.
 
@@ -73,7 +73,7 @@ def predict(
     tile: str | None = None,
     overlap: int | None = None,
     device: Device = "auto",
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
     """Write a palette PNG mask and an overlay of each image.
 
@@ -112,7 +112,7 @@ def compare(
     overlap: int | None = None,
     data: str | None = None,
     device: Device = "auto",
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
     """Compare two networks: agreement maps, retention of each class, images by gap.
 
@@ -162,7 +162,7 @@ def export(
     prune_epochs: int | None = None,
     push: str | None = None,
     out: Path | None = None,
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
     """Turn a finished run's network into files that run without SegSKD, and prove them.
 

@@ -10,9 +10,9 @@ from rich.table import Table
 from tyro.conf import OmitArgPrefixes
 
 from segskd.bars import ERR, stage_bars
-from segskd.cli.flags import NO_DISTILL_FLAGS, NO_TEACHER_FLAGS, DistillFlags, Json, TeacherFlags
+from segskd.cli.flags import NO_DISTILL_FLAGS, NO_TEACHER_FLAGS, DistillFlags, JsonFlag, TeacherFlags
 from segskd.cli.output import show
-from segskd.cli.run_commands import asked_recipe
+from segskd.cli.run_commands import recipe_from_flags
 from segskd.errors import ErrorRecord, UserError
 
 if TYPE_CHECKING:
@@ -24,20 +24,20 @@ def preflight(
     *,
     file: OmitArgPrefixes[TeacherFlags] = NO_TEACHER_FLAGS,
     settings: OmitArgPrefixes[DistillFlags] = NO_DISTILL_FLAGS,
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
     """Say what a run will take in time, memory and disk, and whether it fits, from a batch through each phase.
 
     Args:
         recipe: A recipe (YAML); flags given beside it override it.
     """
-    from segskd.distill.running.preflight import preflight as fly
+    from segskd.distill.running.preflight import preflight as measure
     from segskd.runs import runs_folder
 
     try:
-        made = asked_recipe(recipe, file, settings)
+        made = recipe_from_flags(recipe, file, settings)
         with stage_bars() as report:
-            found = fly(made, runs_folder() / "preflight", report)
+            found = measure(made, runs_folder() / "preflight", report)
     except UserError as error:
         if json:  # for a program, which may want to know which field it is about
             print(dumps(ErrorRecord.of(error).as_dict()), flush=True)

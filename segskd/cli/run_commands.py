@@ -15,7 +15,7 @@ from segskd.cli.flags import (
     NO_TEACH_FLAGS,
     NO_TEACHER_FLAGS,
     DistillFlags,
-    Json,
+    JsonFlag,
     TeacherFlags,
     TeachFlags,
     recipe_changes,
@@ -35,7 +35,7 @@ def teach(
     encoder: str = "resnet34",
     *,
     settings: OmitArgPrefixes[TeachFlags] = NO_TEACH_FLAGS,
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
     """Train a teacher on labels; OUT is a run, readable with segmentation_models_pytorch.from_pretrained.
 
@@ -59,7 +59,7 @@ def distill(
     *,
     file: OmitArgPrefixes[TeacherFlags] = NO_TEACHER_FLAGS,
     settings: OmitArgPrefixes[DistillFlags] = NO_DISTILL_FLAGS,
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
     """Distill a student from a teacher, or carry out a recipe; flags given beside a recipe override it.
 
@@ -70,11 +70,11 @@ def distill(
         run: Name below checkpoints/, or a path.
         until: Stop after this stage; `resume` goes on.
     """
-    made = asked_recipe(recipe, file, settings, _begin(begin_run, begin_stage))
+    made = recipe_from_flags(recipe, file, settings, _begin(begin_run, begin_stage))
     _run(made, run, until, json)
 
 
-def asked_recipe(
+def recipe_from_flags(
     recipe: Path | None, file: TeacherFlags, flags: DistillFlags, begin: dict[str, str] | None = None
 ) -> Recipe:
     """The recipe of a file, of the run to begin from, or the default one, with the flags laid over it."""
@@ -119,7 +119,7 @@ def resume(
     until: str | None = None,
     devices: int | None = None,
     nodes: int | None = None,
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
     """Go on with a run that was stopped, paused or killed.
 
@@ -141,7 +141,7 @@ def resume(
         print_result(made.result or {"run": str(made.path), "after": until}, json)
 
 
-def stop(run: Positional[str], json: Json = False) -> None:
+def stop(run: Positional[str], json: JsonFlag = False) -> None:
     """Ask a running run to stop at its next step; it can be resumed."""
     from segskd.runs import find_run
 
@@ -153,7 +153,7 @@ def stop(run: Positional[str], json: Json = False) -> None:
     show(f"asked {found.name} to stop", {"run": str(found.path), "asked": True}, json)
 
 
-def runs(json: Json = False) -> None:
+def runs(json: JsonFlag = False) -> None:
     """List the runs below checkpoints/, the newest first."""
     from segskd.runs import list_runs
 
@@ -168,7 +168,7 @@ def runs(json: Json = False) -> None:
     show(table, {"runs": rows}, json)
 
 
-def demo(out: Path | None = None, data: Path | None = None, quick: bool = False, json: Json = False) -> None:
+def demo(out: Path | None = None, data: Path | None = None, quick: bool = False, json: JsonFlag = False) -> None:
     """Train a teacher on the built-in scenes, distill a student from a tenth of them, and show both.
 
     Args:
@@ -177,11 +177,11 @@ def demo(out: Path | None = None, data: Path | None = None, quick: bool = False,
         quick: Train on eight small images for one epoch a phase: shows in seconds that all works, but no good masks.
         json: Print JSON.
     """
-    from segskd.api import hearing
+    from segskd.api import event_listeners
     from segskd.demo import QUICK, WHOLE, run_demo
     from segskd.runs import runs_folder
 
-    result = run_demo(out or runs_folder(), data, partial(hearing, progress=True), QUICK if quick else WHOLE)
+    result = run_demo(out or runs_folder(), data, partial(event_listeners, progress=True), QUICK if quick else WHOLE)
     print_result(result, json)
     ERR.print(f"side by side: {result['picture']}", highlight=False, soft_wrap=True)
 

@@ -53,7 +53,7 @@ def image_statistics_in_worker(question: Question, report: Report) -> ImageStati
             status = worker.wait()
             if status == -9:
                 raise UserError("the system ended the process that asked the teacher: memory ran out") from error
-            said = worker.said()[-500:]
+            said = worker.error_text()[-500:]
             raise RuntimeError(f"the process that asked the teacher ended with status {status}: {said}") from error
 
 

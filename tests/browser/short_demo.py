@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+from segskd.cli import main
 from segskd.config import Recipe, make_recipe, merged
 from segskd.demo import demo_recipes
-from ui.server import main
 from ui.state import guide
 
 CHANGES: list[dict[str, Any]] = [
@@ -24,4 +25,4 @@ def short_recipes(data: Path | None, runs: Path) -> list[tuple[str, Recipe]]:
 
 
 guide.demo_recipes = short_recipes
-raise SystemExit(main())
+raise SystemExit(main(["ui", *sys.argv[1:]]))

@@ -19,7 +19,7 @@ from ui.state import catalogue as module
 from ui.state.catalogue import DIED, STOPPED, Catalogue, Row
 from ui.state.exports import Exports
 from ui.state.follow import Followers
-from ui.tabs.runs import _at_rest
+from ui.tabs.runs import _unused_run
 
 Make = Callable[..., Run]
 
@@ -164,7 +164,7 @@ def test_a_run_that_is_made_anew_under_its_old_name(catalogue: Catalogue, make_r
     assert only(catalogue).miou == 0.5
     shutil.rmtree(run.path)
     assert catalogue.rows() == []
-    assert catalogue._kept == {}  # what is gone is forgotten
+    assert catalogue._cache == {}  # what is gone is forgotten
     make_run("small", seed=9)
     assert (only(catalogue).miou, only(catalogue).seed) == (None, 9)
 
@@ -264,7 +264,7 @@ def test_a_run_that_is_about_to_begin_keeps_its_name(
     make_run("small")
     monkeypatch.setattr(context.jobs, "state", lambda _: state)
     with pytest.raises(UserError, match=f"run small {said}"):
-        _at_rest(context, Exports(context.runs, context.data), "small")
+        _unused_run(context, Exports(context.runs, context.data), "small")
 
 
 def test_a_run_that_is_gone_is_named_without_its_place(context: Context) -> None:

@@ -235,7 +235,7 @@ def test_the_memory_for_thumbnails_is_bounded(datasets: Datasets, place: str) ->
     thumbnails = Thumbnails(limit=4 * size)
     thumbnails.page("", opened.card, opened.pairs(), masks=False)
     assert 0 < thumbnails._bytes <= 4 * size
-    assert thumbnails._bytes == sum(map(len, thumbnails._kept.values()))
+    assert thumbnails._bytes == sum(map(len, thumbnails._cache.values()))
 
 
 # -- new ones -----------------------------------------------------------------------------------------

@@ -13,10 +13,10 @@ from segskd.config import Recipe, make_recipe
 from segskd.errors import UserError
 from segskd.events import ErrorEvent, PhaseStartEvent, PlannedPhase, ResumedEvent, StartEvent
 from segskd.runs import Run
-from ui.api import read_recipe, start, state
 from ui.context import Context
+from ui.endpoints import read_recipe, start, state
 from ui.jobs import Jobs
-from ui.state.admission import admit, fill
+from ui.state.admission import admit, form_values
 from ui.state.choice import Choice
 from ui.state.draft import SAMPLE_SIZE, make_draft, propose, submit, submit_teacher
 from ui.state.form import FieldError
@@ -47,7 +47,12 @@ def test_the_fields_come_to_a_run(context: Context, values: dict[str, Any]) -> N
     assert draft.recipe.teacher == str(context.runs / "mine")
     assert draft.recipe.data.folder == str(context.data)
     assert draft.outline is not None
-    assert (draft.outline.total, draft.outline.images, draft.outline.epochs, draft.outline.chosen) == (12, 6, 2, False)
+    assert (draft.outline.total, draft.outline.images, draft.outline.epochs, draft.outline.epochs_chosen) == (
+        12,
+        6,
+        2,
+        False,
+    )
     assert [(phase.name, phase.epochs) for phase in draft.outline.phases] == [(name, 2) for name in ELEVEN]
     assert draft.commands(context).startswith("python -m segskd distill --dataset ")
     assert submit(context, draft) == draft.name
@@ -227,16 +232,18 @@ def test_recipes_from_outside_stay_on_this_server(
 
 
 def test_a_recipe_fills_the_fields(context: Context, recipe: Callable[..., Recipe], card_path: Path) -> None:
-    filled = fill(context, recipe(teacher=str(context.runs / "mine"), subset={"count": 4}))
+    filled = form_values(context, recipe(teacher=str(context.runs / "mine"), subset={"count": 4}))
     assert (filled["teacher_from"], filled["known"], filled["count"], filled["epochs"]) == ("known", "runs/mine", 4, 2)
     draft = make_draft(context, filled)
     assert draft.problems == {}
     assert draft.recipe is not None
     assert draft.recipe.subset.count == 4
-    assert fill(context, recipe(teacher="owner/name"))["hub"] == "owner/name"
-    lost = fill(context, recipe(teacher="/gone/away"))
+    assert form_values(context, recipe(teacher="owner/name"))["hub"] == "owner/name"
+    lost = form_values(context, recipe(teacher="/gone/away"))
     assert (lost["teacher_from"], lost["known"]) == ("known", None)
-    teach = fill(context, make_recipe({"kind": "teach", "data": {"card": str(card_path)}, "method": "supervised"}))
+    teach = form_values(
+        context, make_recipe({"kind": "teach", "data": {"card": str(card_path)}, "method": "supervised"})
+    )
     assert (teach["teacher_from"], teach["teach_encoder"], teach["teach_weights"]) == ("train", "resnet10", "")
 
 

@@ -161,7 +161,7 @@ def test_the_command_starts_the_same_recipe(form: Form, carried: Carried, tmp_pa
     run_line(form.command(str(tmp_path / "my run")))
     ((recipe, folder),) = carried
     assert recipe == form.recipe()
-    assert folder == tmp_path / "my run"
+    assert folder == str(tmp_path / "my run")
 
 
 def test_what_flags_cannot_say_goes_by_the_recipe(
@@ -239,10 +239,10 @@ def test_names_say_what_a_run_is_about() -> None:
 
 def test_fields_explain_themselves_in_the_recipes_words() -> None:
     assert SCHEMA["batch"].help == "images a step"
-    assert SCHEMA["threads"].help == "CPU threads; all cores, shared out among the processes"
-    assert SCHEMA["threads"].empty == "all cores, shared out among the processes"
+    assert SCHEMA["threads"].help == "CPU threads; all cores, divided among the processes"
+    assert SCHEMA["threads"].empty == "all cores, divided among the processes"
     assert SCHEMA["batch"].empty == ""
-    assert all(field.description and field.label for field in SCHEMA if field.shown)
+    assert all(field.description and field.label for field in SCHEMA if field.display)
     assert SCHEMA["select"].choices == ["last", "best"]
     assert SCHEMA["store"].choices == ["auto", "memory", "disk", "recompute"]
     assert [SCHEMA[name].default for name in ("batch", "size", "epochs")] == [8, "192x256", None]
@@ -267,7 +267,7 @@ def test_every_name_in_a_message_is_a_field() -> None:
     source = "".join(path.read_text() for path in Path(segskd.__file__).parent.rglob("*.py"))
     paths = set(re.findall(r"""named\(["']([\w.]+)["']\)""", source))
     assert len(paths) > 10
-    assert paths <= {field.dotted for field in SCHEMA if field.shown}
+    assert paths <= {field.dotted for field in SCHEMA if field.display}
 
 
 def test_a_pruned_run_is_no_form() -> None:

@@ -121,7 +121,7 @@ def test_a_finished_demo_is_not_repeated(
     assert context.jobs.waiting() == []
     assert guide.finished
     assert states(guide) == ["finished", "finished", "ready", "ready"]
-    monkeypatch.setattr(module, "any_exported", lambda run: run.name == STUDENT)
+    monkeypatch.setattr(module, "has_export", lambda run: run.name == STUDENT)
     assert states(guide)[3] == "finished"
 
 

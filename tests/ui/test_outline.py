@@ -71,7 +71,7 @@ def test_labels_and_further_images_are_counted(recipe: Callable[..., Any], data:
     made = recipe(data={"unlabelled": str(tmp_path)}, subset={"labels": 0.25})
     made = made.model_copy(update={"optimisation": made.optimisation.model_copy(update={"epochs": None})})
     found = outline(made, data)
-    assert (found.total, found.images, found.labelled, found.further) == (12, 13, 3, 1)
+    assert (found.total, found.images, found.labelled, found.unlabelled) == (12, 13, 3, 1)
     assert found.epochs == default_epochs(13)
     assert found.phases[-1].epochs == round(default_epochs(13) * 13 / 3)
 

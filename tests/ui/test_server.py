@@ -17,7 +17,7 @@ from segskd.cli import main
 from segskd.cli.ui_command import PageFlags
 from segskd.errors import UserError
 from ui import server
-from ui.server import choose_port, read_auth, serve, tells_of_a_fault
+from ui.server import choose_port, is_fault, read_auth, serve
 
 LOCAL = "127.0.0.1"
 
@@ -197,4 +197,4 @@ def test_what_can_not_be_is_one_line_and_status_2(busy: int, capsys: pytest.Capt
 def test_a_page_that_was_closed_is_no_fault(error: Exception, cause: Exception | None, told: bool) -> None:
     error.__cause__ = cause
     record = logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, "", None, (type(error), error, None))
-    assert tells_of_a_fault(record) is told
+    assert is_fault(record) is told

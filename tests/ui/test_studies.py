@@ -225,7 +225,7 @@ def test_the_one_begun_last_comes_first_and_what_is_gone_is_forgotten(
     assert [study["name"] for study in studies.answer()["studies"]] == ["b", "c", "a"]
     shutil.rmtree(studies._context.runs / "b")
     assert [study["name"] for study in studies.answer()["studies"]] == ["c", "a"]
-    assert sorted(studies._kept) == ["a", "c"]
+    assert sorted(studies._cache) == ["a", "c"]
 
 
 def test_without_studies_there_are_none(studies: Studies, make_run: Callable[..., Run]) -> None:

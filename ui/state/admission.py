@@ -13,16 +13,16 @@ from segskd.run_admin import SOURCE_RUNS
 
 from ..context import Context
 from .form import FIELDS, SHARED, Form, TeachForm
-from .outline import beside
+from .outline import errors_beside
 from .teachers import check_hub_id, find_teacher, list_teachers
 
 
-def fill(context: Context, recipe: Recipe) -> dict[str, Any]:
+def form_values(context: Context, recipe: Recipe) -> dict[str, Any]:
     """Values for the page's fields, "choice" included, that ask for that recipe.
 
     A teacher that is not on this server is left for a person to choose. Raises FieldError for all else.
     """
-    recipe = _at_home(context, recipe)
+    recipe = _on_this_server(context, recipe)
     if recipe.kind == "teach":
         teach, form = TeachForm.from_recipe(recipe)
         own = {f"teach_{name}": value for name, value in asdict(teach).items()}
@@ -48,12 +48,12 @@ def _source(context: Context, teacher: str | None) -> dict[str, Any]:
         return {"teacher_from": "known", "known": None, "hub": ""}
 
 
-def _at_home(context: Context, recipe: Recipe) -> Recipe:
+def _on_this_server(context: Context, recipe: Recipe) -> Recipe:
     """The recipe on this server's data. Raises FieldError when its dataset is none of them."""
-    with beside("data"):
+    with errors_beside("data"):
         check_card(context, recipe.data.card)
         load_card(recipe.data.card)
-    with beside("unlabelled"):
+    with errors_beside("unlabelled"):
         check_unlabelled(context, recipe.data.unlabelled)
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"folder": str(context.data)})})
 
@@ -63,13 +63,13 @@ def admit(context: Context, recipe: Recipe) -> Recipe:
 
     Teachers may be named by their run, by their place in the server's list, or by a hub id.
     """
-    recipe = _at_home(context, recipe)
+    recipe = _on_this_server(context, recipe)
     changes: dict[str, Any] = {}
     if recipe.teacher is not None:
         changes["teacher"] = teacher_place(context, recipe.teacher)
     for key in SOURCE_RUNS:
         if part := getattr(recipe, key):
-            with beside(key):
+            with errors_beside(key):
                 changes[key] = part.model_copy(update={"run": str(context.run(Path(part.run).name).path)})
     return recipe.model_copy(update=changes)
 
@@ -78,7 +78,7 @@ def teacher_place(context: Context, text: str) -> str:
     """Where the teacher of a recipe from outside lies: one of this server's list, or a hub id. Raises FieldError."""
     if found := find_teacher(list_teachers(context), text):
         return str(found.place)
-    with beside("teacher"):
+    with errors_beside("teacher"):
         try:
             return check_hub_id(text)
         except UserError as error:

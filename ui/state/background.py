@@ -15,7 +15,7 @@ Report = Callable[[str, int, int | None], None]
 """Called with what is being done, how many pieces of it are done, and how many there are, None if that is unknown."""
 
 TaskState = Literal["working", "done", "failed", "stopped"]
-MOST_KEPT = 50
+MOST_STORED = 50
 
 log = logging.getLogger(__name__)
 
@@ -103,5 +103,5 @@ class Tasks:
 
     def _forget_old(self) -> None:
         over = [key for key, task in self._tasks.items() if task.state != "working"]
-        for key in over[: max(0, len(self._tasks) - MOST_KEPT)]:
+        for key in over[: max(0, len(self._tasks) - MOST_STORED)]:
             del self._tasks[key]

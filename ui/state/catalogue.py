@@ -22,7 +22,7 @@ from ..jobs import Jobs, JobState
 from .follow import Followers
 
 COSTS = ("bytes", "gmacs", "latency_ms")
-READ = ("recipe.yaml", "result.json")
+CACHED_FILES = ("recipe.yaml", "result.json")
 STOPPED = "It was stopped; Resume goes on from its last checkpoint."
 DIED = "Its worker died without a word; Resume goes on from its last checkpoint."
 Stamp = tuple[int, int, int]
@@ -86,29 +86,29 @@ class Catalogue:
     def __init__(self, jobs: Jobs, followers: Followers | None = None) -> None:
         self._jobs = jobs
         self._followers = followers
-        self._kept: dict[str, tuple[tuple[Stamp | None, ...], Row]] = {}
+        self._cache: dict[str, tuple[tuple[Stamp | None, ...], Row]] = {}
         self._lock = threading.Lock()
 
     def rows(self) -> list[Row]:
         """All runs, those that changed last first. A folder that can't be a run's name is none."""
         names = [run.name for run in list_runs(self._jobs.runs) if RUN_NAME.fullmatch(run.name)]
         with self._lock:
-            self._kept = {name: kept for name, kept in self._kept.items() if name in names}
+            self._cache = {name: cached for name, cached in self._cache.items() if name in names}
         rows = [row for name in names if (row := self.row(name)) is not None]
         return sorted(rows, key=lambda row: -row.changed)
 
     def row(self, name: str) -> Row | None:
         """One run as it stands now, None when it is gone."""
         run = Run(self._jobs.runs / name)
-        stamps = tuple(stamp(run.path / file) for file in READ)
+        stamps = tuple(stamp(run.path / file) for file in CACHED_FILES)
         if stamps[0] is None:
             return None
         with self._lock:
-            kept = self._kept.get(name)
-            if kept is None or kept[0] != stamps:
-                kept = self._kept[name] = (stamps, _read(run))
+            cached = self._cache.get(name)
+            if cached is None or cached[0] != stamps:
+                cached = self._cache[name] = (stamps, _read(run))
         times = [seen[0] for seen in (*stamps, stamp(run.path / EVENTS)) if seen]
-        row = replace(kept[1], changed=max(times) / 1e9, note=note(run))
+        row = replace(cached[1], changed=max(times) / 1e9, note=note(run))
         try:
             return row if row.problem else self._with_state(row)
         except UserError:  # gone while it was read

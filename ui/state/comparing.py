@@ -24,12 +24,12 @@ from .background import Report, Task, Tasks
 from .catalogue import Catalogue, Row
 from .frames import packed, picture_url, stage_colours, thumbnail
 
-KEPT_RUNS = 3
+MOST_RUNS = 3
 MOST_EPOCHS = 100_000
-KEPT_UPLOADS = 8
-KEPT_THUMBNAILS = 2000
+MOST_UPLOADS = 8
+MOST_CACHED_THUMBNAILS = 2000
 MOST_THUMBNAILS = 12
-SOON_SECONDS = 0.12
+SHORT_WAIT_SECONDS = 0.12
 LOADING, COMPARING, COUNTING = "loading both networks", "both networks look at the images", "counting first errors"
 DOING: dict[JobState, str] = {
     "waiting": "waits in the queue",
@@ -47,7 +47,7 @@ class OpenComparison:
     """A run that is loaded and compared: what the page is told of it at once, and its thumbnails so far."""
 
     side: SideBySide
-    about: dict[str, Any]
+    summary: dict[str, Any]
     thumbnails: dict[str, str] = field(default_factory=dict)
 
 
@@ -102,7 +102,7 @@ class Comparisons:
             return {"state": "problem", "text": str(error)}
         opened = self._get(key)
         if opened:
-            return {"state": "ready", **opened.about}
+            return {"state": "ready", **opened.summary}
         task = self._tasks.get(key)
         if task is None or task.state in ("done", "stopped") or (again and task.state == "failed"):
             task = self._tasks.start(key, lambda report: self._load(run, key, report))
@@ -116,9 +116,9 @@ class Comparisons:
         except UserError as error:
             raise UserError(f"the files of {run.name} are damaged: {error}") from error
         if recipe.kind == "teach":
-            return _elsewhere(f"{run.name} is a teacher. Distill a student from it, then compare the two.", "distill")
+            return _other_tab(f"{run.name} is a teacher. Distill a student from it, then compare the two.", "distill")
         if recipe.teacher is None:
-            return _elsewhere(
+            return _other_tab(
                 f"{run.name} was trained on labels alone, without a teacher, so there is nothing beside it. "
                 "Choose a run that was distilled.",
                 "distill",
@@ -128,15 +128,15 @@ class Comparisons:
             if not (run.model_folder / "config.json").is_file():
                 raise UserError(f"the trained network of {run.name} is gone: put its folder student/ back")
             return None
-        return _elsewhere(f"{run.name} {DOING.get(state, state)}. Compare shows it when it is finished.", "watch")
+        return _other_tab(f"{run.name} {DOING.get(state, state)}. Compare shows it when it is finished.", "watch")
 
     def _load(self, run: Run, key: str, report: Report) -> None:
         report(LOADING, 0, None)
         side = SideBySide(run)
         side.predict(lambda done, total: report(COMPARING, done, total))
         with self._lock:
-            self._opened[key] = OpenComparison(side, about(side))
-            while len(self._opened) > KEPT_RUNS:
+            self._opened[key] = OpenComparison(side, summary(side))
+            while len(self._opened) > MOST_RUNS:
                 self._opened.popitem(last=False)
 
     def _get(self, key: str) -> OpenComparison | None:
@@ -170,17 +170,17 @@ class Comparisons:
         except NotOpen as error:
             raise UserError("no run is open yet: wait until its images are here, then give your image again") from error
         found = opened.side.predict_image(read_upload(path, opened.side.card), native)
-        word = secrets.token_hex(8)
+        key = secrets.token_hex(8)
         with self._lock:
-            self._uploads[word] = path.name, found
-            while len(self._uploads) > KEPT_UPLOADS:
+            self._uploads[key] = path.name, found
+            while len(self._uploads) > MOST_UPLOADS:
                 self._uploads.popitem(last=False)
-        return word
+        return key
 
-    def uploaded(self, word: str) -> dict[str, Any]:
+    def uploaded(self, key: str) -> dict[str, Any]:
         """An uploaded picture as `frame` gives one. Raises UserError when it is forgotten."""
         with self._lock:
-            kept = self._uploads.get(word)
+            kept = self._uploads.get(key)
         if kept is None:
             raise UserError("your image is no longer kept: upload it again")
         return {**_frame(kept[1]), "name": kept[0], "agreement": None, "tile": kept[1].tile}
@@ -190,8 +190,8 @@ class Comparisons:
         run = self._context.run(name)
         side = self.opened(name).side
         task = self._once(f"stages {_key(run)} {image}", lambda report: _stages(side, image))
-        task.wait(SOON_SECONDS)
-        return _told(task)
+        task.wait(SHORT_WAIT_SECONDS)
+        return _task_answer(task)
 
     def thumbnails(self, name: object, images: list[str]) -> dict[str, str | None]:
         """A small picture of each image by name, MOST_THUMBNAILS at once; None where a file can't be read."""
@@ -214,14 +214,14 @@ class Comparisons:
             return {"shares": side.error_shares(report=lambda done, total: report(COUNTING, done, total))}
 
         task = self._once(key, count) if begin else self._tasks.get(key)
-        return {"state": "idle"} if task is None or task.state == "stopped" else _told(task)
+        return {"state": "idle"} if task is None or task.state == "stopped" else _task_answer(task)
 
     def stop_shares(self, name: object) -> dict[str, Any]:
         """Ends the count over all images; what it found out about single images is kept. Raises UserError."""
         task = self._tasks.get(f"shares {_key(self._context.run(name))}")
         if task:
             task.stop()
-            task.wait(SOON_SECONDS)
+            task.wait(SHORT_WAIT_SECONDS)
         return self.shares(name, begin=False)
 
     def retrain(self, name: object, stage: str, epochs: object) -> str:
@@ -243,7 +243,7 @@ class Comparisons:
         return self._tasks.start(key, work)
 
 
-def about(side: SideBySide) -> dict[str, Any]:
+def summary(side: SideBySide) -> dict[str, Any]:
     """What the page is told of a compared run: classes, scores, images by gap, retention, agreement, stages."""
     card, recipe = side.card, side.run.recipe
     teacher, student = side.scores()
@@ -293,12 +293,12 @@ def _thumbnail(opened: OpenComparison, image: str) -> str | None:
             found = picture_url(thumbnail(opened.side.frame(image), opened.side.card.ignore_index))
         except UserError:  # opening the image says what is wrong with its file
             return None
-        if len(opened.thumbnails) < KEPT_THUMBNAILS:
+        if len(opened.thumbnails) < MOST_CACHED_THUMBNAILS:
             opened.thumbnails[image] = found
     return found
 
 
-def _told(task: Task) -> dict[str, Any]:
+def _task_answer(task: Task) -> dict[str, Any]:
     return task.as_dict() | (task.result if task.state == "done" else {})
 
 
@@ -306,7 +306,7 @@ def _choice(row: Row) -> dict[str, Any]:
     return {"run": row.name, "dataset": row.dataset, "student": row.student, "miou": row.miou}
 
 
-def _elsewhere(text: str, tab: str) -> dict[str, Any]:
+def _other_tab(text: str, tab: str) -> dict[str, Any]:
     return {"state": "elsewhere", "text": text, "tab": tab}
 
 

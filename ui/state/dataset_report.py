@@ -25,7 +25,11 @@ def plain_report(found: CheckReport, root: Path) -> Json:
             "count": len(found.problems),
             "kinds": kinds,
             "shown": [
-                {"kind": problem.kind, "file": without(root, problem.file), "text": without(root, problem.text)}
+                {
+                    "kind": problem.kind,
+                    "file": without_folder(root, problem.file),
+                    "text": without_folder(root, problem.text),
+                }
                 for problem in found.problems[:SHOWN_PROBLEMS]
             ],
         },
@@ -38,7 +42,7 @@ def shares(pixels: list[int]) -> list[float]:
     return [count / total if total else 0.0 for count in pixels]
 
 
-def shown(found: Json) -> Json:
+def report_for_page(found: Json) -> Json:
     """What the page shows of a plain report."""
     sizes = list(found["sizes"].items())
     return {
@@ -49,6 +53,6 @@ def shown(found: Json) -> Json:
     }
 
 
-def without(root: Path, text: str) -> str:
+def without_folder(root: Path, text: str) -> str:
     """A message with file names below the dataset's folder instead of this server's paths."""
     return text.replace(f"{root}/", "")

@@ -21,7 +21,7 @@ from segskd.errors import UserError
 from segskd.files import write_whole
 
 from .background import Report, Task, Tasks
-from .dataset_report import Json, plain_report, shown, without
+from .dataset_report import Json, plain_report, report_for_page, without_folder
 
 QUICK_SECONDS = 0.4
 
@@ -47,11 +47,11 @@ class OpenDataset:
 class Reading:
     """What reading every file of a dataset gave.
 
-    `found` is plain data: images, sizes, pixels by split and class, problems. `pixel_counts` is None when the
+    `report` is plain data: images, sizes, pixels by split and class, problems. `pixel_counts` is None when the
     training masks can't be counted; `problem` then says why.
     """
 
-    found: Json
+    report: Json
     pixel_counts: PixelCounts | None
     problem: str | None = None
 
@@ -92,10 +92,10 @@ class Datasets:
 
     # -- one of them --------------------------------------------------------------------------------
 
-    def open(self, place: object, fresh: bool = False) -> OpenDataset:
+    def open(self, place: object, reread: bool = False) -> OpenDataset:
         """The dataset's files, listed anew where asked for. Raises UserError when they are not here."""
         key = str(place)
-        if fresh or key not in self._opened:
+        if reread or key not in self._opened:
             card = self.card(place)
             here = [split for split in card.splits if split == "train" or has_split(card, self.data, split)]
             listings: dict[str, Listing] = {split: list_split(card, self.data, split) for split in here}
@@ -106,7 +106,7 @@ class Datasets:
         """The task that reads every file; its result is a `Reading`. What was read before is kept on disk."""
 
         def work(report: Report) -> Reading:
-            found = self._kept(opened) or self._check(opened, report)
+            found = self._saved_report(opened) or self._check(opened, report)
             try:
                 counted = pixel_counts(
                     opened.card,
@@ -115,7 +115,7 @@ class Datasets:
                     lambda done, total: report("counting the classes of each mask", done, total),
                 )
             except UserError as error:
-                return Reading(found, None, without(opened.root, str(error)))
+                return Reading(found, None, without_folder(opened.root, str(error)))
             return Reading(found, counted)
 
         key = f"read {opened.version}"
@@ -144,9 +144,9 @@ class Datasets:
             **_state(card, self.data),
         }
         try:
-            opened = self.open(place, fresh=True)
+            opened = self.open(place, reread=True)
         except UserError as error:
-            return base | {"names": [], "problem": None if base["state"] in HOW else str(error)}
+            return base | {"names": [], "problem": None if base["state"] in ABSENT_STATES else str(error)}
         task = self.read(opened)
         task.wait(QUICK_SECONDS)
         reading = self.reading(opened)
@@ -155,7 +155,7 @@ class Datasets:
             "names": [pair.name for pair in opened.pairs()],
             "images": {split: len(listing.pairs) for split, listing in opened.listings.items()},
             "reading": task.as_dict(),
-            "found": reading and shown(reading.found),
+            "found": reading and report_for_page(reading.report),
         }
 
     def fetch(self, place: object) -> Task:
@@ -187,9 +187,9 @@ class Datasets:
             try:
                 added = add(lambda done, total: report("unpacking and reading", done, total))
             except UserError as error:
-                raise UserError(without(self.data, str(error))) from error
-            opened = self.open(str(added.place), fresh=True)
-            found = self._keep(opened, plain_report(added.report, opened.root))
+                raise UserError(without_folder(self.data, str(error))) from error
+            opened = self.open(str(added.place), reread=True)
+            found = self._save_report(opened, plain_report(added.report, opened.root))
             return {
                 "place": str(added.place),
                 "name": added.card.name,
@@ -205,13 +205,13 @@ class Datasets:
 
     def _check(self, opened: OpenDataset, report: Report) -> Json:
         found = check(opened.card, self.data, lambda done, total: report("reading every image and mask", done, total))
-        return self._keep(opened, plain_report(found, opened.root))
+        return self._save_report(opened, plain_report(found, opened.root))
 
-    def _keep(self, opened: OpenDataset, found: Json) -> Json:
+    def _save_report(self, opened: OpenDataset, found: Json) -> Json:
         write_whole(self._file(opened), json.dumps(found).encode())
         return found
 
-    def _kept(self, opened: OpenDataset) -> Json | None:
+    def _saved_report(self, opened: OpenDataset) -> Json | None:
         with suppress(OSError, ValueError):  # not read yet, or damaged: read anew
             kept: Json = json.loads(self._file(opened).read_text(encoding="utf-8"))
             return kept
@@ -221,7 +221,7 @@ class Datasets:
         return self.cache / f"check-{opened.version}.json"
 
 
-HOW = ("draw", "download", "hand", "broken")
+ABSENT_STATES = ("draw", "download", "hand", "broken")
 """States of a dataset that is not here, or can't be read."""
 
 
@@ -268,8 +268,8 @@ def _version(card: Card, listings: dict[str, Listing]) -> str:
     digest = hashlib.sha256((card.model_dump_json() + str(get_args(ProblemKind))).encode())
     for split, listing in listings.items():
         digest.update(f"{split} {len(listing.pairs)} {listing.listed_but_missing}".encode())
-        lonely = [*listing.images_without_mask, *listing.masks_without_image]
-        for path in [path for pair in listing.pairs for path in pair[1:]] + lonely:
+        unpaired = [*listing.images_without_mask, *listing.masks_without_image]
+        for path in [path for pair in listing.pairs for path in pair[1:]] + unpaired:
             stat = path.stat() if path.exists() else path.lstat()  # a link may lead nowhere
             digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}".encode())
     return digest.hexdigest()[:32]

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from segskd.config import SCHEMA, Recipe, Size
 from segskd.data.cards import load_card
+from segskd.data.subset import ASK_TEACHER
 from segskd.distill.planning.settle import default_epochs
 from segskd.errors import UserError, in_labels
 from segskd.folders import home
@@ -18,13 +19,12 @@ from ..context import Context
 from ..jobs import check_name
 from .admission import check_card, check_unlabelled
 from .choice import Choice
-from .form import FIELDS, OF_TEACHER, FieldError, Form, TeachForm, command
-from .outline import Outline, beside, outline
+from .form import FIELDS, TEACHER_FIELDS, FieldError, Form, TeachForm, command
+from .outline import Outline, errors_beside, outline
 from .teachers import Teacher, best_teacher, check_hub_id, find_teacher, fits, list_teachers
 
 TeacherFrom = Literal["known", "hub", "train", "none"]
-ASKING_RULES = ("diverse", "hardest")
-FEW = 4
+FEW_EPOCHS = 4
 """A quarter of the epochs that would be chosen, or less, is worth a word."""
 SAMPLE_SIZE = "96x128"
 """Enough for the built-in scenes, and quick without a GPU."""
@@ -66,10 +66,10 @@ class Draft:
         outline, rule = self.outline, self.recipe.subset.rule
         how = "picked by hand" if rule == "hand" else f"chosen by the rule «{rule}»"
         held = f", {outline.held_out} more held out for choosing" if outline.held_out else ""
-        own, further = outline.images - outline.further, outline.further
+        own, further = outline.images - outline.unlabelled, outline.unlabelled
         place = Path(self.recipe.data.unlabelled or "").name
-        beside = f", and {further} without labels from {place}" if further else ""
-        return f"{outline.card.name} · {own} of {outline.total} training images, {how}{held}{beside}"
+        more = f", and {further} without labels from {place}" if further else ""
+        return f"{outline.card.name} · {own} of {outline.total} training images, {how}{held}{more}"
 
     def plan(self) -> dict[str, Any]:
         """What the panel of stages shows: {"run", "teacher"}, empty while something is wrong."""
@@ -99,21 +99,21 @@ def make_draft(context: Context, values: Mapping[str, Any]) -> Draft:
         return draft
     source: TeacherFrom = values.get("teacher_from") or "known"
     place = _collect(draft, lambda: _teacher_place(context, draft, form, source, values))
-    form = form.but(teacher=place or None)
-    known = dict(draft.problems)
+    form = form.replaced(teacher=place or None)
+    earlier_problems = dict(draft.problems)
     folder = form["unlabelled"] or ""
-    if folder and _collect(draft, lambda: _is_ours(context, folder)) is None:
-        form = form.but(unlabelled=None)
+    if folder and _collect(draft, lambda: _check_unlabelled(context, folder)) is None:
+        form = form.replaced(unlabelled=None)
     draft.recipe = _collect(draft, form.recipe)
-    if place is None and "teacher" in draft.problems.keys() - known.keys():
+    if place is None and "teacher" in draft.problems.keys() - earlier_problems.keys():
         del draft.problems["teacher"]  # what the recipe says of it is for the command line
-        draft.problems |= known or {"teacher": _no_teacher(source, form["method"])}
+        draft.problems |= earlier_problems or {"teacher": _no_teacher(source, form["method"])}
     if recipe := draft.recipe:
         draft.outline = _collect(draft, lambda: outline(recipe, context.data))
-    _collect(draft, lambda: _name(context, draft, values))
+    _collect(draft, lambda: _choose_name(context, draft, values))
     if draft.outline and draft.teacher:
         _collect(draft, lambda: _check_teacher(draft))
-    _hint(draft, form.choice)
+    _add_hints(draft, form.choice)
     return draft
 
 
@@ -137,7 +137,7 @@ def propose(context: Context, choice: Choice, source: TeacherFrom, known: str | 
         card = load_card(choice.card)
     except UserError:  # said beside the data already
         return {}
-    asked = choice.teacher if choice.rule in ASKING_RULES else None
+    asked = choice.teacher if choice.rule in ASK_TEACHER else None
     current = find_teacher(teachers, known) if known else None
     teacher = find_teacher(teachers, asked) if asked else None
     if teacher is None:
@@ -158,12 +158,12 @@ def submit(context: Context, draft: Draft) -> str:
     if draft.problems or draft.recipe is None:
         first = next(iter(draft.problems), "form")
         raise FieldError(first, draft.problems.get(first, "mend the fields that are marked"), draft.problems)
-    with beside("name"):
+    with errors_beside("name"):
         _check_free(context, draft.name)
     if draft.teach is not None:
-        with beside("teach_name"):
+        with errors_beside("teach_name"):
             context.jobs.submit(draft.teach, draft.teach_name)
-    with beside("name"):
+    with errors_beside("name"):
         context.jobs.submit(draft.recipe, draft.name)
     return draft.name
 
@@ -173,7 +173,7 @@ def submit_teacher(context: Context, draft: Draft) -> str:
     if draft.teach is None or any(name.startswith("teach_") or name == "data" for name in draft.problems):
         first = next((name for name in draft.problems if name.startswith("teach_")), "data")
         raise FieldError(first, draft.problems.get(first, "choose «Train one first»"), draft.problems)
-    with beside("teach_name"):
+    with errors_beside("teach_name"):
         context.jobs.submit(draft.teach, draft.teach_name)
     return draft.teach_name
 
@@ -190,7 +190,7 @@ def _teacher_place(
     context: Context, draft: Draft, form: Form, source: TeacherFrom, values: Mapping[str, Any]
 ) -> str | None:
     if source == "hub":
-        with beside("hub"):
+        with errors_beside("hub"):
             return check_hub_id(values.get("hub") or "")
     if source == "train":
         return _teach_first(context, draft, form, values)
@@ -207,7 +207,7 @@ def _teach_first(context: Context, draft: Draft, form: Form, values: Mapping[str
     encoder = values.get("teach_encoder") or ""
     own = {field: values.get(f"teach_{field}") for field in ("epochs", "lr", "weights", "snapshots")}
     asked = TeachForm(encoder, **own)
-    with beside("teach_name"):
+    with errors_beside("teach_name"):
         wish = (values.get("teach_name") or "").strip()
         card = card_name(form.choice)
         draft.teach_name = check_name(wish) if wish else free_name(f"{card}-{encoder}-teacher", context.runs)
@@ -216,13 +216,13 @@ def _teach_first(context: Context, draft: Draft, form: Form, values: Mapping[str
     try:
         draft.teach_outline = outline(draft.teach, context.data)
     except FieldError as error:
-        raise FieldError(OF_TEACHER.get(error.field, error.field), error.message) from error
+        raise FieldError(TEACHER_FIELDS.get(error.field, error.field), error.message) from error
     return str(context.runs / draft.teach_name)
 
 
-def _name(context: Context, draft: Draft, values: Mapping[str, Any]) -> None:
+def _choose_name(context: Context, draft: Draft, values: Mapping[str, Any]) -> None:
     wish = (values.get("name") or "").strip()
-    with beside("name"):
+    with errors_beside("name"):
         if wish:
             draft.name = check_name(wish)
             _check_free(context, wish)
@@ -239,28 +239,28 @@ def _check_free(context: Context, name: str) -> None:
 
 def _check_teacher(draft: Draft) -> None:
     if draft.teacher and draft.outline:
-        with beside("teacher"):
+        with errors_beside("teacher"):
             draft.teacher.check(draft.outline.card)
 
 
-def _hint(draft: Draft, choice: Choice) -> None:
+def _add_hints(draft: Draft, choice: Choice) -> None:
     for name, part in (("epochs", draft.outline), ("teach_epochs", draft.teach_outline)):
-        if part and not part.chosen and part.epochs * FEW <= default_epochs(part.images):
+        if part and not part.epochs_chosen and part.epochs * FEW_EPOCHS <= default_epochs(part.images):
             draft.hints[name] = (
                 f"Quick, but far fewer than the {default_epochs(part.images)} that would be chosen: it learns less."
             )
     if draft.teacher and not draft.teacher.ready:
         draft.hints["teacher"] = "This teacher is not finished: the student waits in the queue until it is."
     asked = choice.teacher
-    if choice.rule not in ASKING_RULES or not asked or draft.teacher is None or draft.recipe is None:
+    if choice.rule not in ASK_TEACHER or not asked or draft.teacher is None or draft.recipe is None:
         return
-    eyes = (Path(asked).name, draft.teacher.name)
+    choosers = (Path(asked).name, draft.teacher.name)
     if find_teacher([draft.teacher], asked) is not None:
-        eyes = (_in_words(draft.teacher.asking_size), _in_words(draft.recipe.data.size))
-    if eyes[0] != eyes[1]:
+        choosers = (_in_words(draft.teacher.asking_size), _in_words(draft.recipe.data.size))
+    if choosers[0] != choosers[1]:
         draft.hints["data"] = (
-            f"The images shown on Data were chosen with {eyes[0]}; this run chooses them with {eyes[1]}, so they may "
-            "be others."
+            f"The images shown on Data were chosen with {choosers[0]}. This run chooses them with {choosers[1]}, so it may "
+            "take other images."
         )
 
 
@@ -268,8 +268,8 @@ def _in_words(size: Size) -> str:
     return f"images of {size[0]}x{size[1]}"
 
 
-def _is_ours(context: Context, folder: str) -> bool:
-    with beside("unlabelled"):
+def _check_unlabelled(context: Context, folder: str) -> bool:
+    with errors_beside("unlabelled"):
         check_unlabelled(context, folder)
     return True
 

@@ -9,7 +9,7 @@ from segskd.errors import UserError
 from segskd.export.certificate import Package, find_package
 from segskd.export.formats import FORMATS, Spec, all_specs
 from segskd.runs import Run
-from segskd.supervisor import folder_variables, last_words, segskd, start
+from segskd.supervisor import folder_variables, last_line, segskd, start
 
 from .background import Report, Task, Tasks
 
@@ -45,7 +45,7 @@ class Exports:
         """What the run's last export is doing, None when this server made none."""
         return self._tasks.get(run.name)
 
-    def told(self, run: Run, spec: Spec) -> dict[str, Any] | None:
+    def page_status(self, run: Run, spec: Spec) -> dict[str, Any] | None:
         """What the page shows of the run's last export, while it is being made and when it was this `spec`."""
         task, made = self.task(run), self._specs.get(run.name)
         if task is None or made is None or (task.state != "working" and made != spec):
@@ -66,10 +66,10 @@ class Exports:
             except TimeoutError as error:
                 minutes = f"{LONGEST_SECONDS / 60:.0f} minutes"
                 raise UserError(f"the export took longer than {minutes} and was ended") from error
-            _check_ending(status, worker.said())
+            _check_ending(status, worker.error_text())
 
 
-def any_exported(run: Run) -> bool:
+def has_export(run: Run) -> bool:
     """Whether the run has an export of any kind."""
     return any(exported(run, spec) for spec in all_specs())
 
@@ -93,12 +93,12 @@ def as_dict(made: Package) -> dict[str, Any]:
     return {"file": made.path.name, "bytes": made.certificate.bytes, "certificate": made.certificate.as_dict()}
 
 
-def _check_ending(status: int, said: str) -> None:
+def _check_ending(status: int, error_text: str) -> None:
     """Raises UserError when the command refused the user's files or was killed, RuntimeError for any other failure."""
     if status == 0:
         return
-    if status == BAD_INPUT and (last := last_words(said)):
+    if status == BAD_INPUT and (last := last_line(error_text)):
         raise UserError(last)
     if status < 0:
         raise UserError(f"the export's process was ended by signal {-status}: see that memory is free, and try again")
-    raise RuntimeError(f"the export ended with status {status}: {said.strip()[-500:]}")
+    raise RuntimeError(f"the export ended with status {status}: {error_text.strip()[-500:]}")

@@ -12,11 +12,11 @@ from segskd.errors import ErrorRecord
 
 from .follow import RunView
 
-Kind = Literal[
+FailureKind = Literal[
     "memory", "disk", "teacher", "data", "loss", "device", "setting", "killed", "restarted", "damaged", "bug"
 ]
 BUG_LINES = 30
-SAID = "segskd: "
+MESSAGE_PREFIX = "segskd: "
 TRACEBACK = "Traceback (most recent call last):"
 
 
@@ -24,7 +24,7 @@ TRACEBACK = "Traceback (most recent call last):"
 class Failure:
     """What a person is told: what happened, what to do, and which buttons help."""
 
-    kind: Kind
+    kind: FailureKind
     title: str
     mend: str
     said: str = ""
@@ -138,8 +138,8 @@ def _bug(message: str, log: Sequence[str]) -> Failure:
 def _without_event(view: RunView, log: Sequence[str]) -> Failure:
     """Of a worker that ended before it could write an event: its log, or the machine, must tell."""
     last = log[-1] if log else ""
-    if last.startswith(SAID):
-        return replace(NOT_AS_SET_UP, said=last.removeprefix(SAID))
+    if last.startswith(MESSAGE_PREFIX):
+        return replace(NOT_AS_SET_UP, said=last.removeprefix(MESSAGE_PREFIX))
     if TRACEBACK in log:
         return _bug(last, log)
     if view.progress.updated is not None and view.progress.updated < psutil.boot_time():

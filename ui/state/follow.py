@@ -17,10 +17,10 @@ from ..context import Context
 from ..jobs import QUEUE, WORKER, JobState
 from .form import write_options
 
-AT_REST = ("finished", "failed", "paused", "interrupted", "damaged")
+IDLE = ("finished", "failed", "paused", "interrupted", "damaged")
 WORKING = ("starting", "running")
 # What changes when a run at rest is begun again, moved or finished.
-TELLTALES = ("recipe.yaml", EVENTS, "result.json", WORKER, "stop")
+WATCHED_FILES = ("recipe.yaml", EVENTS, "result.json", WORKER, "stop")
 Stamp = tuple[int, int, int]
 
 
@@ -124,7 +124,7 @@ class _Follower:
         self._lock = threading.Lock()
         self._events = EventReader(run.path / EVENTS)
         self._progress = RunProgress()
-        self._shown = self._progress.copy()
+        self._latest = self._progress.copy()
         self._recipe = _FileContent(run.path / "recipe.yaml")
         self._result = _FileContent(run.path / "result.json")
         self._state: tuple[object, JobState] | None = None
@@ -137,30 +137,30 @@ class _Follower:
         with self._lock:
             state = self._read_state()
             self._read_events()
-            return self._made(state)
+            return self._make_view(state)
 
     def _read_events(self) -> None:
-        anew, events = self._events.read()
-        if anew:
+        restarted, events = self._events.read()
+        if restarted:
             self._progress = RunProgress()
         for event in events:
             self._progress.apply(event)
-        if anew or events:
-            self._shown = self._progress.copy()
+        if restarted or events:
+            self._latest = self._progress.copy()
 
     def _read_state(self) -> JobState:
         """A run at rest is asked again only when one of its files has changed: a list of runs must be cheap."""
         stamps = (
             _stamp(self._run.path.parent / QUEUE),
-            *(_stamp(self._run.path / telltale) for telltale in TELLTALES),
+            *(_stamp(self._run.path / telltale) for telltale in WATCHED_FILES),
         )
-        if self._state and self._state[0] == stamps and self._state[1] in AT_REST:
+        if self._state and self._state[0] == stamps and self._state[1] in IDLE:
             return self._state[1]
         state = self._jobs.state(self._run.name)
         self._state = (stamps, state)
         return state
 
-    def _made(self, state: JobState) -> RunView:
+    def _make_view(self, state: JobState) -> RunView:
         problem = ""
         recipe: Recipe | None = None
         result: dict[str, Any] | None = None
@@ -172,13 +172,13 @@ class _Follower:
         view = RunView(
             name=self._run.name,
             state="damaged" if recipe is None and state not in WORKING else state,
-            progress=self._shown,
+            progress=self._latest,
             **_of_recipe(recipe),
-            teacher_miou=self._shown.teacher_miou,
-            miou=self._shown.miou,
+            teacher_miou=self._latest.teacher_miou,
+            miou=self._latest.miou,
             memory=self._jobs.memory(self._run.name) if state in WORKING else None,
             place=self._place() if state == "waiting" else None,
-            awaited=self._jobs.awaited(self._run.name) if state == "waiting" else None,
+            awaited=self._jobs.unfinished_teacher(self._run.name) if state == "waiting" else None,
             problem=problem,
         )
         return _with_result(view, result)

@@ -21,11 +21,11 @@ from segskd.schema import RecipeField
 from .choice import Choice
 
 # What `Choice` holds; the Data tab chooses it.
-CHOSEN = {field.name for field in SCHEMA if field.place == "data" or field.name == "seed"}
-FIELDS = {field.name: field for field in SCHEMA if field.shown and field.name not in CHOSEN}
+DATA_FIELDS = {field.name for field in SCHEMA if field.place == "data" or field.name == "seed"}
+FIELDS = {field.name: field for field in SCHEMA if field.display and field.name not in DATA_FIELDS}
 # What a teacher that is trained first shares with its student, and the page's names of its own fields.
-SHARED = tuple(field.name for field in FIELDS.values() if field.shown and field.shown.shared)
-OF_TEACHER = {
+SHARED = tuple(field.name for field in FIELDS.values() if field.display and field.display.shared)
+TEACHER_FIELDS = {
     "student": "teach_encoder",
     **{name: f"teach_{name}" for name in ("weights", "epochs", "lr", "snapshots")},
 }
@@ -61,19 +61,19 @@ class Form:
     def __getitem__(self, name: str) -> Any:
         return self._values.get(name)
 
-    def but(self, **values: Any) -> Form:
+    def replaced(self, **values: Any) -> Form:
         """The same form with other values."""
         return Form(self.choice, **{**self._values, **values})
 
     def recipe(self) -> Recipe:
         """The recipe that the form asks for. Raises FieldError with every field that can't be."""
         content = self.choice.recipe_parts()
-        if given(self["count"]):
+        if is_filled(self["count"]):
             content["subset"].pop("fraction", None)
         for name, field in FIELDS.items():
-            if given(value := self[name]):
-                field.put(content, _read(field, value))
-        return checked(content)
+            if is_filled(value := self[name]):
+                field.set_in(content, _recipe_value(field, value))
+        return checked_recipe(content)
 
     def command(self, run: str) -> str:
         """The line that starts the same run, quoted for a shell; `run` is a name, or a path for another folder."""
@@ -88,7 +88,7 @@ class Form:
         subset = recipe.subset
         share = 1.0 if subset.fraction is None else subset.fraction
         choice = Choice(recipe.data.card, share, subset.rule, recipe.seed, subset.names)
-        form = cls(choice, **{name: _written(field.of(content)) for name, field in FIELDS.items()})
+        form = cls(choice, **{name: _field_value(field.value_in(content)) for name, field in FIELDS.items()})
         # No fraction and a fraction of 1 are the same images.
         _refuse(SCHEMA.differences(content, form.recipe().model_dump(mode="json")) - {"subset.fraction"})
         return form
@@ -112,17 +112,17 @@ class TeachForm:
             "student": self.encoder if self.encoder and ":" in self.encoder else f"unet:{self.encoder or ''}",
             "weights": self.weights or None,
             "method": "supervised",
-            "optimisation": {"epochs": whole(self.epochs), "lr": whole(self.lr)},
+            "optimisation": {"epochs": as_whole(self.epochs), "lr": as_whole(self.lr)},
             "seed": student.choice.seed,
-            "snapshots": whole(self.snapshots) or 0,
+            "snapshots": as_whole(self.snapshots) or 0,
         }
         for name in SHARED:
-            if given(value := student[name]):
-                FIELDS[name].put(content, _read(FIELDS[name], value))
+            if is_filled(value := student[name]):
+                FIELDS[name].set_in(content, _recipe_value(FIELDS[name], value))
         try:
-            return checked(content)
+            return checked_recipe(content)
         except FieldError as error:
-            found = {OF_TEACHER.get(field, field): message for field, message in error.problems.items()}
+            found = {TEACHER_FIELDS.get(field, field): message for field, message in error.problems.items()}
             first = next(iter(found))
             raise FieldError(first, found[first], found) from error
 
@@ -132,14 +132,14 @@ class TeachForm:
         content = recipe.model_dump(mode="json")
         part = recipe.optimisation
         form = cls(recipe.student.removeprefix("unet:"), part.epochs, part.lr, recipe.weights, recipe.snapshots)
-        shared = {name: FIELDS[name].of(content) for name in SHARED}
+        shared = {name: FIELDS[name].value_in(content) for name in SHARED}
         student = Form(Choice(card=recipe.data.card, seed=recipe.seed), **shared)
         made = form.recipe(student).model_dump(mode="json")
         _refuse(SCHEMA.differences(content, made) - {"init"})  # it has no use here
         return form, student
 
 
-def checked(content: dict[str, Any]) -> Recipe:
+def checked_recipe(content: dict[str, Any]) -> Recipe:
     """A recipe from plain data. Raises FieldError with every problem beside its field."""
     try:
         return Recipe.model_validate(content)
@@ -153,8 +153,8 @@ def checked(content: dict[str, Any]) -> Recipe:
 
 def page_field(path: str) -> str:
     """The page's field for a path in a recipe, such as "data.size"; "" when it has none."""
-    field = SCHEMA.at(path.split("."))
-    if field is None or not field.shown:
+    field = SCHEMA.field_at(path.split("."))
+    if field is None or not field.display:
         return ""
     return "data" if field.place == "data" else field.name
 
@@ -169,11 +169,11 @@ def command(recipe: Recipe, run: str) -> str:
     if recipe.kind == "teach":
         arch, _, encoder = recipe.student.partition(":")
         words += ["--arch", arch, "--encoder", encoder]
-    elif any(_unsaid(field, field.of(content)) for field in SCHEMA):
+    elif any(_has_no_flag(field, field.value_in(content)) for field in SCHEMA):
         return shlex.join([*words, "--recipe", f"{Path(run).name}.yaml", "--run", run])
     for field in SCHEMA:
-        if field.shown and recipe.kind in field.shown.commands:
-            words += _words(field, field.of(content))
+        if field.display and recipe.kind in field.display.commands:
+            words += _words(field, field.value_in(content))
     return shlex.join([*words, "--out" if recipe.kind == "teach" else "--run", run])
 
 
@@ -186,11 +186,11 @@ def _words(field: RecipeField, value: Any) -> list[str]:
     return [field.flag] if value is True else [field.flag, str(value)]
 
 
-def _unsaid(field: RecipeField, value: Any) -> bool:
+def _has_no_flag(field: RecipeField, value: Any) -> bool:
     """Whether a recipe that distills has a value here that no flag can give it."""
     if value == field.default or field.path == ("kind",):
         return False
-    has_flag = field.shown is not None and "distill" in field.shown.commands
+    has_flag = field.display is not None and "distill" in field.display.commands
     return not has_flag or isinstance(value, list) or value is None or value is False
 
 
@@ -202,34 +202,34 @@ def _refuse(paths: set[str]) -> None:
         raise FieldError("load", f"this form has no field for the recipe's {', '.join(sorted(paths))}")
 
 
-def given(value: object) -> bool:
+def is_filled(value: object) -> bool:
     """Whether a field says anything."""
     return bool(value.strip()) if isinstance(value, str) else value is not None
 
 
 def as_text(value: object) -> str:
     """A number for a field that may be empty."""
-    return "" if value is None else str(whole(value))
+    return "" if value is None else str(as_whole(value))
 
 
-def whole(value: Any) -> Any:
+def as_whole(value: Any) -> Any:
     """8 for 8.0, which is how a page sends whole numbers now and then; text without its edges, None for none."""
     if isinstance(value, str):
         return value.strip() or None
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _read(field: RecipeField, value: Any) -> Any:
+def _recipe_value(field: RecipeField, value: Any) -> Any:
     """A field's value as a recipe has it."""
     if get_origin(field.kind) is not dict:
-        return whole(value)
+        return as_whole(value)
     try:
         return read_options(value)
     except UserError as error:
         raise FieldError(field.name, str(error)) from error
 
 
-def _written(value: Any) -> Any:
+def _field_value(value: Any) -> Any:
     """A recipe's value as a field has it."""
     return write_options(value) if isinstance(value, dict) else value
 
@@ -248,4 +248,4 @@ def read_options(text: str) -> dict[str, float]:
 
 def write_options(options: Mapping[str, float]) -> str:
     """The same as text; `read_options` gives the options back."""
-    return ", ".join(f"{name} {whole(value)!r}" for name, value in options.items())
+    return ", ".join(f"{name} {as_whole(value)!r}" for name, value in options.items())

@@ -13,7 +13,7 @@ from segskd.errors import UserError
 from segskd.runs import Run
 
 from ..jobs import Jobs, JobState
-from .exports import any_exported
+from .exports import has_export
 from .follow import RunView
 
 UNFINISHED = ("interrupted", "paused", "failed", "new")
@@ -71,12 +71,12 @@ class Guide:
         """Steps and whether they were begun, for the page."""
         states = [self.state(self._teacher), self.state(self._student)]
         ready = "ready" if states[1] == "finished" else "to come"
-        taken = "finished" if ready == "ready" and any_exported(Run(self._jobs.runs / self._student)) else ready
+        exported = "finished" if ready == "ready" and has_export(Run(self._jobs.runs / self._student)) else ready
         steps = [
-            self._trained("Teach", "A large network learns the built-in scenes.", self._teacher, states[0]),
-            self._trained("Distill", "A small one learns from it, stage by stage.", self._student, states[1]),
+            self._training_step("Teach", "A large network learns the built-in scenes.", self._teacher, states[0]),
+            self._training_step("Distill", "A small one learns from it, stage by stage.", self._student, states[1]),
             DemoStep("Compare", "Both masks side by side.", ready, self._student, "compare"),
-            DemoStep("Export", "The small network as a file.", taken, self._student, "export"),
+            DemoStep("Export", "The small network as a file.", exported, self._student, "export"),
         ]
         return {
             "steps": [asdict(step) for step in steps],
@@ -85,7 +85,7 @@ class Guide:
             "finished": ready == "ready",
         }
 
-    def _trained(self, title: str, text: str, run: str, state: JobState | None) -> DemoStep:
+    def _training_step(self, title: str, text: str, run: str, state: JobState | None) -> DemoStep:
         step = DemoStep(title, text, state or "to come", run, "watch")
         try:
             view = self._view(run) if state else None

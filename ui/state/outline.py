@@ -29,8 +29,8 @@ from segskd.models.stages import HEAD, StagedNetwork, meta_copy
 
 from .form import FieldError, write_options
 
-LISTED_SECONDS = 10.0
-_listed: dict[tuple[str, Path], tuple[float, int]] = {}
+COUNT_SECONDS = 10.0
+_counts: dict[tuple[str, Path], tuple[float, int]] = {}
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Outline:
     images: int
     held_out: int
     labelled: int
-    further: int
+    unlabelled: int
     epochs: int
-    chosen: bool
+    epochs_chosen: bool
     phases: list[Phase]
 
     def as_dict(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Outline:
             "held_out": self.held_out,
             "labelled": self.labelled,
             "epochs": self.epochs,
-            "chosen": self.chosen,
+            "chosen": self.epochs_chosen,
             "phases": [
                 {"name": phase.name, "epochs": phase.epochs, "on": _learns_from(phase), "beside": _trains_with(phase)}
                 for phase in self.phases
@@ -70,22 +70,22 @@ class Outline:
 
 def outline(recipe: Recipe, data: Path) -> Outline:
     """Images and phases of a recipe whose datasets lie in `data`. Raises FieldError for parts that can't be."""
-    with beside("data"):
+    with errors_beside("data"):
         card = load_card(recipe.data.card)
         total = count_images(card, data)
         size = subset_images(recipe, total)
-    with beside("labels"):
+    with errors_beside("labels"):
         labelled = labelled_size(total, recipe.subset.labels, size)
-    with beside("unlabelled"):
+    with errors_beside("unlabelled"):
         further = count_unlabelled(Path(recipe.data.unlabelled), card, data) if recipe.data.unlabelled else 0
-    with beside("select"):
+    with errors_beside("select"):
         held_out = held_out_size(recipe, labelled)
     images = size - held_out + further
-    with beside("student"):
+    with errors_beside("student"):
         stages = stage_names(recipe.student)
-    with beside("size"):
+    with errors_beside("size"):
         _check_takes(recipe.student, padded_size(recipe.data.size))
-    with beside("teacher"):
+    with errors_beside("teacher"):
         teachers, partners = _teachers(recipe), _partners(recipe, stages)
     try:
         settled = for_images(recipe, images)
@@ -98,9 +98,9 @@ def outline(recipe: Recipe, data: Path) -> Outline:
         images=images,
         held_out=held_out,
         labelled=labelled - held_out,
-        further=further,
+        unlabelled=further,
         epochs=filled_in(settled.optimisation.epochs),
-        chosen=recipe.optimisation.epochs is None,
+        epochs_chosen=recipe.optimisation.epochs is None,
         phases=phases,
     )
 
@@ -120,9 +120,9 @@ def count_unlabelled(folder: Path, card: Card, data: Path) -> int:
 
 def _counted(key: tuple[str, Path], count: Callable[[], int]) -> int:
     """A count that holds for LISTED_SECONDS: a page asks with every key that is pressed."""
-    seen = _listed.get(key)
-    if seen is None or time.monotonic() - seen[0] > LISTED_SECONDS:
-        seen = _listed[key] = (time.monotonic(), count())
+    seen = _counts.get(key)
+    if seen is None or time.monotonic() - seen[0] > COUNT_SECONDS:
+        seen = _counts[key] = (time.monotonic(), count())
     return seen[1]
 
 
@@ -187,7 +187,7 @@ def option_sentences(name: str) -> str:
 
 
 @contextmanager
-def beside(field: str) -> Iterator[None]:
+def errors_beside(field: str) -> Iterator[None]:
     """Puts a UserError beside the field that it is about, or beside `field` where it doesn't say so."""
     try:
         yield

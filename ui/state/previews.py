@@ -76,7 +76,7 @@ def legend(run: Run) -> list[dict[str, Any]]:
 def photograph(run: Run, name: str) -> str:
     """The image as it is shown, a JPEG as data URL. Raises UserError when it is gone or can't be read."""
     path = _pair(run.recipe, name).image
-    return _photograph(path, path.stat().st_mtime_ns, run.recipe.data.card, _shown(run.recipe.data.size))
+    return _photograph(path, path.stat().st_mtime_ns, run.recipe.data.card, _display_size(run.recipe.data.size))
 
 
 def truth(run: Run, name: str) -> str:
@@ -110,7 +110,7 @@ def _truth(path: Path, _changed: int, card_name: str, size: Size) -> str:
     return data_url(buffer.getvalue(), "png")
 
 
-def _shown(size: Size) -> Size:
+def _display_size(size: Size) -> Size:
     """MOST_WIDE wide in the run's own proportions: the mask lies over it, pixel on pixel."""
     scale = MOST_WIDE / size[1]
     return max(1, round(size[0] * scale)), MOST_WIDE

@@ -14,7 +14,7 @@ from ..jobs import Jobs
 from .catalogue import Row
 
 RATIOS = (0.2, 0.3, 0.4, 0.5, 0.6)
-SHOWN = ("name", "state", "doing", "share", "miou", "percent_of_teacher", "bytes", "pruned")
+FIELDS = ("name", "state", "doing", "share", "miou", "percent_of_teacher", "bytes", "pruned")
 
 
 def pruned_students(row: Row, rows: Sequence[Row]) -> dict[str, Any] | None:
@@ -29,7 +29,7 @@ def pruned_students(row: Row, rows: Sequence[Row]) -> dict[str, Any] | None:
     return {
         "ratios": RATIOS,
         "seconds": row.seconds and [row.seconds / RECOVERY, row.seconds],
-        "runs": [{name: getattr(one, name) for name in SHOWN} for one in mine],
+        "runs": [{name: getattr(one, name) for name in FIELDS} for one in mine],
     }
 
 

@@ -39,7 +39,7 @@ class Studies:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._kept: dict[str, _StudyOnPage] = {}
+        self._cache: dict[str, _StudyOnPage] = {}
         self._lock = threading.Lock()
 
     def answer(self, seen: Mapping[str, str] | None = None) -> Facts:
@@ -49,10 +49,10 @@ class Studies:
         them, each with a `tag`, without those whose tag the page has `seen`. `now` says of each cell at work what
         it does.
         """
-        kept = self._read()
-        new = [one.shown for one in kept if (seen or {}).get(one.name) != one.shown["tag"]]
-        now = [{"study": one.name, **cell} for one in kept for cell in one.now()]
-        return {"names": [one.name for one in kept], "studies": new, "now": now}
+        cached = self._read()
+        new = [one.page_data for one in cached if (seen or {}).get(one.name) != one.page_data["tag"]]
+        now = [{"study": one.name, **cell} for one in cached for cell in one.now()]
+        return {"names": [one.name for one in cached], "studies": new, "now": now}
 
     def file(self, study: object, name: object) -> Path:
         """One of a study's FILES. Both come from the page, so neither is taken for a path.
@@ -96,17 +96,17 @@ class Studies:
         folders = self._folders()
         with self._lock:
             names = {folder.name for folder in folders}
-            self._kept = {name: kept for name, kept in self._kept.items() if name in names}
+            self._cache = {name: cached for name, cached in self._cache.items() if name in names}
             for folder in folders:
                 self._read_anew(folder)
-            return [self._kept[folder.name] for folder in folders]
+            return [self._cache[folder.name] for folder in folders]
 
     def _read_anew(self, folder: Path) -> None:
         """Only when one of its files has changed."""
         stamps = _stamps(folder)
-        kept = self._kept.get(folder.name)
-        if kept is None or kept.stamps != stamps:
-            self._kept[folder.name] = _StudyOnPage(self._context, folder, stamps)
+        cached = self._cache.get(folder.name)
+        if cached is None or cached.stamps != stamps:
+            self._cache[folder.name] = _StudyOnPage(self._context, folder, stamps)
 
 
 class _StudyOnPage:
@@ -119,15 +119,15 @@ class _StudyOnPage:
         self._working: list[str] = []
         facts = self._read(folder)
         tag = hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
-        self.shown: Facts = {**facts, "tag": tag}
+        self.page_data: Facts = {**facts, "tag": tag}
 
     def _read(self, folder: Path) -> Facts:
         try:
             read = read_study(folder)
         except (UserError, OSError) as error:
-            return {"name": folder.name, "problem": _said(folder, error)}
+            return {"name": folder.name, "problem": _error_text(folder, error)}
         self.teacher = Path(read["teacher"]).resolve() if read["teacher"] else None
-        found = shown(read)
+        found = study_for_page(read)
         self._working = found["working"]
         return found
 
@@ -143,7 +143,7 @@ class _StudyOnPage:
         return {"cell": name, "doing": view.doing, "share": round(view.progress.share, 3)}
 
 
-def shown(read: Facts) -> Facts:
+def study_for_page(read: Facts) -> Facts:
     """What the page shows of a study, from what `read_study` gives: rows with `line`, what its line is called."""
     rows, folder = read["rows"], Path(read["folder"])
     best = best_rows(rows)
@@ -211,5 +211,5 @@ def _stamps(folder: Path) -> tuple[object, ...]:
     return (alive, *(stamp(folder / name) for name in (STUDY, PROGRESS, *FILES)), *cells)
 
 
-def _said(folder: Path, error: UserError | OSError) -> str:
+def _error_text(folder: Path, error: UserError | OSError) -> str:
     return str(error) if isinstance(error, UserError) else f"can't read {error.filename or folder}: {error.strerror}"

@@ -29,7 +29,7 @@ CONFIG = "config.json"
 LARGEST_CONFIG = 1 << 20
 LIMITS = ArchiveLimits(total_bytes=10 * 10**9, files=1000)
 LONGEST_NAME = 80
-COMING = ("waiting", "starting", "running")
+IN_TRAINING = ("waiting", "starting", "running")
 Origin = Literal["run", "upload", "data", "runs", "imported"]
 DEFAULT_SIZE: Size = DataPart.model_fields["size"].default
 
@@ -91,7 +91,7 @@ class Teacher:
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".bin")
 """Of files that hold weights and nothing that says what network they are for."""
-_known: dict[Path, tuple[tuple[int, ...], Teacher | None]] = {}
+_cache: dict[Path, tuple[tuple[int, ...], Teacher | None]] = {}
 
 
 def list_teachers(context: Context) -> list[Teacher]:
@@ -214,13 +214,13 @@ def _check(folder: Path) -> None:
 def _of_run(context: Context, run: Run) -> Teacher | None:
     """The network of a finished run, or of a teacher's run that waits or trains."""
     stamp = _stamp(run.path / "recipe.yaml", run.path / "result.json")
-    if _known.get(run.path, ((), None))[0] != stamp:
-        _known[run.path] = (stamp, _read_run(run))
-    teacher = _known[run.path][1]
+    if _cache.get(run.path, ((), None))[0] != stamp:
+        _cache[run.path] = (stamp, _read_run(run))
+    teacher = _cache[run.path][1]
     if teacher is None or teacher.ready:
         return teacher
     state = context.jobs.state(run.name)
-    return replace(teacher, state=state) if state in COMING else None
+    return replace(teacher, state=state) if state in IN_TRAINING else None
 
 
 def _read_run(run: Run) -> Teacher | None:
@@ -257,9 +257,9 @@ def _folders(parent: Path, origin: Origin) -> list[Teacher]:
         if (folder / "recipe.yaml").exists() or not any((folder / name).is_file() for name in WEIGHTS_FILES):
             continue
         stamp = _stamp(config_path)
-        if _known.get(folder, ((), None))[0] != stamp:
-            _known[folder] = (stamp, _read_folder(folder, origin))
-        if teacher := _known[folder][1]:
+        if _cache.get(folder, ((), None))[0] != stamp:
+            _cache[folder] = (stamp, _read_folder(folder, origin))
+        if teacher := _cache[folder][1]:
             found.append(teacher)
     return found
 

@@ -20,7 +20,7 @@ from .failure import Failure, diagnose
 from .follow import Followers, RunView
 from .logs import tail
 
-LISTED = 200
+MOST_LISTED = 200
 POINTS_A_PHASE = 60
 """Of the curve over all phases."""
 FIGURES = ("network", "miou", "pixel_accuracy", "parameters", "gmacs", "bytes", "latency_ms")
@@ -47,7 +47,7 @@ class Watching:
 
     def page(self, asked: WatchQuery) -> dict[str, Any]:
         """The run `asked["run"]`, or the one that trains, or the last one; and the list of all."""
-        runs = list_runs(self._context.runs)[:LISTED]
+        runs = list_runs(self._context.runs)[:MOST_LISTED]
         states = {run.name: self._followers.state(run.name) for run in runs}
         view, problem = self._looked_at(asked.get("run"), runs, states)
         answer: dict[str, Any] = {
@@ -133,11 +133,11 @@ class Watching:
             "failure": failure.as_dict() if failure else None,
             "result": _summary(view.result),
             "drawn": previews.drawn_phases(run),
-            "lately": self._lately(view, run),
+            "lately": self._last_log_line(view, run),
             "log": [status.st_size, status.st_mtime_ns // 1_000_000] if status else None,
         }
 
-    def _lately(self, view: RunView, run: Run) -> str:
+    def _last_log_line(self, view: RunView, run: Run) -> str:
         """The last line of the log, while the worker has not begun to train."""
         beginning = view.state == "starting" or (view.state == "running" and view.progress.activity == "beginning")
         return " ".join(self._own_log(view.name, run)[-1:]) if beginning else ""
@@ -162,11 +162,11 @@ def _default(runs: list[Run], states: dict[str, Any]) -> str | None:
         found = [name for name, state in states.items() if state == wanted]
         if found:
             return found[-1] if wanted == "waiting" else found[0]
-    times: dict[str, float] = {run.name: _touched(run) for run in runs}
+    times: dict[str, float] = {run.name: _last_change(run) for run in runs}
     return max(times, key=lambda name: times[name]) if times else None
 
 
-def _touched(run: Run) -> float:
+def _last_change(run: Run) -> float:
     for name in (EVENTS, "recipe.yaml"):
         path = run.path / name
         if path.is_file():

@@ -12,10 +12,10 @@ from typing_extensions import TypedDict
 from segskd.errors import UserError
 from segskd.evaluate.sidebyside import NATIVE_SIDE
 
+from ..components import Notice, asset, notice
 from ..context import Context
 from ..page import TITLES, Page
-from ..parts import Notice, asset, notice
-from ..served import served
+from ..server_functions import checked_functions
 from ..state.comparing import Comparisons, NotOpen
 
 # One script in several files, in this order.
@@ -42,8 +42,8 @@ OWN = (
     f"size; its own resolution (up to {NATIVE_SIDE:,} pixels a side) suits networks that were trained on pieces of "
     "large images."
 )
-Asked = TypedDict(
-    "Asked",
+CompareQuery = TypedDict(
+    "CompareQuery",
     {
         "run": str | None,
         "image": str | None,
@@ -69,7 +69,7 @@ def build(context: Context, page: Page) -> None:
             {"run": "", "upload": None},
             html_template='<div class="compare-view"></div>',
             js_on_load="\n".join(asset(script) for script in SCRIPTS),
-            server_functions=served(*_server_functions(comparisons)),
+            server_functions=checked_functions(*_server_functions(comparisons)),
             apply_default_css=False,
             padding=False,
             elem_id="compare-view",
@@ -121,38 +121,40 @@ def build(context: Context, page: Page) -> None:
     page.run.change(linked, page.run, page.tabs, js=LINKED, **quiet)
 
 
-def _server_functions(comparisons: Comparisons) -> list[Callable[[Asked], Answer]]:
+def _server_functions(comparisons: Comparisons) -> list[Callable[[CompareQuery], Answer]]:
     """What the tab's script asks for. Each answers with a "problem" when that is what there is."""
 
-    def compare_runs(asked: Asked) -> Answer:
+    def compare_runs(asked: CompareQuery) -> Answer:
         return {"runs": comparisons.runs(), "relatives": comparisons.relatives(asked.get("run"))}
 
-    def compare_open(asked: Asked) -> Answer:
+    def compare_open(asked: CompareQuery) -> Answer:
         return comparisons.state(asked.get("run"), bool(asked.get("again")))
 
-    def compare_frame(asked: Asked) -> Answer:
+    def compare_frame(asked: CompareQuery) -> Answer:
         if asked.get("upload"):
-            return _answered(lambda: comparisons.uploaded(str(asked["upload"])))
-        return _answered(lambda: comparisons.frame(asked.get("run"), str(asked.get("image"))))
+            return _answer_or_problem(lambda: comparisons.uploaded(str(asked["upload"])))
+        return _answer_or_problem(lambda: comparisons.frame(asked.get("run"), str(asked.get("image"))))
 
-    def compare_stages(asked: Asked) -> Answer:
-        return _answered(lambda: comparisons.stages(asked.get("run"), str(asked.get("image"))))
+    def compare_stages(asked: CompareQuery) -> Answer:
+        return _answer_or_problem(lambda: comparisons.stages(asked.get("run"), str(asked.get("image"))))
 
-    def compare_gaps(asked: Asked) -> Answer:
-        return _answered(lambda: {"images": comparisons.gaps(asked.get("run"), asked.get("class"))})
+    def compare_gaps(asked: CompareQuery) -> Answer:
+        return _answer_or_problem(lambda: {"images": comparisons.gaps(asked.get("run"), asked.get("class"))})
 
-    def compare_thumbnails(asked: Asked) -> Answer:
-        return _answered(lambda: {"pictures": comparisons.thumbnails(asked.get("run"), asked.get("images", []))})
+    def compare_thumbnails(asked: CompareQuery) -> Answer:
+        return _answer_or_problem(
+            lambda: {"pictures": comparisons.thumbnails(asked.get("run"), asked.get("images", []))}
+        )
 
-    def compare_shares(asked: Asked) -> Answer:
-        return _answered(lambda: comparisons.shares(asked.get("run"), bool(asked.get("begin"))))
+    def compare_shares(asked: CompareQuery) -> Answer:
+        return _answer_or_problem(lambda: comparisons.shares(asked.get("run"), bool(asked.get("begin"))))
 
-    def compare_stop(asked: Asked) -> Answer:
-        return _answered(lambda: comparisons.stop_shares(asked.get("run")))
+    def compare_stop(asked: CompareQuery) -> Answer:
+        return _answer_or_problem(lambda: comparisons.stop_shares(asked.get("run")))
 
-    def compare_retrain(asked: Asked) -> Answer:
+    def compare_retrain(asked: CompareQuery) -> Answer:
         branch = (asked.get("run"), str(asked.get("stage")), asked.get("epochs"))
-        return _answered(lambda: {"run": comparisons.retrain(*branch)})
+        return _answer_or_problem(lambda: {"run": comparisons.retrain(*branch)})
 
     return [
         compare_runs,
@@ -167,7 +169,7 @@ def _server_functions(comparisons: Comparisons) -> list[Callable[[Asked], Answer
     ]
 
 
-def _answered(find: Callable[[], Answer]) -> Answer:
+def _answer_or_problem(find: Callable[[], Answer]) -> Answer:
     try:
         return find()
     except NotOpen:

@@ -12,10 +12,10 @@ from typing_extensions import TypedDict
 from segskd.data.cache import cache_folder
 from segskd.errors import UserError
 
+from ..components import Notice, asset, notice
 from ..context import Context
 from ..page import Page
-from ..parts import Notice, asset, notice
-from ..served import served
+from ..server_functions import checked_functions
 from ..state.background import Task, Tasks
 from ..state.dataset_report import Json
 from ..state.datasets import Datasets
@@ -72,7 +72,7 @@ def build(context: Context, page: Page) -> None:
         {"choice": None},
         html_template=TEMPLATE,
         js_on_load="\n".join(asset(name) for name in SCRIPTS),
-        server_functions=served(*_server_functions(datasets, picker)),
+        server_functions=checked_functions(*_server_functions(datasets, picker)),
         elem_id="data",
     )
     with view, gr.Accordion("Add a dataset", open=False, elem_id="data-add") as accordion:

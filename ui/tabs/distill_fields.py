@@ -11,9 +11,9 @@ import gradio as gr
 from segskd.config import SCHEMA
 from segskd.distill.planning.settle import TEACHER_LR
 from segskd.models.build import ARCHITECTURES, parse_spec
-from segskd.schema import Place, RecipeField
+from segskd.schema import PagePlace, RecipeField
 
-from ..parts import Notice
+from ..components import Notice
 from ..state.form import as_text
 from ..state.outline import method_sentences, parameters
 from ..state.teachers import WEIGHT_SUFFIXES
@@ -32,7 +32,7 @@ TEACHER_SOURCES = [
     ("None", "none"),
 ]
 MAX_TEXT, MAX_NUMBER = 400, 20
-PLACED = ("teacher",)
+PLACED_ELSEWHERE = ("teacher",)
 """What has fields of its own."""
 NO_FOLDER = ("none", "")
 
@@ -219,9 +219,9 @@ def _teach_fields(fields: Fields) -> None:
         fields.put("teach_name", gr.Textbox, value="", label="Name of the teacher's run", max_lines=1, max_length=100)
 
 
-def other_fields(fields: Fields, place: Place) -> None:
+def other_fields(fields: Fields, place: PagePlace) -> None:
     """The fields of the schema that have this place and that nobody has put there yet: texts, lists, boxes."""
-    left = [field for field in SCHEMA if field.place == place and field.name not in {*fields.inputs, *PLACED}]
+    left = [field for field in SCHEMA if field.place == place and field.name not in {*fields.inputs, *PLACED_ELSEWHERE}]
     for group in _in_twos(sorted(left, key=_widget)):
         with gr.Row():
             for field in group:

@@ -8,17 +8,17 @@ from typing import Any
 import gradio as gr
 from typing_extensions import TypedDict
 
+from ..components import Notice, asset
 from ..context import Context
-from ..parts import Notice, asset
-from ..served import served
-from ..state.preflight import Preflights
+from ..server_functions import checked_functions
+from ..state.preflights import Preflights
 from ..state.teachers import list_teachers
 from .distill_fields import Fields, other_fields, student_fields, teacher_fields
 
 BEGIN, QUEUE = "Start", "Queue"
 
 
-class Measured(TypedDict):
+class PreflightQuery(TypedDict):
     """The pre-flight that a script asks after, by its key."""
 
     key: str | None
@@ -43,13 +43,16 @@ class Layout:
 
     def _lay_out(self) -> None:
         self.pulse = gr.HTML(
-            {}, html_template="", js_on_load=asset("distill-pulse.js"), server_functions=served(self._pulse_function())
+            {},
+            html_template="",
+            js_on_load=asset("distill-pulse.js"),
+            server_functions=checked_functions(self._pulse_function()),
         )
         # Where a person said that the teacher comes from; what the page itself proposed doesn't stand here.
-        self.insisted = gr.Textbox("", visible="hidden", elem_id="distill-insisted")
+        self.chosen_source = gr.Textbox("", visible="hidden", elem_id="distill-insisted")
         # When the tab was looked at, or Data chose something else. One component for both, so that its proposals
         # are made one after the other: two at once, and the later is laid over what somebody chose after the first.
-        self.looked = gr.Textbox("", visible="hidden")
+        self.look_time = gr.Textbox("", visible="hidden")
         self.uploaded = gr.State({})
         with gr.Row(elem_id="distill-columns"):
             with gr.Column(scale=3, min_width=300, elem_id="distill-form"):
@@ -98,7 +101,7 @@ class Layout:
             {},
             html_template='<div class="panel"></div>',
             js_on_load=asset(f"{name}.js"),
-            server_functions=served(*functions) if functions else None,
+            server_functions=checked_functions(*functions) if functions else None,
             elem_id=f"{name}-panel",
         )
 
@@ -113,13 +116,13 @@ class Layout:
         return distill_pulse
 
     def _state_function(self) -> Callable[..., Any]:
-        def preflight_state(asked: Measured) -> dict[str, Any]:
+        def preflight_state(asked: PreflightQuery) -> dict[str, Any]:
             return self.preflights.state(str(asked["key"]))
 
         return preflight_state
 
     def _cancel_function(self) -> Callable[..., Any]:
-        def preflight_cancel(asked: Measured) -> dict[str, Any]:
+        def preflight_cancel(asked: PreflightQuery) -> dict[str, Any]:
             self.preflights.cancel(str(asked["key"]))
             return self.preflights.state(str(asked["key"]))
 

@@ -15,11 +15,11 @@ from segskd.errors import UserError
 from segskd.export.formats import FORMATS, Spec
 from segskd.runs import Run
 
+from ..components import Notice, asset, notice, served_file
 from ..context import Context
-from ..handlers import QUIET, answered, known, looked
+from ..handlers import QUIET, existing_run, looked, problem_of
 from ..page import Page
-from ..parts import Notice, asset, handed_out, notice
-from ..served import served
+from ..server_functions import checked_functions
 from ..state.catalogue import Catalogue, Row
 from ..state.exports import Exports, as_dict, exported, formats
 from ..state.pruned import begin_pruned, pruned_students
@@ -56,19 +56,19 @@ def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) 
             "run": row.as_dict(),
             "formats": formats(),
             "pruning": pruned_students(row, rows),
-            "task": exports.told(run, spec),
+            "task": exports.page_status(run, spec),
             "export": as_dict(made) if made else None,
         }
 
     def export_start(asked: ExportQuery) -> dict[str, Any]:
-        return answered(lambda: exports.start(context.run(asked.get("run")), _spec(asked)))
+        return problem_of(lambda: exports.start(context.run(asked.get("run")), _spec(asked)))
 
     def export_prune(asked: ExportQuery) -> dict[str, Any]:
         whole = asked.get("whole") is True
-        return answered(lambda: begin_pruned(context.jobs, context.run(asked.get("run")), asked.get("ratio"), whole))
+        return problem_of(lambda: begin_pruned(context.jobs, context.run(asked.get("run")), asked.get("ratio"), whole))
 
     def chosen(event: gr.EventData) -> str:
-        return known(context, event._data.get("run"))
+        return existing_run(context, event._data.get("run"))
 
     def followed(event: gr.EventData) -> tuple[Any, Any]:
         return looked(context, event)
@@ -84,7 +84,7 @@ def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) 
             None,
             html_template='<div class="export-view"></div>',
             js_on_load="\n".join(asset(name) for name in SCRIPTS),
-            server_functions=served(export_state, export_start, export_prune),
+            server_functions=checked_functions(export_state, export_start, export_prune),
             apply_default_css=False,
             padding=False,
             elem_id="export-view",
@@ -117,7 +117,7 @@ def _offered(run: Run, spec: Spec, button: gr.DownloadButton) -> Any:
     made = exported(run, spec)
     if made is None:
         return gr.DownloadButton(visible=False)
-    place = handed_out(button, made.path.name, lambda target: _linked(made.path, target))
+    place = served_file(button, made.path.name, lambda target: _linked(made.path, target))
     size = made.certificate.bytes / 1e6
     return gr.DownloadButton(f"Download {made.path.name} ({size:.1f} MB)", value=place, visible=True)
 

@@ -13,15 +13,15 @@ from segskd import run_admin
 from segskd.errors import UserError
 from segskd.runs import Run
 
+from ..components import Notice, asset, notice, served_file
 from ..context import Context
-from ..handlers import QUIET, answered, known, looked
+from ..handlers import QUIET, existing_run, looked, problem_of
 from ..page import Page
-from ..parts import Notice, asset, handed_out, notice
-from ..served import served
+from ..server_functions import checked_functions
 from ..state.catalogue import Catalogue
 from ..state.exports import Exports
 from ..state.follow import Followers
-from ..state.parcel import parcel
+from ..state.run_zip import write_zip
 from ..state.studies import Studies
 
 SCRIPTS = (
@@ -47,9 +47,9 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
     """Puts the tab's components where it is called."""
     studies = Studies(context)
 
-    def at_rest(name: object) -> Run:
+    def deletable(name: object) -> Run:
         """A run whose folder nobody uses or needs. Raises UserError for others."""
-        run = _at_rest(context, exports, name)
+        run = _unused_run(context, exports, name)
         studies.check_unneeded(run)
         return run
 
@@ -57,23 +57,23 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
         return [row.as_dict() for row in catalogue.rows()]
 
     def runs_curves(asked: RunsQuery) -> list[dict[str, Any]]:
-        names = [name for name in asked.get("runs", [])[:MOST_CURVES] if known(context, name)]
+        names = [name for name in asked.get("runs", [])[:MOST_CURVES] if existing_run(context, name)]
         return [_curve(followers, name) for name in names]
 
     def runs_rename(asked: RunsQuery) -> dict[str, Any]:
-        return answered(lambda: run_admin.rename(at_rest(asked.get("run")), asked.get("name", "")))
+        return problem_of(lambda: run_admin.rename(deletable(asked.get("run")), asked.get("name", "")))
 
     def runs_note(asked: RunsQuery) -> dict[str, Any]:
-        return answered(lambda: run_admin.write_note(context.run(asked.get("run")), asked.get("note", "")))
+        return problem_of(lambda: run_admin.write_note(context.run(asked.get("run")), asked.get("note", "")))
 
     def runs_delete(asked: RunsQuery) -> dict[str, Any]:
-        return answered(lambda: run_admin.delete(at_rest(asked.get("run"))))
+        return problem_of(lambda: run_admin.delete(deletable(asked.get("run"))))
 
     def runs_resume(asked: RunsQuery) -> dict[str, Any]:
-        return answered(lambda: context.jobs.resume(context.run(asked.get("run")).name))
+        return problem_of(lambda: context.jobs.resume(context.run(asked.get("run")).name))
 
     def runs_stop(asked: RunsQuery) -> dict[str, Any]:
-        return answered(lambda: context.jobs.stop(context.run(asked.get("run")).name))
+        return problem_of(lambda: context.jobs.stop(context.run(asked.get("run")).name))
 
     def runs_studies(asked: RunsQuery) -> dict[str, Any]:
         return studies.answer(asked.get("seen"))
@@ -90,7 +90,7 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
 
     def moved(looked_at: str, event: gr.EventData) -> Any:
         """The page goes on looking at a run that was renamed, and at none that was deleted."""
-        return known(context, event._data.get("after")) if looked_at == event._data.get("before") else gr.skip()
+        return existing_run(context, event._data.get("after")) if looked_at == event._data.get("before") else gr.skip()
 
     def clone(event: gr.EventData) -> tuple[Any, Any, Any]:
         try:
@@ -101,7 +101,7 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
     def pack(event: gr.EventData) -> tuple[Any, Any]:
         try:
             run = context.run(event._data.get("run"))
-            file = handed_out(download, f"{run.name}.zip", lambda target: parcel(run, target))
+            file = served_file(download, f"{run.name}.zip", lambda target: write_zip(run, target))
         except UserError as error:
             return notice(str(error)), gr.skip()
         return notice(), gr.DownloadButton(Path(file).parent.name, value=file)  # the script waits for the new label
@@ -113,7 +113,7 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
             None,
             html_template='<div class="runs-view"></div>',
             js_on_load="\n".join(asset(name) for name in SCRIPTS),
-            server_functions=served(
+            server_functions=checked_functions(
                 *(runs_rows, runs_curves, runs_rename, runs_note, runs_delete, runs_resume, runs_stop),
                 *(runs_studies, runs_file),
             ),
@@ -128,7 +128,7 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
     packed.then(None, None, None, js="() => window.segskdPacked?.()", api_visibility="private")
 
 
-def _at_rest(context: Context, exports: Exports, name: object) -> Run:
+def _unused_run(context: Context, exports: Exports, name: object) -> Run:
     """A run whose folder nobody uses. Raises UserError for one that waits, starts or is being exported."""
     run = context.run(name)
     state = context.jobs.state(run.name)

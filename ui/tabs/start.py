@@ -8,11 +8,11 @@ import gradio as gr
 
 from segskd.errors import UserError
 
+from ..components import Notice, asset, notice
 from ..context import Context
 from ..handlers import QUIET, looked
 from ..page import Page
-from ..parts import Notice, asset, notice
-from ..served import served
+from ..server_functions import checked_functions
 from ..state.catalogue import Catalogue
 from ..state.follow import Followers
 from ..state.guide import Guide
@@ -69,7 +69,7 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
             None,
             html_template='<div class="start-view"></div>',
             js_on_load="\n".join(asset(name) for name in SCRIPTS),
-            server_functions=served(start_state),
+            server_functions=checked_functions(start_state),
             apply_default_css=False,
             padding=False,
             elem_id="start-view",

@@ -6,10 +6,10 @@ from typing import Any
 
 import gradio as gr
 
+from ..components import asset
 from ..context import Context
 from ..page import TITLES, Page
-from ..parts import asset
-from ..served import served
+from ..server_functions import checked_functions
 from ..state.follow import Followers
 from ..state.watching import Watching, WatchQuery
 
@@ -40,7 +40,7 @@ def build(context: Context, page: Page, followers: Followers | None = None) -> N
         {"run": ""},
         html_template=TEMPLATE,
         js_on_load="\n".join(asset(name) for name in SCRIPTS),
-        server_functions=served(watch_page, watch_curves, watch_previews, watch_log, watch_retry),
+        server_functions=checked_functions(watch_page, watch_curves, watch_previews, watch_log, watch_retry),
         apply_default_css=False,
         padding=False,
         elem_id="watch",

@@ -12,12 +12,12 @@ from pydantic import TypeAdapter, ValidationError
 from segskd.config import first_problem
 from segskd.errors import UserError, in_labels
 
-MISFIT = 422
+UNPROCESSABLE = 422
 
 Function = Callable[[Any], Any]
 
 
-def served(*functions: Function) -> list[Function]:
+def checked_functions(*functions: Function) -> list[Function]:
     """The functions as `server_functions` of a component: each takes one object, as its annotation says.
 
     Anything else is answered with status MISFIT and never reaches the function, and so is a UserError that the
@@ -37,8 +37,8 @@ def _checked(function: Function) -> Function:
         try:
             return function(adapter.validate_python(asked, strict=True))
         except ValidationError as error:
-            raise HTTPException(MISFIT, f"{function.__name__}: {first_problem(error)}") from error
+            raise HTTPException(UNPROCESSABLE, f"{function.__name__}: {first_problem(error)}") from error
         except UserError as error:
-            raise HTTPException(MISFIT, in_labels(error)) from error
+            raise HTTPException(UNPROCESSABLE, in_labels(error)) from error
 
     return answer

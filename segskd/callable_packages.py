@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 
-class CalledPackage(ModuleType):
+class CallablePackage(ModuleType):
     """A package that hands calls on to the function of its name in segskd.api."""
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
@@ -30,6 +30,6 @@ class CalledPackage(ModuleType):
         return function
 
 
-def make_called(package: str) -> None:
+def make_callable(package: str) -> None:
     """Lets the package of that full name, which is just being imported, be called."""
-    sys.modules[package].__class__ = CalledPackage
+    sys.modules[package].__class__ = CallablePackage

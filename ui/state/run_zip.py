@@ -14,7 +14,7 @@ MODEL = ("config.json", "model.safetensors")
 FOLDERS = ("student", "previews")
 
 
-def parcel(run: Run, target: Path) -> None:
+def write_zip(run: Run, target: Path) -> None:
     """Writes the run's readable files into the zip `target`, below a folder of the run's name.
 
     A run may be at work meanwhile: what it takes away or has not written whole is left out. Raises UserError

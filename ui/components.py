@@ -36,7 +36,7 @@ def Notice(text: str = "", kind: NoticeKind = "problem", **arguments: Any) -> gr
     )
 
 
-def handed_out(component: Any, name: str, write: Callable[[Path], object]) -> str:
+def served_file(component: Any, name: str, write: Callable[[Path], object]) -> str:
     """A file of that name which the browser may fetch: written by `write` into Gradio's own cache.
 
     Gradio serves nothing else, wherever runs lie; it deletes what has become old.
