@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any, Literal
 
-import gradio as gr
 from typing_extensions import TypedDict
 
 from segskd.errors import UserError
@@ -13,14 +12,14 @@ from segskd.events import EVENTS
 from segskd.runs import RUN_NAME, STUDY
 from segskd.study.folder import StudyFolder
 
-from .components import asset
+from .components import script_view
 from .context import Context
-from .handlers import QUIET, looked, problem_of
+from .handlers import QUIET, open_run, problem_of
 from .page import Page
-from .server_functions import checked_functions
 from .state.follow import Followers, RunView
 
 RESUMABLE = ("interrupted", "paused", "failed", "new")
+TEMPLATE = '<div class="strip" role="group" aria-label="The run that trains"></div>'
 SCRIPTS = ("watch-parts.js", "poll.js", "strip.js")
 
 
@@ -43,20 +42,8 @@ def build(context: Context, page: Page, followers: Followers) -> None:
     def strip_resume(asked: StripQuery) -> dict[str, Any]:
         return problem_of(lambda: context.jobs.resume(context.run(asked.get("run")).name))
 
-    component = gr.HTML(
-        None,
-        html_template='<div class="strip" role="group" aria-label="The run at work"></div>',
-        js_on_load="\n".join(asset(name) for name in SCRIPTS),
-        server_functions=checked_functions(strip_state, strip_stop, strip_resume),
-        apply_default_css=False,
-        padding=False,
-        elem_id="strip",
-    )
-
-    def opened(event: gr.EventData) -> tuple[Any, Any]:
-        return looked(context, event)
-
-    component.look(opened, None, [page.run, page.tabs], **QUIET)
+    view = script_view("strip", SCRIPTS, [strip_state, strip_stop, strip_resume], template=TEMPLATE)
+    view.look(open_run(context), None, [page.run, page.tabs], **QUIET)
 
 
 def strip(context: Context, followers: Followers) -> dict[str, Any]:

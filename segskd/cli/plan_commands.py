@@ -66,7 +66,7 @@ def _gib(count: int | None) -> str:
     return "–" if count is None else f"{count / 2**30:.2f}"
 
 
-def methods(json: Json = False) -> None:
+def methods(json: JsonFlag = False) -> None:
     """List the methods with their options."""
     from segskd.distill.planning.methods import METHODS, options_of, summary_of
 

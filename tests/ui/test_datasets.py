@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segskd.callbacks import OnActivity
 from segskd.data.check import CheckReport
 from segskd.errors import UserError
-from ui.state.background import Report, Tasks
+from ui.state.background import Tasks
 from ui.state.dataset_report import plain_report, shares
 from ui.state.datasets import Datasets
 from ui.state.thumbnails import WIDTH, Thumbnails, thumbnail
@@ -47,7 +48,7 @@ def place(own_data: Path) -> str:
 def test_a_task_that_works_is_joined_and_a_stopped_one_is_begun_anew() -> None:
     tasks, go_on = Tasks(), threading.Event()
 
-    def work(report: Report) -> str:
+    def work(report: OnActivity) -> str:
         report("counting", 1, 3)
         go_on.wait(SECONDS)
         report("counting", 2, 3)
@@ -66,10 +67,10 @@ def test_a_task_that_works_is_joined_and_a_stopped_one_is_begun_anew() -> None:
 
 
 def test_what_goes_wrong_in_a_task_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    def mendable(report: Report) -> None:
+    def mendable(report: OnActivity) -> None:
         raise UserError("the disk is full")
 
-    def bug(report: Report) -> None:
+    def bug(report: OnActivity) -> None:
         raise ZeroDivisionError("by nought")
 
     tasks = Tasks()

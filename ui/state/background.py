@@ -9,10 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from segskd.callbacks import OnActivity
 from segskd.errors import Stopped, UserError, in_labels
-
-Report = Callable[[str, int, int | None], None]
-"""Called with what is being done, how many pieces of it are done, and how many there are, None if that is unknown."""
 
 TaskState = Literal["working", "done", "failed", "stopped"]
 MOST_STORED = 50
@@ -49,7 +47,7 @@ class Task:
         """Waits for its end, for so many seconds at most; whether it is over."""
         return self._over.wait(seconds)
 
-    def run(self, work: Callable[[Report], Any]) -> None:
+    def run(self, work: Callable[[OnActivity], Any]) -> None:
         """Does the work in the thread that calls this."""
         try:
             self.result = work(self.report)
@@ -84,7 +82,7 @@ class Tasks:
         self._tasks: dict[str, Task] = {}
         self._lock = threading.Lock()
 
-    def start(self, key: str, work: Callable[[Report], Any]) -> Task:
+    def start(self, key: str, work: Callable[[OnActivity], Any]) -> Task:
         """The task of that key: the one that is at work, else a new one that does `work`."""
         with self._lock:
             task = self._tasks.get(key)

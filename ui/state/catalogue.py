@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,13 +18,13 @@ from segskd.run_admin import note
 from segskd.runs import RUN_NAME, Run, list_runs
 
 from ..jobs import Jobs, JobState
+from .file_stamp import Stamp, stamp
 from .follow import Followers
 
 COSTS = ("bytes", "gmacs", "latency_ms")
 CACHED_FILES = ("recipe.yaml", "result.json")
 STOPPED = "It was stopped; Resume goes on from its last checkpoint."
 DIED = "Its worker died without a word; Resume goes on from its last checkpoint."
-Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -198,12 +197,3 @@ def _card_name(place: str) -> str:
         return load_card(place).name
     except UserError:
         return Path(place).stem
-
-
-def stamp(path: Path) -> Stamp | None:
-    """Time (nanoseconds), size and inode of a file, None when it is not there."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from segskd.callbacks import OnActivity
 from segskd.data.pixels import read_upload
 from segskd.distill.running.branch import branch_recipe
 from segskd.errors import UserError
@@ -20,7 +21,7 @@ from segskd.runs import Run, free_name
 
 from ..context import Context
 from ..jobs import JobState
-from .background import Report, Task, Tasks
+from .background import Task, Tasks
 from .catalogue import Catalogue, Row
 from .frames import packed, picture_url, stage_colours, thumbnail
 
@@ -130,7 +131,7 @@ class Comparisons:
             return None
         return _other_tab(f"{run.name} {DOING.get(state, state)}. Compare shows it when it is finished.", "watch")
 
-    def _load(self, run: Run, key: str, report: Report) -> None:
+    def _load(self, run: Run, key: str, report: OnActivity) -> None:
         report(LOADING, 0, None)
         side = SideBySide(run)
         side.predict(lambda done, total: report(COMPARING, done, total))
@@ -210,7 +211,7 @@ class Comparisons:
         side = self.opened(name).side
         key = f"shares {_key(run)}"
 
-        def count(report: Report) -> dict[str, Any]:
+        def count(report: OnActivity) -> dict[str, Any]:
             return {"shares": side.error_shares(report=lambda done, total: report(COUNTING, done, total))}
 
         task = self._once(key, count) if begin else self._tasks.get(key)
@@ -235,7 +236,7 @@ class Comparisons:
 
     # -- inside -------------------------------------------------------------------------------------
 
-    def _once(self, key: str, work: Callable[[Report], Any]) -> Task:
+    def _once(self, key: str, work: Callable[[OnActivity], Any]) -> Task:
         """The task of that key, begun unless it is at work or done."""
         task = self._tasks.get(key)
         if task is not None and task.state in ("working", "done"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import get_args
 from urllib.parse import urlsplit
 
+from segskd.callbacks import OnActivity
 from segskd.data.adding import Added, add_archive, add_folder, candidate_folders
 from segskd.data.cards import Card, CardEntry, list_cards
 from segskd.data.check import ProblemKind, check
@@ -20,7 +21,7 @@ from segskd.data.pixel_counts import PixelCounts, pixel_counts
 from segskd.errors import UserError
 from segskd.files import write_whole
 
-from .background import Report, Task, Tasks
+from .background import Task, Tasks
 from .dataset_report import Json, plain_report, report_for_page, without_folder
 
 QUICK_SECONDS = 0.4
@@ -105,7 +106,7 @@ class Datasets:
     def read(self, opened: OpenDataset) -> Task:
         """The task that reads every file; its result is a `Reading`. What was read before is kept on disk."""
 
-        def work(report: Report) -> Reading:
+        def work(report: OnActivity) -> Reading:
             found = self._saved_report(opened) or self._check(opened, report)
             try:
                 counted = pixel_counts(
@@ -183,7 +184,7 @@ class Datasets:
         )
 
     def _add(self, key: str, add: Callable[[Callable[[int, int], None]], Added]) -> Task:
-        def work(report: Report) -> Json:
+        def work(report: OnActivity) -> Json:
             try:
                 added = add(lambda done, total: report("unpacking and reading", done, total))
             except UserError as error:
@@ -203,7 +204,7 @@ class Datasets:
 
     # -- what is kept -------------------------------------------------------------------------------
 
-    def _check(self, opened: OpenDataset, report: Report) -> Json:
+    def _check(self, opened: OpenDataset, report: OnActivity) -> Json:
         found = check(opened.card, self.data, lambda done, total: report("reading every image and mask", done, total))
         return self._save_report(opened, plain_report(found, opened.root))
 

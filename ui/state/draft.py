@@ -259,7 +259,7 @@ def _add_hints(draft: Draft, choice: Choice) -> None:
         choosers = (_in_words(draft.teacher.asking_size), _in_words(draft.recipe.data.size))
     if choosers[0] != choosers[1]:
         draft.hints["data"] = (
-            f"The images shown on Data were chosen with {choosers[0]}. This run chooses them with {choosers[1]}, so it may "
+            f"The images shown on Data were chosen with {choosers[0]}. This run chooses with {choosers[1]}, so it may "
             "take other images."
         )
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from segskd.callbacks import OnActivity
 from segskd.errors import UserError
 from segskd.export.certificate import Package, find_package
 from segskd.export.formats import FORMATS, Spec, all_specs
 from segskd.runs import Run
 from segskd.supervisor import folder_variables, last_line, segskd, start
 
-from .background import Report, Task, Tasks
+from .background import Task, Tasks
 
 LONGEST_SECONDS = 1800.0
 BAD_INPUT = 2
@@ -58,7 +59,7 @@ class Exports:
         if task and task.state == "working":
             raise UserError(f"run {run.name} is being exported: wait for the end of that")
 
-    def _make(self, run: Run, spec: Spec, report: Report) -> None:
+    def _make(self, run: Run, spec: Spec, report: OnActivity) -> None:
         command = segskd("export", str(run.path), *spec.flags(), "--json")
         with start(command, "lasting", environment=self._environment, low_priority=True) as worker:
             try:

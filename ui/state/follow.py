@@ -15,13 +15,13 @@ from segskd.runs import Run
 
 from ..context import Context
 from ..jobs import QUEUE, WORKER, JobState
+from .file_stamp import Stamp, stamp
 from .form import write_options
 
 IDLE = ("finished", "failed", "paused", "interrupted", "damaged")
 WORKING = ("starting", "running")
 # What changes when a run at rest is begun again, moved or finished.
 WATCHED_FILES = ("recipe.yaml", EVENTS, "result.json", WORKER, "stop")
-Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,8 @@ class _Follower:
     def _read_state(self) -> JobState:
         """A run at rest is asked again only when one of its files has changed: a list of runs must be cheap."""
         stamps = (
-            _stamp(self._run.path.parent / QUEUE),
-            *(_stamp(self._run.path / telltale) for telltale in WATCHED_FILES),
+            stamp(self._run.path.parent / QUEUE),
+            *(stamp(self._run.path / name) for name in WATCHED_FILES),
         )
         if self._state and self._state[0] == stamps and self._state[1] in IDLE:
             return self._state[1]
@@ -197,21 +197,13 @@ class _FileContent:
         self._content: Any = None
 
     def read(self, load: Any) -> Any:
-        stamp = _stamp(self._path)
-        if stamp is None:
+        now = stamp(self._path)
+        if now is None:
             self._stamp, self._content = None, None
-        elif stamp != self._stamp:
+        elif now != self._stamp:
             self._content = load()
-            self._stamp = stamp
+            self._stamp = now
         return self._content
-
-
-def _stamp(path: Path) -> Stamp | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _of_recipe(recipe: Recipe | None) -> dict[str, Any]:

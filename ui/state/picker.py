@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from segskd.callbacks import OnActivity
 from segskd.config import first_problem
 from segskd.data.cards import Card
 from segskd.data.dataset import Pair
@@ -18,7 +19,7 @@ from segskd.evaluate.statistics_worker import Question, image_statistics_in_work
 from segskd.files import write_whole
 from segskd.models.build import WEIGHTS_FILES, model_folder
 
-from .background import Report, Task
+from .background import Task
 from .choice import Choice
 from .dataset_report import Json
 from .datasets import Datasets, OpenDataset, short_digest
@@ -109,7 +110,7 @@ class Picker:
         key = _key(opened, asked)
         marker = self._marker(key)
 
-        def work(report: Report) -> ImageStatistics:
+        def work(report: OnActivity) -> ImageStatistics:
             answer = image_statistics_in_worker(question, report)
             write_whole(marker, b"")
             return answer

@@ -9,17 +9,17 @@ import shlex
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from segskd.errors import UserError
 from segskd.runs import STUDY, Run
+from segskd.study.figures import Facts
 from segskd.study.folder import CELLS, CURVE_PNG, CURVE_SVG, PROGRESS, ROWS, TABLE, StudyFolder
 from segskd.study.reader import read_study
 from segskd.study.table import best_rows, line_names, shared, varying
 
 from ..context import Context
 from ..jobs import Jobs
-from .catalogue import stamp
+from .file_stamp import stamp
 from .follow import Followers
 
 FILES = (TABLE, ROWS, CELLS, CURVE_PNG, CURVE_SVG)
@@ -31,7 +31,6 @@ FIGURES = (
     *("miou_mean", "miou_std", "percent_mean", "percent_std"),
     *("image_passes", "training_flops", "seconds", "cpu_seconds", "gpu_seconds"),
 )
-Facts = dict[str, Any]
 
 
 class Studies:

@@ -23,6 +23,7 @@ from segskd.models.importing import Adjustments, NetworkSpec, import_model
 from segskd.runs import IMPORTED, Run, free_name, list_runs
 
 from ..context import Context
+from .file_stamp import Stamp, stamp
 
 UPLOADS = ".teachers"
 CONFIG = "config.json"
@@ -91,7 +92,7 @@ class Teacher:
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".bin")
 """Of files that hold weights and nothing that says what network they are for."""
-_cache: dict[Path, tuple[tuple[int, ...], Teacher | None]] = {}
+_cache: dict[Path, tuple[tuple[Stamp | None, ...], Teacher | None]] = {}
 
 
 def list_teachers(context: Context) -> list[Teacher]:
@@ -213,9 +214,9 @@ def _check(folder: Path) -> None:
 
 def _of_run(context: Context, run: Run) -> Teacher | None:
     """The network of a finished run, or of a teacher's run that waits or trains."""
-    stamp = _stamp(run.path / "recipe.yaml", run.path / "result.json")
-    if _cache.get(run.path, ((), None))[0] != stamp:
-        _cache[run.path] = (stamp, _read_run(run))
+    stamps = (stamp(run.path / "recipe.yaml"), stamp(run.path / "result.json"))
+    if _cache.get(run.path, ((), None))[0] != stamps:
+        _cache[run.path] = (stamps, _read_run(run))
     teacher = _cache[run.path][1]
     if teacher is None or teacher.ready:
         return teacher
@@ -256,9 +257,9 @@ def _folders(parent: Path, origin: Origin) -> list[Teacher]:
         folder = config_path.parent
         if (folder / "recipe.yaml").exists() or not any((folder / name).is_file() for name in WEIGHTS_FILES):
             continue
-        stamp = _stamp(config_path)
-        if _cache.get(folder, ((), None))[0] != stamp:
-            _cache[folder] = (stamp, _read_folder(folder, origin))
+        stamps = (stamp(config_path),)
+        if _cache.get(folder, ((), None))[0] != stamps:
+            _cache[folder] = (stamps, _read_folder(folder, origin))
         if teacher := _cache[folder][1]:
             found.append(teacher)
     return found
@@ -291,8 +292,3 @@ def _outputs(config: dict[str, Any] | None) -> int | None:
 def _channels(config: dict[str, Any] | None) -> int:
     channels = (config or {}).get("in_channels")
     return channels if isinstance(channels, int) else 3
-
-
-def _stamp(*paths: Path) -> tuple[int, ...]:
-    """Changes when a file does."""
-    return tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in paths)

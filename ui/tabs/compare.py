@@ -12,10 +12,10 @@ from typing_extensions import TypedDict
 from segskd.errors import UserError
 from segskd.evaluate.sidebyside import NATIVE_SIDE
 
-from ..components import Notice, asset, notice
+from ..components import Notice, notice, script_view
 from ..context import Context
-from ..page import TITLES, Page
-from ..server_functions import checked_functions
+from ..handlers import QUIET, open_run
+from ..page import Page
 from ..state.comparing import Comparisons, NotOpen
 
 # One script in several files, in this order.
@@ -63,17 +63,8 @@ Answer = dict[str, Any]
 def build(context: Context, page: Page) -> None:
     """Puts the tab's components where it is called."""
     comparisons = Comparisons(context)
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     with gr.Column(elem_id="compare"):
-        view = gr.HTML(
-            {"run": "", "upload": None},
-            html_template='<div class="compare-view"></div>',
-            js_on_load="\n".join(asset(script) for script in SCRIPTS),
-            server_functions=checked_functions(*_server_functions(comparisons)),
-            apply_default_css=False,
-            padding=False,
-            elem_id="compare-view",
-        )
+        view = script_view("compare-view", SCRIPTS, _server_functions(comparisons), value={"run": "", "upload": None})
         with gr.Row(elem_id="compare-upload", equal_height=True):
             own = gr.UploadButton("Try your own image", elem_id="compare-own", type="filepath", scale=0, min_width=240)
             native = gr.Checkbox(
@@ -93,11 +84,6 @@ def build(context: Context, page: Page) -> None:
         except UserError as error:
             return gr.skip(), notice(str(error))
 
-    def look(event: gr.EventData) -> tuple[Any, Any]:
-        """A run by its name, or none; and the tab to go to, or the one that is open."""
-        name, tab = event._data.get("run"), event._data.get("tab")
-        return context.run(name).name if name else gr.skip(), page.go(tab) if tab in TITLES else gr.skip()
-
     def linked(tab: str) -> Any:
         return page.go("compare") if tab == "compare" else gr.skip()
 
@@ -116,9 +102,9 @@ def build(context: Context, page: Page) -> None:
     }
     own.upload(upload, [own, page.run, native], **last)
     native.input(toggled, [own, page.run, native, view], **last)
-    view.look(look, None, [page.run, page.tabs], **quiet)
-    page.run.change(None, page.run, view, js="(run) => ({ run, upload: null })", **quiet)
-    page.run.change(linked, page.run, page.tabs, js=LINKED, **quiet)
+    view.look(open_run(context), None, [page.run, page.tabs], **QUIET)
+    page.run.change(None, page.run, view, js="(run) => ({ run, upload: null })", **QUIET)
+    page.run.change(linked, page.run, page.tabs, js=LINKED, **QUIET)
 
 
 def _server_functions(comparisons: Comparisons) -> list[Callable[[CompareQuery], Answer]]:

@@ -14,6 +14,7 @@ from segskd.errors import UserError
 
 from ..components import Notice, asset, notice
 from ..context import Context
+from ..handlers import QUIET
 from ..page import Page
 from ..server_functions import checked_functions
 from ..state.background import Task, Tasks
@@ -25,7 +26,6 @@ from ..state.thumbnails import Thumbnails
 
 SCRIPTS = ("data-parts.js", "data-gallery.js", "data-overview.js", "data-subset.js", "data.js")
 TEMPLATE = '<div class="sets"></div>@children<div class="view"></div>'
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 LAYOUTS = {
     "Images and masks": """\
 images/      a.jpg  b.jpg

@@ -16,6 +16,7 @@ from segskd.errors import UserError, in_labels
 
 from ..components import notice
 from ..context import Context
+from ..handlers import QUIET
 from ..page import Page
 from ..state.admission import form_values, unlabelled_folders
 from ..state.choice import Choice
@@ -27,7 +28,6 @@ from ..state.teachers import add_upload, list_teachers
 from .distill_fields import NO_FOLDER
 from .distill_layout import Layout
 
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 # One handler after the other, of all visitors: an answer never comes after that to a later question. What takes long
 # has a queue of its own.
 IN_TURN: dict[str, Any] = {**QUIET, "concurrency_id": "distill", "concurrency_limit": 1}

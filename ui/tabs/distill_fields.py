@@ -32,8 +32,10 @@ TEACHER_SOURCES = [
     ("None", "none"),
 ]
 MAX_TEXT, MAX_NUMBER = 400, 20
+NUMBER = {"value": "", "max_lines": 1, "max_length": MAX_NUMBER}
+"""A box for a number, which may be empty."""
 PLACED_ELSEWHERE = ("teacher",)
-"""What has fields of its own."""
+"""Fields of a recipe that have components of their own."""
 NO_FOLDER = ("none", "")
 
 
@@ -93,9 +95,7 @@ def student_fields(fields: Fields) -> None:
         fields.put(
             "epochs",
             gr.Textbox,
-            value="",
-            max_lines=1,
-            max_length=20,
+            **NUMBER,
             placeholder="chosen",
             label=SCHEMA["epochs"].label,
             info=f"empty: {SCHEMA['epochs'].empty}",
@@ -179,9 +179,7 @@ def _teach_fields(fields: Fields) -> None:
         fields.put(
             "teach_epochs",
             gr.Textbox,
-            value="",
-            max_lines=1,
-            max_length=20,
+            **NUMBER,
             placeholder="chosen",
             label="Teacher's epochs",
             info="empty: chosen by the number of images",
@@ -189,9 +187,7 @@ def _teach_fields(fields: Fields) -> None:
         fields.put(
             "teach_lr",
             gr.Textbox,
-            value="",
-            max_lines=1,
-            max_length=20,
+            **NUMBER,
             placeholder=f"{TEACHER_LR:g}",
             label="Teacher's learning rate",
             info=f"empty: {TEACHER_LR:g}, the peak of OneCycle",
@@ -209,9 +205,7 @@ def _teach_fields(fields: Fields) -> None:
         fields.put(
             "teach_snapshots",
             gr.Textbox,
-            value="",
-            max_lines=1,
-            max_length=20,
+            **NUMBER,
             placeholder="none",
             label="Snapshots",
             info=SCHEMA["snapshots"].help,

@@ -15,11 +15,10 @@ from segskd.errors import UserError
 from segskd.export.formats import FORMATS, Spec
 from segskd.runs import Run
 
-from ..components import Notice, asset, notice, served_file
+from ..components import Notice, notice, script_view, served_file
 from ..context import Context
-from ..handlers import QUIET, existing_run, looked, problem_of
+from ..handlers import QUIET, existing_run, open_run, problem_of
 from ..page import Page
-from ..server_functions import checked_functions
 from ..state.catalogue import Catalogue, Row
 from ..state.exports import Exports, as_dict, exported, formats
 from ..state.pruned import begin_pruned, pruned_students
@@ -70,9 +69,6 @@ def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) 
     def chosen(event: gr.EventData) -> str:
         return existing_run(context, event._data.get("run"))
 
-    def followed(event: gr.EventData) -> tuple[Any, Any]:
-        return looked(context, event)
-
     def offer(event: gr.EventData) -> tuple[Any, Any]:
         try:
             return notice(), _offered(context.run(event._data.get("run")), _spec(event._data), save)
@@ -80,21 +76,13 @@ def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) 
             return notice(str(error)), gr.DownloadButton(visible=False)
 
     with gr.Column(elem_id="export"):
-        view = gr.HTML(
-            None,
-            html_template='<div class="export-view"></div>',
-            js_on_load="\n".join(asset(name) for name in SCRIPTS),
-            server_functions=checked_functions(export_state, export_start, export_prune),
-            apply_default_css=False,
-            padding=False,
-            elem_id="export-view",
-        )
+        view = script_view("export-view", SCRIPTS, [export_state, export_start, export_prune])
         problem = Notice()
         save = gr.DownloadButton("Download", visible=False, variant="primary", elem_id="export-save")
     page.run.change(lambda name: {"run": name}, page.run, view, **QUIET)
     view.choose(chosen, None, page.run, **QUIET)
     view.offer(offer, None, [problem, save], **QUIET)
-    view.follow(followed, None, [page.run, page.tabs], **QUIET)
+    view.follow(open_run(context), None, [page.run, page.tabs], **QUIET)
     view.go(lambda: page.go("distill"), None, page.tabs, **QUIET)
 
 

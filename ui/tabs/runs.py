@@ -13,11 +13,10 @@ from segskd import run_admin
 from segskd.errors import UserError
 from segskd.runs import Run
 
-from ..components import Notice, asset, notice, served_file
+from ..components import Notice, notice, script_view, served_file
 from ..context import Context
-from ..handlers import QUIET, existing_run, looked, problem_of
+from ..handlers import QUIET, existing_run, open_run, problem_of
 from ..page import Page
-from ..server_functions import checked_functions
 from ..state.catalogue import Catalogue
 from ..state.exports import Exports
 from ..state.follow import Followers
@@ -85,9 +84,6 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
             return {"problem": str(error)}
         return {"problem": None, "base64": b64encode(content).decode()}
 
-    def look(event: gr.EventData) -> tuple[Any, Any]:
-        return looked(context, event)
-
     def moved(looked_at: str, event: gr.EventData) -> Any:
         """The page goes on looking at a run that was renamed, and at none that was deleted."""
         return existing_run(context, event._data.get("after")) if looked_at == event._data.get("before") else gr.skip()
@@ -109,22 +105,12 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
     with gr.Column(elem_id="runs"):
         problem = Notice()
         download = gr.DownloadButton("", visible="hidden", elem_id="runs-save")
-        table = gr.HTML(
-            None,
-            html_template='<div class="runs-view"></div>',
-            js_on_load="\n".join(asset(name) for name in SCRIPTS),
-            server_functions=checked_functions(
-                *(runs_rows, runs_curves, runs_rename, runs_note, runs_delete, runs_resume, runs_stop),
-                *(runs_studies, runs_file),
-            ),
-            apply_default_css=False,
-            padding=False,
-            elem_id="runs-view",
-        )
-    table.look(look, None, [page.run, page.tabs], **QUIET)
-    table.moved(moved, page.run, page.run, **QUIET)
-    table.clone(clone, None, [problem, page.cloned, page.tabs], **QUIET)
-    packed = table.pack(pack, None, [problem, download], **QUIET)
+        changes = (runs_rename, runs_note, runs_delete, runs_resume, runs_stop)
+        view = script_view("runs-view", SCRIPTS, [runs_rows, runs_curves, *changes, runs_studies, runs_file])
+    view.look(open_run(context), None, [page.run, page.tabs], **QUIET)
+    view.moved(moved, page.run, page.run, **QUIET)
+    view.clone(clone, None, [problem, page.cloned, page.tabs], **QUIET)
+    packed = view.pack(pack, None, [problem, download], **QUIET)
     packed.then(None, None, None, js="() => window.segskdPacked?.()", api_visibility="private")
 
 

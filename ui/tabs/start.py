@@ -8,11 +8,10 @@ import gradio as gr
 
 from segskd.errors import UserError
 
-from ..components import Notice, asset, notice
+from ..components import Notice, notice, script_view
 from ..context import Context
-from ..handlers import QUIET, looked
+from ..handlers import QUIET, open_run
 from ..page import Page
-from ..server_functions import checked_functions
 from ..state.catalogue import Catalogue
 from ..state.follow import Followers
 from ..state.guide import Guide
@@ -50,9 +49,6 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
         except UserError as error:
             return notice(str(error)), gr.skip(), gr.skip()
 
-    def look(event: gr.EventData) -> tuple[Any, Any]:
-        return looked(context, event)
-
     with gr.Column(elem_id="start"):
         gr.Markdown(WELCOME, elem_id="welcome")
         with gr.Row(elem_id="ways", equal_height=True):
@@ -65,16 +61,8 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
                 with gr.Row():
                     data_button = gr.Button("Choose the data", size="md", min_width=180)
                     distill_button = gr.Button("Choose teacher and student", size="md", min_width=180)
-        view = gr.HTML(
-            None,
-            html_template='<div class="start-view"></div>',
-            js_on_load="\n".join(asset(name) for name in SCRIPTS),
-            server_functions=checked_functions(start_state),
-            apply_default_css=False,
-            padding=False,
-            elem_id="start-view",
-        )
+        view = script_view("start-view", SCRIPTS, [start_state])
     demo_button.click(demo, None, [problem, page.run, page.tabs], **QUIET)
     data_button.click(lambda: page.go("data"), None, page.tabs, **QUIET)
     distill_button.click(lambda: page.go("distill"), None, page.tabs, **QUIET)
-    view.look(look, None, [page.run, page.tabs], **QUIET)
+    view.look(open_run(context), None, [page.run, page.tabs], **QUIET)
