@@ -1,7 +1,8 @@
-"""Packages that can be called: `segskd.distill(…)` runs the function, `segskd.distill.running` is a module.
+"""Packages that can be called: `segskd.distill(…)` runs a function, and `segskd.distill.running` is a module.
 
-Python puts an imported package into its parent under its own name, in place of anything else of that name. So the
-packages distill, evaluate and export are made callable, each as the function of its name in segskd.api.
+When Python imports a package, the package replaces anything of its name in its parent. So a function segskd.distill
+would not last. Instead the packages distill, evaluate and export can be called: a call runs the function of the
+package's name in segskd.api.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from typing import Any
 
 
 class CallablePackage(ModuleType):
-    """A package that hands calls on to the function of its name in segskd.api."""
+    """A package whose calls run the function of its name in segskd.api."""
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         return self._function()(*arguments, **named)
 
     @property
     def __signature__(self) -> inspect.Signature:
-        """What editors and notebooks show."""
+        """The function's own, which editors and notebooks show."""
         return inspect.signature(self._function())
 
     def _function(self) -> Callable[..., Any]:
@@ -31,5 +32,5 @@ class CallablePackage(ModuleType):
 
 
 def make_callable(package: str) -> None:
-    """Lets the package of that full name, which is just being imported, be called."""
+    """Makes the package of that full name, which is being imported, callable."""
     sys.modules[package].__class__ = CallablePackage

@@ -1,4 +1,4 @@
-"""What a recipe's fields say of themselves, read from its model: for flags, forms, previews and messages."""
+"""The fields of a recipe with all that its model says about them. Flags, forms, previews and messages use it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Command = Literal["teach", "distill"]
 
 @dataclass(frozen=True)
 class Display:
-    """How people meet a field of a recipe. Its meaning, bounds and default stand in pydantic's Field.
+    """How a field of a recipe is shown to people. Pydantic's Field holds its meaning, bounds and default.
 
     `label` is its title on the page, `empty` what an empty value means. `name` is its short name, by default the last
-    part of its path. `flag` is by default the name with dashes; `commands` are those that have the flag, and
-    `flag_type` is what the flag takes where that is no plain value. `place` says where it stands on the page: in the
-    Distill form, among the advanced fields there, on the Data tab, or nowhere. With `shared` a teacher that is trained
-    first gets the student's value.
+    part of its path. `flag` is by default the name with dashes. `commands` are the commands that have the flag.
+    `flag_type` is the type that the flag takes, if it is not the field's own. `place` says where the page shows the
+    field: in the Distill form, among the advanced fields there, on the Data tab, or nowhere. With `shared` a teacher
+    that is trained first gets the student's value.
     """
 
     label: str
@@ -39,7 +39,7 @@ class Display:
 
 @dataclass(frozen=True)
 class RecipeField:
-    """One field of a recipe, with all that is known of it. `default` is its default as plain data."""
+    """One field of a recipe. `default` is its default as plain data."""
 
     path: tuple[str, ...]
     info: FieldInfo
@@ -74,7 +74,7 @@ class RecipeField:
 
     @property
     def empty(self) -> str:
-        """What an empty value means; "" where it means nothing but the default."""
+        """What an empty value means; "" if it means the default."""
         return self.display.empty if self.display else ""
 
     @property
@@ -84,7 +84,7 @@ class RecipeField:
 
     @property
     def flag_help(self) -> str:
-        """A sentence for the command line, which ends with what holds where the flag is not given."""
+        """A sentence for the command line. It ends with what holds without the flag."""
         default = f"{self.default:g}" if isinstance(self.default, float) else self.default
         standard = self.empty or ("" if default in (None, "", {}, "-") else default)
         return f"{self.description[:1].upper()}{self.description[1:]}{f' ({standard})' if standard else ''}."
@@ -99,7 +99,7 @@ class RecipeField:
 
     @property
     def choices(self) -> list[str]:
-        """The values of a field that has a fixed list and is never empty; none for other fields."""
+        """The values of a field with a fixed list of them; an empty list for other fields."""
         literal = get_origin(self.info.annotation) is Literal
         return [str(value) for value in get_args(self.info.annotation)] if literal else []
 
@@ -117,7 +117,7 @@ class RecipeField:
 
 
 class Schema:
-    """The fields of a recipe's model, in its order. `example` is the least content of which it makes a recipe."""
+    """The fields of a recipe's model, in their order. `example` is the smallest content that makes a recipe."""
 
     def __init__(self, model: type[BaseModel], example: Mapping[str, Any]) -> None:
         self.defaults = model.model_validate(example).model_dump(mode="json")
@@ -131,11 +131,11 @@ class Schema:
         return self._by_name[name]
 
     def field_at(self, path: Sequence[str]) -> RecipeField | None:
-        """The field at a path, or the one that holds it; None where there is none."""
+        """The field at a path or above it; None if there is none."""
         return next((field for field in self.fields if tuple(path[: len(field.path)]) == field.path), None)
 
     def named(self, dotted: str) -> str:
-        """A field's name in a message: its flag or its label, as whoever shows the message writes it."""
+        """The mark for a field's name in a message. Whoever shows the message writes a flag or a label instead."""
         field = next(field for field in self.fields if field.dotted == dotted)
         return mark(field.flag if field.display else dotted, field.label)
 

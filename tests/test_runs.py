@@ -77,7 +77,7 @@ def test_a_run_is_alive_while_it_is_worked_on(run: Run) -> None:
     with run.working():
         assert other.is_alive()
         assert other.status() == "running"
-        with pytest.raises(UserError, match="worked on by another process"), other.working():
+        with pytest.raises(UserError, match="another process is working on run"), other.working():
             pass
     assert not other.is_alive()
 
@@ -206,7 +206,7 @@ def test_a_folder_with_somebodys_model_is_not_overwritten(
     recipe: Callable[..., Any], tmp_path: Path, name: str
 ) -> None:
     (tmp_path / name).write_text("precious")
-    with pytest.raises(UserError, match=f"holds {name} and is no run"):
+    with pytest.raises(UserError, match=f"is no run and holds {name}"):
         Run.create(tmp_path, recipe())
     assert (tmp_path / name).read_text() == "precious"
 

@@ -68,7 +68,7 @@ def build(context: Context) -> gr.Blocks:
 
 
 def _deep_links(blocks: gr.Blocks, context: Context, page: Page) -> None:
-    """?run=NAME opens that run, ?tab=NAME that tab; the address follows, and the browser remembers the choice."""
+    """Opens the run of ?run=NAME and the tab of ?tab=NAME. Keeps the address up to date and stores the choice."""
 
     def opened(run: str | None, tab: str | None, choice: dict[str, Any] | None) -> tuple[object, object, object]:
         return (
@@ -85,7 +85,7 @@ def _deep_links(blocks: gr.Blocks, context: Context, page: Page) -> None:
 
 
 def _valid_choice(context: Context, choice: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A choice that the browser remembered; None when its dataset is no longer one of this server's."""
+    """A choice that the browser stored; None if this server no longer has its dataset."""
     try:
         found = read_choice(choice)
     except UserError:
@@ -98,13 +98,13 @@ HEAD = f"<script>{asset('page.js')}</script>"
 
 
 def theme() -> gr.themes.Base:
-    """System fonts, no web fonts: the page talks to this server alone."""
+    """System fonts instead of web fonts, since the page loads nothing from other servers."""
     sans = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
     mono = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
     base = gr.themes.Default(
         primary_hue=gr.themes.colors.teal, neutral_hue=gr.themes.colors.slate, font=sans, font_mono=mono
     )
-    # Gradio's own shades are too pale for text: at least 4.5:1 in both modes.
+    # Gradio's own shades are too pale. These have a contrast of at least 4.5:1 in both modes.
     return base.set(
         body_text_color_subdued="*neutral_500",
         body_text_color_subdued_dark="*neutral_400",

@@ -1,4 +1,4 @@
-"""Server functions: what a script asks for is checked before the function sees it, whoever sent it."""
+"""Server functions, which scripts of the page call. Whatever a script sends is checked before a function gets it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Function = Callable[[Any], Any]
 def checked_functions(*functions: Function) -> list[Function]:
     """The functions as `server_functions` of a component: each takes one object, as its annotation says.
 
-    Anything else is answered with status MISFIT and never reaches the function, and so is a UserError that the
-    function raises. A `TypedDict` names the entries that a function reads; others are dropped.
+    Anything else never reaches the function, and is answered with status UNPROCESSABLE. So is a UserError that the
+    function raises. A `TypedDict` names the entries that a function reads; other entries are dropped.
     """
     return [_checked(function) for function in functions]
 
@@ -29,13 +29,13 @@ def checked_functions(*functions: Function) -> list[Function]:
 def _checked(function: Function) -> Function:
     hints = get_type_hints(function)
     hints.pop("return", None)
-    (wanted,) = hints.values()
-    adapter = TypeAdapter(wanted)
+    (expected,) = hints.values()
+    adapter = TypeAdapter(expected)
 
     @functools.wraps(function)
-    def answer(asked: Any) -> Any:
+    def answer(query: Any) -> Any:
         try:
-            return function(adapter.validate_python(asked, strict=True))
+            return function(adapter.validate_python(query, strict=True))
         except ValidationError as error:
             raise HTTPException(UNPROCESSABLE, f"{function.__name__}: {first_problem(error)}") from error
         except UserError as error:

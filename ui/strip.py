@@ -1,4 +1,4 @@
-"""The run strip above the tabs: what trains, how far it is, and the buttons that stop and resume it."""
+"""The run strip above the tabs: which run trains, how far it is, and buttons that stop and resume it."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ SCRIPTS = ("watch-parts.js", "poll.js", "strip.js")
 
 
 class StripQuery(TypedDict, total=False):
-    """What the strip's script asks for."""
+    """What the strip's script sends."""
 
     run: str | None
     epoch: bool
 
 
 def build(context: Context, page: Page, followers: Followers) -> None:
-    """Puts the strip where it is called."""
+    """Adds the strip to the page."""
 
     def strip_state(_: StripQuery) -> dict[str, Any]:
         return strip(context, followers)
 
-    def strip_stop(asked: StripQuery) -> dict[str, Any]:
-        return problem_of(lambda: context.jobs.stop(context.run(asked.get("run")).name, bool(asked.get("epoch"))))
+    def strip_stop(query: StripQuery) -> dict[str, Any]:
+        return problem_of(lambda: context.jobs.stop(context.run(query.get("run")).name, bool(query.get("epoch"))))
 
-    def strip_resume(asked: StripQuery) -> dict[str, Any]:
-        return problem_of(lambda: context.jobs.resume(context.run(asked.get("run")).name))
+    def strip_resume(query: StripQuery) -> dict[str, Any]:
+        return problem_of(lambda: context.jobs.resume(context.run(query.get("run")).name))
 
     view = script_view("strip", SCRIPTS, [strip_state, strip_stop, strip_resume], template=TEMPLATE)
     view.look(open_run(context), None, [page.run, page.tabs], **QUIET)
 
 
 def strip(context: Context, followers: Followers) -> dict[str, Any]:
-    """What the strip shows: the run that works, or else the next one in the queue.
+    """What the strip shows: the run that trains, or else the next one in the queue.
 
-    Where there is neither, it shows a study that is at work, or else the last run if that can be resumed. The cells
-    of a study are not in this page's list of runs.
+    If there is neither, it shows a study that trains, or else the last run, if that can be resumed. The cells of a
+    study are not in this page's list of runs.
     """
     busy = context.jobs.busy()
     waiting = context.jobs.waiting()
@@ -76,13 +76,13 @@ def strip(context: Context, followers: Followers) -> dict[str, Any]:
 
 
 def _study(context: Context) -> str | None:
-    """The name of a study that is being carried out."""
+    """The name of a study that trains."""
     folders = (path.parent for path in sorted(context.runs.glob(f"*/{STUDY}")))
     return next((folder.name for folder in folders if StudyFolder(folder).is_alive()), None)
 
 
 def _view(followers: Followers, name: str) -> RunView | None:
-    """None where the folder holds no run (any more)."""
+    """The view of a run, None if there is no such run (any more)."""
     try:
         return followers.get(name)
     except UserError:
@@ -90,7 +90,7 @@ def _view(followers: Followers, name: str) -> RunView | None:
 
 
 def _stopping(context: Context, view: RunView) -> Literal["now", "epoch"] | None:
-    """Whether somebody has asked the run to stop, and when."""
+    """Whether somebody has query the run to stop, and when."""
     if view.state != "running":
         return None
     run = context.run(view.name)
@@ -100,7 +100,7 @@ def _stopping(context: Context, view: RunView) -> Literal["now", "epoch"] | None
 
 
 def _last(context: Context) -> list[str]:
-    """The name of the run that was at work last, if there is one."""
+    """The name of the run that trained last, if there is one."""
     stamps = []
     for path in context.runs.glob(f"*/{EVENTS}"):
         with suppress(FileNotFoundError):  # deleted just now

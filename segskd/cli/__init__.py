@@ -26,7 +26,7 @@ DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; the exit status: 0 done, 2 bad input, 130 stopped, 1 anything else."""
+    """Runs one command and returns its exit status: 0 done, 2 bad input, 130 stopped, 1 anything else."""
     try:
         words = list(sys.argv[1:] if arguments is None else arguments)
         _commands().cli(prog="segskd", description=DESCRIPTION, args=_split_options(words), config=FLAG_STYLE)
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _split_options(words: list[str]) -> list[str]:
-    """`--option temperature=2` as `--option temperature 2`, the two words that it stands for."""
+    """The words with `--option temperature=2` split into `--option temperature 2`."""
     after_option = [False, *(word == "--option" for word in words)]
     pairs = zip(words, after_option, strict=False)
     return [part for word, option in pairs for part in (word.split("=") if option or _OPTION.match(word) else [word])]

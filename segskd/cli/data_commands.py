@@ -19,7 +19,7 @@ data_app = tyro.extras.SubcommandApp()
 
 @data_app.command(name="list")
 def data_list(data: str | None = None, json: JsonFlag = False) -> None:
-    """The cards, and which of their data are on this disk."""
+    """List the cards, and which of their data are on this disk."""
     from segskd.data.cards import data_folder, list_cards
     from segskd.data.dataset import has_split
 
@@ -42,7 +42,7 @@ def data_list(data: str | None = None, json: JsonFlag = False) -> None:
 
 @data_app.command(name="check")
 def data_check(card: Positional[str], data: str | None = None, json: JsonFlag = False) -> None:
-    """Reads every image and mask of a card; exit status 2 when something is wrong."""
+    """Read every image and mask of a card; exit status 2 if something is wrong."""
     from segskd.console import check_table
     from segskd.data.cards import data_folder, load_card
     from segskd.data.check import check
@@ -58,7 +58,7 @@ def data_check(card: Positional[str], data: str | None = None, json: JsonFlag = 
 
 @data_app.command(name="fetch")
 def data_fetch(card: Positional[str], data: str | None = None, json: JsonFlag = False) -> None:
-    """Downloads a card's data with checksum; running it again resumes."""
+    """Download a card's data and check its checksum; the same command resumes a download."""
     from segskd.data.cards import data_folder, load_card
     from segskd.data.fetch import fetch
 
@@ -76,10 +76,10 @@ def data_add(
     data: str | None = None,
     json: JsonFlag = False,
 ) -> None:
-    """Makes a card for a dataset of your own.
+    """Make a card for a dataset of your own.
 
-    Takes a folder or a zip with images and masks, also as PASCAL VOC, CVAT («Segmentation mask 1.1») or Cityscapes
-    lay them out. Files that can't be used are listed and left out.
+    Takes a folder or a zip with images and masks. The layouts of PASCAL VOC, CVAT («Segmentation mask 1.1») and
+    Cityscapes are recognised, too. Files that can't be used are listed and left out.
 
     Args:
         source: A folder, which stays where it is, or a zip, which is unpacked.

@@ -1,6 +1,6 @@
 """Flags that several commands share, and what they change in a recipe.
 
-Those of a recipe's fields are made from its schema; what is written here is what no field says.
+Flags for a recipe's fields are made from its schema. Only the other flags are written here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class RecipeFlags:
     """Flags for a recipe's fields; one that is not given is None."""
 
     images: float | None = field(default=None, kw_only=True)
-    """The same as --fraction: share of the training images that teacher and student see."""
+    """The same as --fraction: the share of the training images that is used."""
 
 
 def _flags(command: Command) -> type[RecipeFlags]:
@@ -53,7 +53,7 @@ NO_TEACH_FLAGS, NO_DISTILL_FLAGS = TeachFlags(), DistillFlags()
 
 @dataclass(frozen=True)
 class TeacherFlags:
-    """What a teacher is that is given as a file of weights."""
+    """The network of a teacher that is given as a file of weights."""
 
     arch: str | None = None
     """Of a teacher that is a file of weights (.pth, .pt, .ckpt, .safetensors): unet …, or torchvision's
@@ -62,35 +62,35 @@ class TeacherFlags:
     encoder: str | None = None
     """Encoder of such a teacher, such as resnet34; torchvision's have theirs in their names."""
     classes: int | None = None
-    """Outputs of such a teacher (as many as its weights tell)."""
+    """Outputs of such a teacher (taken from its weights)."""
 
 
 NO_TEACHER_FLAGS = TeacherFlags()
 
 
 def teacher_place(teacher: str | None, flags: TeacherFlags) -> str | None:
-    """Where the teacher lies: a file of weights is made a folder among the runs first, anything else is as it is.
+    """The teacher's place. A file of weights is first imported into a folder among the runs.
 
-    Raises UserError when the flags don't say which network a file is for, or say it of something that is no file.
+    Raises UserError if the flags don't say which network a file is for, or if they are given without a file.
     """
     file = Path(teacher).expanduser() if teacher else None
     named = (flags.arch, flags.encoder, flags.classes) != (None, None, None)
     if file is None or not file.is_file():
         if named:
-            given = f"{teacher} is none" if teacher else "there is no --teacher"
-            raise UserError(f"--arch, --encoder and --classes are for a teacher that is a file of weights, and {given}")
+            given = f"{teacher} is not a file" if teacher else "there is no --teacher"
+            raise UserError(f"--arch, --encoder and --classes are for a teacher that is a file of weights, but {given}")
         return teacher
     from segskd.models.importing import NetworkSpec, import_teacher, needs_network
     from segskd.runs import IMPORTED, runs_folder
 
     if flags.arch is None:
         raise UserError(needs_network(file))
-    asked = NetworkSpec(flags.arch, flags.encoder, flags.classes)
-    return str(import_teacher(file, asked, runs_folder() / IMPORTED))
+    network = NetworkSpec(flags.arch, flags.encoder, flags.classes)
+    return str(import_teacher(file, network, runs_folder() / IMPORTED))
 
 
 def recipe_changes(flags: RecipeFlags) -> dict[str, Any]:
-    """The flags that were given, as parts of a recipe. Raises UserError for a file of names that can't be read."""
+    """The given flags as parts of a recipe. Raises UserError for a file of names that can't be read."""
     changes: dict[str, Any] = {}
     for one in SCHEMA:
         value = getattr(flags, one.name, None) if one.display else None
@@ -108,7 +108,7 @@ def recipe_changes(flags: RecipeFlags) -> dict[str, Any]:
 
 
 def replaced_in_subset(changes: dict[str, Any]) -> set[str]:
-    """Fields of a recipe's subset that a flag given beside the recipe takes the place of."""
+    """Fields of a recipe's subset that the flags given with the recipe replace."""
     given = changes.get("subset", {})
     replaced = {
         "fraction": "count" in given or "names" in given,
@@ -119,7 +119,7 @@ def replaced_in_subset(changes: dict[str, Any]) -> set[str]:
 
 
 def _read(name: str, path: Path) -> str | list[str]:
-    """A folder as its absolute path; of a file of names, the names."""
+    """The names in a file of names; for a folder its absolute path."""
     from segskd.data.subset import read_names
 
     return read_names(path) if name == "names" else str(path.expanduser().resolve())

@@ -26,10 +26,10 @@ def preflight(
     settings: OmitArgPrefixes[DistillFlags] = NO_DISTILL_FLAGS,
     json: JsonFlag = False,
 ) -> None:
-    """Say what a run will take in time, memory and disk, and whether it fits, from a batch through each phase.
+    """Measure what a run will need in time, memory and disk, and whether it fits, with one batch of each phase.
 
     Args:
-        recipe: A recipe (YAML); flags given beside it override it.
+        recipe: A recipe (YAML); flags override its fields.
     """
     from segskd.distill.running.preflight import preflight as measure
     from segskd.runs import runs_folder
@@ -39,7 +39,7 @@ def preflight(
         with stage_bars() as report:
             found = measure(made, runs_folder() / "preflight", report)
     except UserError as error:
-        if json:  # for a program, which may want to know which field it is about
+        if json:  # a program may want to know which field it is about
             print(dumps(ErrorRecord.of(error).as_dict()), flush=True)
         raise
     show(_table(found), found.as_dict(), json)

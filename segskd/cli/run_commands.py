@@ -37,7 +37,7 @@ def teach(
     settings: OmitArgPrefixes[TeachFlags] = NO_TEACH_FLAGS,
     json: JsonFlag = False,
 ) -> None:
-    """Train a teacher on labels; OUT is a run, readable with segmentation_models_pytorch.from_pretrained.
+    """Train a teacher on labels; segmentation_models_pytorch.from_pretrained reads its folder.
 
     Args:
         out: The run's directory.
@@ -61,12 +61,12 @@ def distill(
     settings: OmitArgPrefixes[DistillFlags] = NO_DISTILL_FLAGS,
     json: JsonFlag = False,
 ) -> None:
-    """Distill a student from a teacher, or carry out a recipe; flags given beside a recipe override it.
+    """Distill a student from a teacher, or train a recipe; flags override the recipe.
 
     Args:
         recipe: A recipe (YAML), such as a run's recipe.yaml.
-        begin_run: A run whose student, images and settings this one begins with, in place of a dataset and a teacher.
-        begin_stage: The first of its stages to be trained again; those before it stay as they are.
+        begin_run: Begin with the student, images and settings of this run, instead of a dataset and a teacher.
+        begin_stage: The first of its stages that is trained again; the stages before it stay as they are.
         run: Name below checkpoints/, or a path.
         until: Stop after this stage; `resume` goes on.
     """
@@ -77,23 +77,23 @@ def distill(
 def recipe_from_flags(
     recipe: Path | None, file: TeacherFlags, flags: DistillFlags, begin: dict[str, str] | None = None
 ) -> Recipe:
-    """The recipe of a file, of the run to begin from, or the default one, with the flags laid over it."""
+    """The recipe of a file, of the run to begin from, or the default one, with the fields that flags give."""
     from segskd.api import teacher_place as absolute_place
     from segskd.config import make_recipe, merged, read_yaml
 
     changes = recipe_changes(flags)
     changes["teacher"] = absolute_place(teacher_place(changes.get("teacher"), file))
     if recipe and begin:
-        raise UserError("--begin-run takes the recipe of that run: leave --recipe out")
+        raise UserError("--begin-run uses that run's recipe: leave --recipe out")
     epochs = changes.get("optimisation", {}).get("epochs")
     base = _branch(begin, epochs) if begin else read_yaml(recipe) if recipe else {"data": {"card": "scenes"}}
     if not isinstance(base, dict):
-        raise UserError(f"{recipe} is no recipe: a run's recipe.yaml is one")
+        raise UserError(f"{recipe} is not a recipe: a run's recipe.yaml is an example of one")
     if isinstance(base.get("subset"), dict):
         for part in replaced_in_subset(changes):
             base["subset"].pop(part, None)
     if changes.get("method") not in (None, base.get("method")):
-        base.pop("options", None)  # they are those of the recipe's method
+        base.pop("options", None)  # they belong to the recipe's method
     if recipe is None and begin is None and "card" not in changes.get("data", {}):
         raise UserError("name what to train on with --dataset (see 'python -m segskd data list') or --recipe")
     return make_recipe(merged(base, changes))
@@ -103,7 +103,7 @@ def _begin(run: str | None, stage: str | None) -> dict[str, str] | None:
     if run is None and stage is None:
         return None
     if run is None or stage is None:
-        raise UserError("--begin-run says which run and --begin-stage from which of its stages on: give both")
+        raise UserError("--begin-run names a run and --begin-stage its first stage to train again: give both")
     return {"run": run, "stage": stage}
 
 
@@ -142,7 +142,7 @@ def resume(
 
 
 def stop(run: Positional[str], json: JsonFlag = False) -> None:
-    """Ask a running run to stop at its next step; it can be resumed."""
+    """Ask a run to stop at its next step; it can be resumed."""
     from segskd.runs import find_run
 
     found = find_run(run)
@@ -174,7 +174,7 @@ def demo(out: Path | None = None, data: Path | None = None, quick: bool = False,
     Args:
         out: Folder below which both runs and the comparison are written (checkpoints/).
         data: Where datasets lie.
-        quick: Train on eight small images for one epoch a phase: shows in seconds that all works, but no good masks.
+        quick: Train on eight small images for one epoch a phase; takes seconds, and the masks are not good.
         json: Print JSON.
     """
     from segskd.api import event_listeners

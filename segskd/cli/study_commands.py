@@ -23,16 +23,16 @@ def study(
     jobs: int = 1,
     json: JsonFlag = False,
 ) -> None:
-    """Carry out a grid of runs and write its table and its curve; the same command goes on where it was stopped.
+    """Train a grid of runs and write its table and its curve; the same command goes on after a stop.
 
     Args:
-        config: A study that comes with SegSKD, such as scenes, or a YAML file; flags beside it override its recipe.
+        config: A study that comes with SegSKD, such as scenes, or a YAML file; flags override its recipe.
         out: Folder of the study (checkpoints/NAME).
         teacher: A folder with config.json and weights, a run, or a hub id.
         data: Where datasets lie (SEGSKD_DATA, else datasets/).
         device: Where to train (auto).
-        precision: Arithmetic: auto takes bf16 where the hardware multiplies it.
-        jobs: Runs side by side, the CPU's threads divided between them.
+        precision: Arithmetic: auto takes bf16 if the hardware supports it.
+        jobs: Runs at the same time; they share the CPU's threads.
         json: Print one JSON object as the last line of standard output.
     """
     from segskd.console import PlainLines

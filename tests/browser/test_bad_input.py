@@ -275,7 +275,7 @@ SPOILT: list[tuple[Spoil, dict[str, str]]] = [
     (
         empty_recipe,
         {
-            "watch": "The run's files are damaged or gone.",
+            "watch": "The run's files are damaged or missing.",
             "compare": "the files of spoilt are damaged",
             "runs": "damaged",
             "export": "spoilt is damaged",
@@ -298,7 +298,7 @@ SPOILT: list[tuple[Spoil, dict[str, str]]] = [
         no_student,
         {
             "watch": "of training",
-            "compare": "the trained network of spoilt is gone: put its folder student/ back",
+            "compare": "the trained network of spoilt is missing: put its folder student/ back",
             "runs": "finished",
         },
     ),
@@ -377,7 +377,7 @@ def test_a_recipe_that_cannot_be_loaded(form: Page, tmp_path: Path) -> None:
         ("data: [", "a.yaml is not YAML"),
         (f"data: {{card: '{MARKUP}'}}\nmethod: supervised", f"no card '{MARKUP}'"),
         ("data: {card: ../../secret.yaml}\nmethod: supervised", "this dataset is not on this server"),
-        ("data: {card: bands, size: huge}", "'huge' is no size"),
+        ("data: {card: bands, size: huge}", "'huge' is not a size"),
     ]
     form.get_by_role("button", name="The same as a command and as a recipe").click()
     for (content, said), name in zip(spoilt, "abcd", strict=True):

@@ -93,7 +93,7 @@ def test_a_run_that_goes_on_from_another_says_so(catalogue: Catalogue, make_run:
         ({"kind": "stopped", "phase": "encoder.0"}, "interrupted", STOPPED),
         ({"kind": "error", "message": "the disk is full", "error": "UserError"}, "failed", "the disk is full"),
         ({}, "interrupted", DIED),
-        ({"kind": "paused", "after": "encoder.0"}, "paused", "It stopped where it was told to; Resume goes on"),
+        ({"kind": "paused", "after": "encoder.0"}, "paused", "It paused where it was asked to. Resume goes on"),
     ],
 )
 def test_a_run_that_stands_still_says_why(
@@ -268,5 +268,5 @@ def test_a_run_that_is_about_to_begin_keeps_its_name(
 
 
 def test_a_run_that_is_gone_is_named_without_its_place(context: Context) -> None:
-    with pytest.raises(UserError, match=r"^no run lost on this server: it was renamed or deleted, or never was$"):
+    with pytest.raises(UserError, match=r"^this server has no run lost: it may have been renamed or deleted$"):
         context.run("lost")

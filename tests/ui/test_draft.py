@@ -102,7 +102,7 @@ def test_the_data_in_one_line(context: Context, values: dict[str, Any]) -> None:
         ({"known": None}, "teacher", "choose a teacher"),
         ({"known": "run/../mine"}, "teacher", "gone"),
         ({"known": "/etc/passwd"}, "teacher", "gone"),
-        ({"teacher_from": "none"}, "teacher", "take method supervised"),
+        ({"teacher_from": "none"}, "teacher", "use method supervised"),
         ({"teacher_from": "hub", "hub": "../x"}, "hub", "OWNER/NAME"),
         ({"student": "unet:nothing"}, "student", "can't build"),
         ({"student": "fpn9:resnet18"}, "student", "there is no architecture 'fpn9'"),

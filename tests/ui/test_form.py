@@ -124,7 +124,7 @@ def test_every_problem_stands_beside_its_field() -> None:
     with pytest.raises(FieldError) as caught:
         form.recipe()
     assert caught.value.problems == {
-        "size": "'big' is no size: write HEIGHTxWIDTH, such as 192x256",
+        "size": "'big' is not a size: write HEIGHTxWIDTH, such as 192x256",
         "epochs": "must be a whole number",
         "batch": "must be at least 1",
         "lr": "must be a number",

@@ -130,7 +130,7 @@ def test_folders_of_images_are_those_of_the_server(card_path: Path, tmp_path: Pa
         "/",
         "drives",
     ):
-        with pytest.raises(UserError, match="from a folder directly below this server's data"):
+        with pytest.raises(UserError, match="in a folder directly below this server's data"):
             check_unlabelled(context, str(path))
 
 

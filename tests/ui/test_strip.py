@@ -14,7 +14,7 @@ from segskd.errors import UserError
 from segskd.events import StoppedEvent
 from segskd.runs import STUDY, Run
 from ui.context import Context
-from ui.handlers import existing_run, looked, problem_of
+from ui.handlers import existing_run, open_run, problem_of
 from ui.state.follow import Followers
 from ui.strip import strip
 
@@ -158,7 +158,7 @@ def test_a_run_is_opened_in_a_tab(context: Context, make_run: Make) -> None:
     make_run("good")
 
     def opened(**data: object) -> tuple[object, object]:
-        run, tab = looked(context, gr.EventData(None, data))
+        run, tab = open_run(context)(gr.EventData(None, data))
         return run, tab.selected if isinstance(tab, gr.Tabs) else tab
 
     assert opened(run="good", tab="watch") == ("good", "watch")

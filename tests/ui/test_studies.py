@@ -331,7 +331,7 @@ def test_neither_a_study_nor_its_cells_are_among_the_runs(
     end_first_three(make_study_folder())
     make_run("alone")
     assert [row.name for row in Catalogue(context.jobs).rows()] == ["alone"]
-    with pytest.raises(UserError, match="no run grid on this server"):
+    with pytest.raises(UserError, match="this server has no run grid"):
         context.run("grid")
 
 

@@ -1,4 +1,4 @@
-"""The runs of this server in a list: what each is, how far it came, what it cost."""
+"""The list of this server's runs: what each run is, how far it is, and its figures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .follow import Followers
 COSTS = ("bytes", "gmacs", "latency_ms")
 CACHED_FILES = ("recipe.yaml", "result.json")
 STOPPED = "It was stopped; Resume goes on from its last checkpoint."
-DIED = "Its worker died without a word; Resume goes on from its last checkpoint."
+DIED = "Its worker died without a message; Resume goes on from its last checkpoint."
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Row:
     size: str = ""
     seed: int | None = None
     epochs: int | None = None
-    """Of each stage, where the recipe names them or the run is finished."""
+    """Epochs of each stage, if the recipe names them or the run is finished."""
     images: int | None = None
     miou: FiniteFloat | None = None
     teacher_miou: FiniteFloat | None = None
@@ -58,15 +58,15 @@ class Row:
     begun_from: str | None = None
     pruned_from: str | None = None
     pruned: FiniteFloat | None = None
-    """Share of the channels that were taken away."""
+    """Share of the channels that were removed."""
     problem: str | None = None
     """What is wrong with its files."""
     doing: str = ""
-    """What a run at work does now."""
+    """What a run that trains does now."""
     share: float | None = None
-    """How much of its training is over, for a run that was begun and is not finished."""
+    """How much of its training is over. None for a run that has not begun or is finished."""
     ended: str = ""
-    """Why a run that is not finished stands still."""
+    """Why an unfinished run does not train."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for the page."""
@@ -77,9 +77,9 @@ _ROW = TypeAdapter(Row)
 
 
 class Catalogue:
-    """Reads the runs' directories; what has not changed since is not read again.
+    """Reads the runs' directories. A run is read again only if its files have changed.
 
-    Without followers rows say nothing of how far a run is.
+    Without followers the rows don't say how far a run is.
     """
 
     def __init__(self, jobs: Jobs, followers: Followers | None = None) -> None:
@@ -89,7 +89,7 @@ class Catalogue:
         self._lock = threading.Lock()
 
     def rows(self) -> list[Row]:
-        """All runs, those that changed last first. A folder that can't be a run's name is none."""
+        """All runs, the last changed first. Folders whose names can't be those of runs are left out."""
         names = [run.name for run in list_runs(self._jobs.runs) if RUN_NAME.fullmatch(run.name)]
         with self._lock:
             self._cache = {name: cached for name, cached in self._cache.items() if name in names}
@@ -97,7 +97,7 @@ class Catalogue:
         return sorted(rows, key=lambda row: -row.changed)
 
     def row(self, name: str) -> Row | None:
-        """One run as it stands now, None when it is gone."""
+        """One run as it is now, None if it was deleted."""
         run = Run(self._jobs.runs / name)
         stamps = tuple(stamp(run.path / file) for file in CACHED_FILES)
         if stamps[0] is None:
@@ -110,7 +110,7 @@ class Catalogue:
         row = replace(cached[1], changed=max(times) / 1e9, note=note(run))
         try:
             return row if row.problem else self._with_state(row)
-        except UserError:  # gone while it was read
+        except UserError:  # deleted while it was read
             return None
 
     def finished_students(self) -> list[Row]:
@@ -128,7 +128,7 @@ class Catalogue:
         ended = {
             "failed": progress.error.record.in_labels if progress.error else "",
             "interrupted": STOPPED if progress.ended else DIED,
-            "paused": f"It stopped where it was told to; Resume goes on with stage {progress.stage + 1}.",
+            "paused": f"It paused where it was asked to. Resume goes on with stage {progress.stage + 1}.",
         }
         doing = view.doing if state in ("starting", "running") else ""
         return replace(row, state=state, doing=doing, share=progress.share, ended=ended.get(state, ""))
@@ -181,11 +181,11 @@ def _teacher_name(place: str | None) -> str | None:
 
 
 def _pruned_from(run: Run, recipe: Recipe) -> str | None:
-    """The run of the same folder that it was pruned from; a branch goes by the run it begins from."""
+    """The run below the same folder whose student was pruned. None for a branch, which has `begun_from`."""
     if recipe.prune is None or recipe.begin is not None:
         return None
-    earlier = Path(recipe.prune.run)
-    return earlier.name if earlier.parent == run.path.parent.resolve() else None
+    source = Path(recipe.prune.run)
+    return source.name if source.parent == run.path.parent.resolve() else None
 
 
 def _begun_from(recipe: Recipe) -> str | None:

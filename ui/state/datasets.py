@@ -1,4 +1,4 @@
-"""The Data tab's datasets: which there are, what each holds, how a missing one is brought here, new ones added."""
+"""The datasets of the Data tab: a list of them, what each holds, how to download one, and how to add one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ QUICK_SECONDS = 0.4
 
 @dataclass(frozen=True)
 class OpenDataset:
-    """A dataset that is on the disk: its listings by split, and what tells this state of its files from another."""
+    """A dataset that is on the disk. `version` changes when its files do."""
 
     place: str
     card: Card
@@ -46,10 +46,10 @@ class OpenDataset:
 
 @dataclass(frozen=True)
 class Reading:
-    """What reading every file of a dataset gave.
+    """The result of reading every file of a dataset.
 
-    `report` is plain data: images, sizes, pixels by split and class, problems. `pixel_counts` is None when the
-    training masks can't be counted; `problem` then says why.
+    `report` is plain data: images, sizes, pixels by split and class, problems. `pixel_counts` is None if the training
+    masks can't be counted; `problem` then says why.
     """
 
     report: Json
@@ -58,7 +58,7 @@ class Reading:
 
 
 class Datasets:
-    """The datasets of this server. Places come from the page: only those that the server itself lists are taken."""
+    """The datasets of this server. Places come from the page, so only those of the server's own list are accepted."""
 
     def __init__(self, data: Path, cache: Path, tasks: Tasks) -> None:
         self.data = data
@@ -69,32 +69,32 @@ class Datasets:
     # -- which there are ----------------------------------------------------------------------------
 
     def tiles(self) -> list[Json]:
-        """One entry a dataset, the built-in scenes first, then one's own, then those that are here."""
+        """An entry for each dataset: first the built-in scenes, then the user's own, then others on this server."""
         tiles = [_tile(entry, self.data) for entry in list_cards(self.data)]
         return sorted(tiles, key=lambda tile: (not tile["built_in"], not tile["own"], tile["state"] != "ready"))
 
     def entry(self, place: object) -> CardEntry:
-        """The entry of that place. Raises UserError for a place that isn't one of this server's."""
+        """The entry of that place. Raises UserError if this server has no such dataset."""
         for entry in list_cards(self.data):
             if entry.place == place:
                 return entry
         raise UserError(f"this server has no dataset {str(place)!r}: choose one from the list")
 
     def card(self, place: object) -> Card:
-        """The card of that place. Raises UserError when it is none of this server's, or broken."""
+        """The card of that place. Raises UserError if this server doesn't have it, or if it is broken."""
         entry = self.entry(place)
         if entry.card is None:
             raise UserError(entry.problem or f"the card {place} can't be read")
         return entry.card
 
     def folders(self) -> list[str]:
-        """Folders below the server's data folder that no card names, yet."""
+        """Folders below the server's data folder that no card uses yet."""
         return candidate_folders(self.data)
 
     # -- one of them --------------------------------------------------------------------------------
 
     def open(self, place: object, reread: bool = False) -> OpenDataset:
-        """The dataset's files, listed anew where asked for. Raises UserError when they are not here."""
+        """The dataset's files; with `reread` they are listed again. Raises UserError if they are not on this server."""
         key = str(place)
         if reread or key not in self._opened:
             card = self.card(place)
@@ -104,7 +104,7 @@ class Datasets:
         return self._opened[key]
 
     def read(self, opened: OpenDataset) -> Task:
-        """The task that reads every file; its result is a `Reading`. What was read before is kept on disk."""
+        """The task that reads every file. Its result is a `Reading`. Reports are stored on disk."""
 
         def work(report: OnActivity) -> Reading:
             found = self._saved_report(opened) or self._check(opened, report)
@@ -124,17 +124,17 @@ class Datasets:
         return before if before is not None and before.state == "done" else self.tasks.start(key, work)
 
     def reading(self, opened: OpenDataset) -> Reading | None:
-        """What `read` gave, None while it is still at it or when it failed."""
+        """The result of `read`, None while it works or if it failed."""
         task = self.tasks.get(f"read {opened.version}")
         return task.result if task is not None and task.state == "done" else None
 
     def reading_task(self, place: str) -> Task | None:
-        """The last task of `read` for the dataset as it was opened last."""
+        """The last task of `read` for the dataset as it was last opened."""
         opened = self._opened.get(place)
         return self.tasks.get(f"read {opened.version}") if opened else None
 
     def overview(self, place: object) -> Json:
-        """Everything that the page shows of a dataset but its pictures; begins to read one that is here."""
+        """Everything that the page shows of a dataset, without pictures. Begins to read a dataset on this server."""
         card = self.card(place)
         base = {
             "place": str(place),
@@ -202,7 +202,7 @@ class Datasets:
 
         return self.tasks.start(key, work)
 
-    # -- what is kept -------------------------------------------------------------------------------
+    # -- stored reports -----------------------------------------------------------------------------
 
     def _check(self, opened: OpenDataset, report: OnActivity) -> Json:
         found = check(opened.card, self.data, lambda done, total: report("reading every image and mask", done, total))
@@ -213,7 +213,7 @@ class Datasets:
         return found
 
     def _saved_report(self, opened: OpenDataset) -> Json | None:
-        with suppress(OSError, ValueError):  # not read yet, or damaged: read anew
+        with suppress(OSError, ValueError):  # not read yet, or damaged
             kept: Json = json.loads(self._file(opened).read_text(encoding="utf-8"))
             return kept
         return None
@@ -223,7 +223,7 @@ class Datasets:
 
 
 ABSENT_STATES = ("draw", "download", "hand", "broken")
-"""States of a dataset that is not here, or can't be read."""
+"""States of a dataset that is not on this server, or can't be read."""
 
 
 def _tile(entry: CardEntry, data: Path) -> Json:
@@ -247,7 +247,7 @@ def _tile(entry: CardEntry, data: Path) -> Json:
 
 
 def _state(card: Card, data: Path) -> Json:
-    """Whether the dataset is here ("ready", "incomplete"), else how it is to be brought here."""
+    """Whether the dataset is on this server ("ready", "incomplete"), else how to get it."""
     lacking = missing(card, data)
     if not lacking:
         return {"state": "ready", "how": None}
@@ -265,7 +265,7 @@ def _state(card: Card, data: Path) -> Json:
 
 
 def _version(card: Card, listings: dict[str, Listing]) -> str:
-    """What changes when a file comes, goes or changes, or more is looked for in it."""
+    """Changes if a file is added, deleted or changed, or if checks look for more kinds of problems."""
     digest = hashlib.sha256((card.model_dump_json() + str(get_args(ProblemKind))).encode())
     for split, listing in listings.items():
         digest.update(f"{split} {len(listing.pairs)} {listing.listed_but_missing}".encode())
@@ -277,7 +277,7 @@ def _version(card: Card, listings: dict[str, Listing]) -> str:
 
 
 def short_digest(text: str) -> str:
-    """A file name's worth of sha256."""
+    """A sha256 that is short enough for a file name."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -1,4 +1,4 @@
-"""What the Distill tab's fields come to: a run to be, its teacher's run if that comes first, and what is wrong."""
+"""The run that the Distill tab's fields describe, its teacher's run if that is trained first, and their problems."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from .teachers import Teacher, best_teacher, check_hub_id, find_teacher, fits, l
 
 TeacherFrom = Literal["known", "hub", "train", "none"]
 FEW_EPOCHS = 4
-"""A quarter of the epochs that would be chosen, or less, is worth a word."""
+"""The page gives a hint if there are this many times fewer epochs than the default."""
 SAMPLE_SIZE = "96x128"
-"""Enough for the built-in scenes, and quick without a GPU."""
+"""The size for the built-in scenes. It is large enough for them, and fast without a GPU."""
 T = TypeVar("T")
 
 
 @dataclass
 class Draft:
-    """A run to be. `problems` are messages by field; where there are any, parts may be missing.
+    """A run that has not started. `problems` are messages by field; with problems, other parts may be missing.
 
-    `teach` is the recipe of the teacher's run when that is to be trained first, below `teach_name`.
-    `teacher` is the network chosen from this server's list.
+    `teach` is the recipe of the teacher's run, if that is trained first, and `teach_name` its name. `teacher` is the
+    network that was chosen from this server's list.
     """
 
     name: str = ""
@@ -51,16 +51,16 @@ class Draft:
 
     @property
     def first(self) -> Recipe | None:
-        """The recipe that is carried out first, which the pre-flight can measure."""
+        """The recipe that is trained first, which the pre-flight can measure."""
         return self.teach or self.recipe
 
     @property
     def measurable(self) -> bool:
-        """Whether the pre-flight can load all it needs: a teacher that still trains can't be loaded."""
+        """Whether the pre-flight can run. It can't load a teacher that still trains."""
         return not self.problems and self.first is not None and (self.teacher is None or self.teacher.ready)
 
     def data_line(self, choice: Choice) -> str:
-        """One line on what is trained on."""
+        """One line that describes the training images."""
         if self.outline is None or self.recipe is None:
             return Path(choice.card).stem
         outline, rule = self.outline, self.recipe.subset.rule
@@ -72,13 +72,13 @@ class Draft:
         return f"{outline.card.name} · {own} of {outline.total} training images, {how}{held}{more}"
 
     def plan(self) -> dict[str, Any]:
-        """What the panel of stages shows: {"run", "teacher"}, empty while something is wrong."""
+        """The data of the panel of stages: {"run", "teacher"}, empty while there are problems."""
         if self.outline is None:
             return {}
         return {"run": self.outline.as_dict(), "teacher": self.teach_outline and self.teach_outline.as_dict()}
 
     def commands(self, context: Context) -> str:
-        """The same from a shell: a line for each run, "" while something is wrong."""
+        """The shell commands that start the same runs, a line each; "" while there are problems."""
         if self.problems or self.recipe is None:
             return ""
         lines = [command(_with_folder(self.recipe, context), _run_place(context, self.name))]
@@ -89,10 +89,10 @@ class Draft:
 
 
 def make_draft(context: Context, values: Mapping[str, Any]) -> Draft:
-    """What the page's fields come to; whatever is wrong stands in `problems`, nothing is raised."""
+    """The draft for the values of the page's fields. Errors are put into `problems`, and none is raised."""
     draft = Draft()
     form = read_form(context, values)
-    try:  # what comes from the page may be any path
+    try:  # the page may send any path
         check_card(context, form.choice.card)
     except UserError as error:
         draft.problems["data"] = in_labels(error)
@@ -106,7 +106,7 @@ def make_draft(context: Context, values: Mapping[str, Any]) -> Draft:
         form = form.replaced(unlabelled=None)
     draft.recipe = _collect(draft, form.recipe)
     if place is None and "teacher" in draft.problems.keys() - earlier_problems.keys():
-        del draft.problems["teacher"]  # what the recipe says of it is for the command line
+        del draft.problems["teacher"]  # the recipe's own message is for the command line
         draft.problems |= earlier_problems or {"teacher": _no_teacher(source, form["method"])}
     if recipe := draft.recipe:
         draft.outline = _collect(draft, lambda: outline(recipe, context.data))
@@ -118,7 +118,7 @@ def make_draft(context: Context, values: Mapping[str, Any]) -> Draft:
 
 
 def read_form(context: Context, values: Mapping[str, Any]) -> Form:
-    """The form that the fields hold, its data in this server's folder; the teacher is left out."""
+    """The form with the values of the fields, without the teacher. Its data lie in this server's folder."""
     choice = Choice.from_dict(values.get("choice"))
     seed = values.get("seed", choice.seed)
     seed = int(seed) if isinstance(seed, float) and seed.is_integer() else seed
@@ -127,15 +127,15 @@ def read_form(context: Context, values: Mapping[str, Any]) -> Form:
 
 
 def propose(context: Context, choice: Choice, source: TeacherFrom, known: str | None) -> dict[str, Any]:
-    """What goes well with the chosen data: {"teacher_from", "known", "size"}, empty where nothing need change.
+    """A proposal that suits the chosen data: {"teacher_from", "known", "size"}, empty if nothing needs to change.
 
-    The teacher that Data asked, else the one that is chosen if it has the dataset's classes, else the best one
-    of this server, else training one first.
+    The proposal is the teacher that the Data tab used. Otherwise it is the chosen teacher, if it has the dataset's
+    classes, then the best one of this server, and then a teacher that is trained first.
     """
     teachers = list_teachers(context)
     try:
         card = load_card(choice.card)
-    except UserError:  # said beside the data already
+    except UserError:  # the page shows it with the data
         return {}
     asked = choice.teacher if choice.rule in ASK_TEACHER else None
     current = find_teacher(teachers, known) if known else None
@@ -153,11 +153,11 @@ def propose(context: Context, choice: Choice, source: TeacherFrom, known: str | 
 def submit(context: Context, draft: Draft) -> str:
     """Puts the draft's runs in the queue, the teacher's first, and returns the student's name.
 
-    Raises FieldError when something is wrong, or when a name was taken meanwhile; then nothing is started.
+    Raises FieldError, and starts nothing, if there are problems or a name was taken in the meantime.
     """
     if draft.problems or draft.recipe is None:
         first = next(iter(draft.problems), "form")
-        raise FieldError(first, draft.problems.get(first, "mend the fields that are marked"), draft.problems)
+        raise FieldError(first, draft.problems.get(first, "correct the marked fields"), draft.problems)
     with errors_beside("name"):
         _check_free(context, draft.name)
     if draft.teach is not None:
@@ -179,7 +179,7 @@ def submit_teacher(context: Context, draft: Draft) -> str:
 
 
 def card_name(choice: Choice) -> str:
-    """The dataset's name, the card's file name while the card can't be read."""
+    """The dataset's name, or the card's file name if the card can't be read."""
     try:
         return load_card(choice.card).name
     except UserError:
@@ -197,22 +197,22 @@ def _teacher_place(
     if source == "known" and (key := values.get("known")):
         draft.teacher = find_teacher(list_teachers(context), str(key))
         if draft.teacher is None:
-            raise FieldError("teacher", "this teacher is gone, or its training stopped: choose another one")
+            raise FieldError("teacher", "this teacher was deleted, or its training stopped: choose another one")
         return str(draft.teacher.place)
     return None
 
 
 def _teach_first(context: Context, draft: Draft, form: Form, values: Mapping[str, Any]) -> str:
-    """Drafts the teacher's run; where it will lie."""
+    """Drafts the teacher's run and returns its folder."""
     encoder = values.get("teach_encoder") or ""
     own = {field: values.get(f"teach_{field}") for field in ("epochs", "lr", "weights", "snapshots")}
-    asked = TeachForm(encoder, **own)
+    teach_form = TeachForm(encoder, **own)
     with errors_beside("teach_name"):
         wish = (values.get("teach_name") or "").strip()
         card = card_name(form.choice)
         draft.teach_name = check_name(wish) if wish else free_name(f"{card}-{encoder}-teacher", context.runs)
         _check_free(context, draft.teach_name)
-    draft.teach = asked.recipe(form)
+    draft.teach = teach_form.recipe(form)
     try:
         draft.teach_outline = outline(draft.teach, context.data)
     except FieldError as error:
@@ -229,12 +229,12 @@ def _choose_name(context: Context, draft: Draft, values: Mapping[str, Any]) -> N
         elif draft.recipe and draft.outline:
             draft.name = free_name(default_name(draft.recipe, draft.outline.card.name), context.runs)
         if wish and wish == draft.teach_name:
-            raise UserError("the teacher's run has this name already: give the student another one")
+            raise UserError("the teacher's run has this name: give the student another one")
 
 
 def _check_free(context: Context, name: str) -> None:
     if (context.runs / name).exists():
-        raise UserError(f"there is a run {name} already: give another name")
+        raise UserError(f"there is already a run {name}: give another name")
 
 
 def _check_teacher(draft: Draft) -> None:
@@ -247,10 +247,12 @@ def _add_hints(draft: Draft, choice: Choice) -> None:
     for name, part in (("epochs", draft.outline), ("teach_epochs", draft.teach_outline)):
         if part and not part.epochs_chosen and part.epochs * FEW_EPOCHS <= default_epochs(part.images):
             draft.hints[name] = (
-                f"Quick, but far fewer than the {default_epochs(part.images)} that would be chosen: it learns less."
+                f"The default is {default_epochs(part.images)} epochs. With so few the network learns less."
             )
     if draft.teacher and not draft.teacher.ready:
-        draft.hints["teacher"] = "This teacher is not finished: the student waits in the queue until it is."
+        draft.hints["teacher"] = (
+            "This teacher still trains. The student waits in the queue until the teacher is finished."
+        )
     asked = choice.teacher
     if choice.rule not in ASK_TEACHER or not asked or draft.teacher is None or draft.recipe is None:
         return
@@ -276,12 +278,12 @@ def _check_unlabelled(context: Context, folder: str) -> bool:
 
 def _no_teacher(source: TeacherFrom, method: str | None) -> str:
     if source == "none":
-        return f"method {method} learns from a teacher: choose one, train one first, or take method supervised"
+        return f"method {method} learns from a teacher: choose one, train one first, or use method supervised"
     return "choose a teacher, upload one, or train one first"
 
 
 def _with_folder(recipe: Recipe, context: Context) -> Recipe:
-    """Says where datasets lie only where that is not the place in which a command looks anyway."""
+    """The recipe without its data folder, if that is the folder in which commands look by default."""
     usual = context.data == home() / "datasets"
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"folder": None})}) if usual else recipe
 
@@ -294,7 +296,7 @@ def _run_place(context: Context, name: str, as_folder: bool = False) -> str:
 
 
 def _collect(draft: Draft, make: Callable[[], T]) -> T | None:
-    """What `make` gives, or None with its problems noted; the first message of a field stays."""
+    """The result of `make`, or None after adding its problems. A field keeps its first message."""
     try:
         return make()
     except FieldError as error:

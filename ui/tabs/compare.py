@@ -30,12 +30,12 @@ SCRIPTS = (
     "compare.js",
 )
 # A link that names an image, and no tab, opens this one, once: Gradio draws a tab's parts only when it is opened.
-# The address as it was asked for: by now it may name the tab that was open at first.
+# The address as it was query for: by now it may name the tab that was open at first.
 LINKED = """() => {
-  const asked = new URL(performance.getEntriesByType("navigation")[0].name).searchParams;
+  const query = new URL(performance.getEntriesByType("navigation")[0].name).searchParams;
   const first = !window.segskdCompareLinked;
   window.segskdCompareLinked = true;
-  return first && asked.get("image") && !asked.get("tab") ? "compare" : "";
+  return first && query.get("image") && !query.get("tab") ? "compare" : "";
 }"""
 OWN = (
     "A photograph from anywhere: both networks look at it, without a truth to compare with. It is resized to the run's "
@@ -61,7 +61,7 @@ Answer = dict[str, Any]
 
 
 def build(context: Context, page: Page) -> None:
-    """Puts the tab's components where it is called."""
+    """Adds the tab's components to the page."""
     comparisons = Comparisons(context)
     with gr.Column(elem_id="compare"):
         view = script_view("compare-view", SCRIPTS, _server_functions(comparisons), value={"run": "", "upload": None})
@@ -91,7 +91,7 @@ def build(context: Context, page: Page) -> None:
         """Shows the own image anew while it is looked at."""
         return upload(path, run, whole) if shown.get("upload") and shown["run"] == run else (gr.skip(), gr.skip())
 
-    # One picture at a time: a large one takes seconds and memory. What was asked for last is what is shown.
+    # One picture at a time: a large one takes seconds and memory. What was query for last is what is shown.
     last: dict[str, Any] = {
         "outputs": [view, problem],
         "api_visibility": "private",
@@ -110,36 +110,36 @@ def build(context: Context, page: Page) -> None:
 def _server_functions(comparisons: Comparisons) -> list[Callable[[CompareQuery], Answer]]:
     """What the tab's script asks for. Each answers with a "problem" when that is what there is."""
 
-    def compare_runs(asked: CompareQuery) -> Answer:
-        return {"runs": comparisons.runs(), "relatives": comparisons.relatives(asked.get("run"))}
+    def compare_runs(query: CompareQuery) -> Answer:
+        return {"runs": comparisons.runs(), "relatives": comparisons.relatives(query.get("run"))}
 
-    def compare_open(asked: CompareQuery) -> Answer:
-        return comparisons.state(asked.get("run"), bool(asked.get("again")))
+    def compare_open(query: CompareQuery) -> Answer:
+        return comparisons.state(query.get("run"), bool(query.get("again")))
 
-    def compare_frame(asked: CompareQuery) -> Answer:
-        if asked.get("upload"):
-            return _answer_or_problem(lambda: comparisons.uploaded(str(asked["upload"])))
-        return _answer_or_problem(lambda: comparisons.frame(asked.get("run"), str(asked.get("image"))))
+    def compare_frame(query: CompareQuery) -> Answer:
+        if query.get("upload"):
+            return _answer_or_problem(lambda: comparisons.uploaded(str(query["upload"])))
+        return _answer_or_problem(lambda: comparisons.frame(query.get("run"), str(query.get("image"))))
 
-    def compare_stages(asked: CompareQuery) -> Answer:
-        return _answer_or_problem(lambda: comparisons.stages(asked.get("run"), str(asked.get("image"))))
+    def compare_stages(query: CompareQuery) -> Answer:
+        return _answer_or_problem(lambda: comparisons.stages(query.get("run"), str(query.get("image"))))
 
-    def compare_gaps(asked: CompareQuery) -> Answer:
-        return _answer_or_problem(lambda: {"images": comparisons.gaps(asked.get("run"), asked.get("class"))})
+    def compare_gaps(query: CompareQuery) -> Answer:
+        return _answer_or_problem(lambda: {"images": comparisons.gaps(query.get("run"), query.get("class"))})
 
-    def compare_thumbnails(asked: CompareQuery) -> Answer:
+    def compare_thumbnails(query: CompareQuery) -> Answer:
         return _answer_or_problem(
-            lambda: {"pictures": comparisons.thumbnails(asked.get("run"), asked.get("images", []))}
+            lambda: {"pictures": comparisons.thumbnails(query.get("run"), query.get("images", []))}
         )
 
-    def compare_shares(asked: CompareQuery) -> Answer:
-        return _answer_or_problem(lambda: comparisons.shares(asked.get("run"), bool(asked.get("begin"))))
+    def compare_shares(query: CompareQuery) -> Answer:
+        return _answer_or_problem(lambda: comparisons.shares(query.get("run"), bool(query.get("begin"))))
 
-    def compare_stop(asked: CompareQuery) -> Answer:
-        return _answer_or_problem(lambda: comparisons.stop_shares(asked.get("run")))
+    def compare_stop(query: CompareQuery) -> Answer:
+        return _answer_or_problem(lambda: comparisons.stop_shares(query.get("run")))
 
-    def compare_retrain(asked: CompareQuery) -> Answer:
-        branch = (asked.get("run"), str(asked.get("stage")), asked.get("epochs"))
+    def compare_retrain(query: CompareQuery) -> Answer:
+        branch = (query.get("run"), str(query.get("stage")), query.get("epochs"))
         return _answer_or_problem(lambda: {"run": comparisons.retrain(*branch)})
 
     return [

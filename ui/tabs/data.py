@@ -52,7 +52,7 @@ gtFine/train/CITY/
 
 
 class DataQuery(TypedDict, total=False):
-    """What the tab's script asks with."""
+    """What the tab's script sends."""
 
     place: str | None
     choice: Any
@@ -64,7 +64,7 @@ class DataQuery(TypedDict, total=False):
 
 
 def build(context: Context, page: Page) -> None:
-    """Puts the tab's components where it is called."""
+    """Adds the tab's components to the page."""
     tasks = Tasks()
     datasets = Datasets(context.data, cache_folder(context.runs), tasks)
     picker = Picker(datasets, lambda: list_teachers(context))
@@ -84,11 +84,11 @@ def _server_functions(datasets: Datasets, picker: Picker) -> list[Callable[[Data
     """What the tab's script asks for; each answers with plain data, or with what is wrong under "error"."""
     thumbnails = Thumbnails()
 
-    def data_list(asked: DataQuery) -> Json:
+    def data_list(query: DataQuery) -> Json:
         return _answer(lambda: {"tiles": datasets.tiles()})
 
-    def data_open(asked: DataQuery) -> Json:
-        place = asked.get("place")
+    def data_open(query: DataQuery) -> Json:
+        place = query.get("place")
         return _answer(
             lambda: {
                 **datasets.overview(place),
@@ -96,47 +96,47 @@ def _server_functions(datasets: Datasets, picker: Picker) -> list[Callable[[Data
             }
         )
 
-    def data_select(asked: DataQuery) -> Json:
-        return _answer(lambda: picker.select(read_choice(asked.get("choice"))))
+    def data_select(query: DataQuery) -> Json:
+        return _answer(lambda: picker.select(read_choice(query.get("choice"))))
 
-    def data_thumbnails(asked: DataQuery) -> Json:
+    def data_thumbnails(query: DataQuery) -> Json:
         def pictures() -> Json:
-            opened = datasets.open(asked.get("place"))
+            opened = datasets.open(query.get("place"))
             pairs = opened.pairs()
-            wanted = [index for index in asked.get("indices", []) if 0 <= index < len(pairs)]
+            wanted = [index for index in query.get("indices", []) if 0 <= index < len(pairs)]
             urls = thumbnails.page(
-                opened.version, opened.card, [pairs[index] for index in wanted], bool(asked.get("masks"))
+                opened.version, opened.card, [pairs[index] for index in wanted], bool(query.get("masks"))
             )
             return {"version": opened.version, "urls": list(zip(wanted, urls, strict=False))}
 
         return _answer(pictures)
 
-    def data_do(asked: DataQuery) -> Json:
+    def data_do(query: DataQuery) -> Json:
         def begin() -> Json:
-            place, what = str(asked.get("place")), asked.get("what")
+            place, what = str(query.get("place")), query.get("what")
             if what == "fetch":
                 datasets.fetch(place)
             elif what == "ask":
-                picker.ask(place, asked.get("teacher"))
+                picker.ask(place, query.get("teacher"))
             elif what == "stop":
-                for task in _tasks(datasets, picker, asked).values():
+                for task in _tasks(datasets, picker, query).values():
                     task.stop()
             return {}
 
         return _answer(begin)
 
-    def data_poll(asked: DataQuery) -> Json:
-        return _answer(lambda: {name: task.as_dict() for name, task in _tasks(datasets, picker, asked).items()})
+    def data_poll(query: DataQuery) -> Json:
+        return _answer(lambda: {name: task.as_dict() for name, task in _tasks(datasets, picker, query).items()})
 
     return [data_list, data_open, data_select, data_thumbnails, data_do, data_poll]
 
 
-def _tasks(datasets: Datasets, picker: Picker, asked: DataQuery) -> dict[str, Task]:
+def _tasks(datasets: Datasets, picker: Picker, query: DataQuery) -> dict[str, Task]:
     """The tasks that concern what a page looks at, by kind."""
-    place, teacher = str(asked.get("place")), asked.get("teacher")
+    place, teacher = str(query.get("place")), query.get("teacher")
     found = {
         "fetch": datasets.tasks.get(f"fetch {place}"),
-        "add": datasets.tasks.get(f"add {asked.get('adding')}"),
+        "add": datasets.tasks.get(f"add {query.get('adding')}"),
         "read": datasets.reading_task(place),
         "ask": picker.asking(place, teacher) if teacher else None,
     }

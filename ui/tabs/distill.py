@@ -36,7 +36,7 @@ Updates = dict[Any, Any]
 
 
 def build(context: Context, page: Page) -> None:
-    """Puts the tab's components where it is called."""
+    """Adds the tab's components to the page."""
     with gr.Column(elem_id="distill"):
         Distill(context, page)
 

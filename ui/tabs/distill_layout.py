@@ -116,14 +116,14 @@ class Layout:
         return distill_pulse
 
     def _state_function(self) -> Callable[..., Any]:
-        def preflight_state(asked: PreflightQuery) -> dict[str, Any]:
-            return self.preflights.state(str(asked["key"]))
+        def preflight_state(query: PreflightQuery) -> dict[str, Any]:
+            return self.preflights.state(str(query["key"]))
 
         return preflight_state
 
     def _cancel_function(self) -> Callable[..., Any]:
-        def preflight_cancel(asked: PreflightQuery) -> dict[str, Any]:
-            self.preflights.cancel(str(asked["key"]))
-            return self.preflights.state(str(asked["key"]))
+        def preflight_cancel(query: PreflightQuery) -> dict[str, Any]:
+            self.preflights.cancel(str(query["key"]))
+            return self.preflights.state(str(query["key"]))
 
         return preflight_cancel

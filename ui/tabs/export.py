@@ -27,7 +27,7 @@ SCRIPTS = ("watch-parts.js", "poll.js", "export-prune.js", "export.js")
 
 
 class ExportQuery(TypedDict, total=False):
-    """What the tab's script asks for."""
+    """What the tab's script sends."""
 
     run: str | None
     format: str
@@ -38,17 +38,17 @@ class ExportQuery(TypedDict, total=False):
 
 
 def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) -> None:
-    """Puts the tab's components where it is called."""
+    """Adds the tab's components to the page."""
 
-    def export_state(asked: ExportQuery) -> dict[str, Any]:
+    def export_state(query: ExportQuery) -> dict[str, Any]:
         rows = catalogue.rows()
         choices = _choices(rows)
-        name = asked.get("run") or (choices[0] if choices else None)
+        name = query.get("run") or (choices[0] if choices else None)
         row = next((row for row in rows if row.name == name), None)
         if row is None:
             return {"runs": choices, "run": None}
         run = Run(context.runs / row.name)
-        spec = _spec(asked)
+        spec = _spec(query)
         made = exported(run, spec)
         return {
             "runs": choices,
@@ -59,12 +59,12 @@ def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) 
             "export": as_dict(made) if made else None,
         }
 
-    def export_start(asked: ExportQuery) -> dict[str, Any]:
-        return problem_of(lambda: exports.start(context.run(asked.get("run")), _spec(asked)))
+    def export_start(query: ExportQuery) -> dict[str, Any]:
+        return problem_of(lambda: exports.start(context.run(query.get("run")), _spec(query)))
 
-    def export_prune(asked: ExportQuery) -> dict[str, Any]:
-        whole = asked.get("whole") is True
-        return problem_of(lambda: begin_pruned(context.jobs, context.run(asked.get("run")), asked.get("ratio"), whole))
+    def export_prune(query: ExportQuery) -> dict[str, Any]:
+        whole = query.get("whole") is True
+        return problem_of(lambda: begin_pruned(context.jobs, context.run(query.get("run")), query.get("ratio"), whole))
 
     def chosen(event: gr.EventData) -> str:
         return existing_run(context, event._data.get("run"))
@@ -86,12 +86,12 @@ def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) 
     view.go(lambda: page.go("distill"), None, page.tabs, **QUIET)
 
 
-def _spec(asked: Mapping[str, Any]) -> Spec:
+def _spec(query: Mapping[str, Any]) -> Spec:
     """What is to be exported. Raises UserError for what can't be."""
-    name = asked.get("format", "safetensors")
+    name = query.get("format", "safetensors")
     if not isinstance(name, str) or name not in FORMATS:
         raise UserError(f"there is no format {str(name)!r}")
-    return Spec(name, asked.get("int8") is True, asked.get("pixels") is True)
+    return Spec(name, query.get("int8") is True, query.get("pixels") is True)
 
 
 def _choices(rows: list[Row]) -> list[str]:

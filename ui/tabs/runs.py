@@ -31,7 +31,7 @@ MOST_CURVES = 12
 
 
 class RunsQuery(TypedDict, total=False):
-    """What the tab's script asks for."""
+    """What the tab's script sends."""
 
     run: str | None
     runs: list[str]
@@ -43,7 +43,7 @@ class RunsQuery(TypedDict, total=False):
 
 
 def build(context: Context, page: Page, followers: Followers, catalogue: Catalogue, exports: Exports) -> None:
-    """Puts the tab's components where it is called."""
+    """Adds the tab's components to the page."""
     studies = Studies(context)
 
     def deletable(name: object) -> Run:
@@ -55,31 +55,31 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
     def runs_rows(_: RunsQuery) -> list[dict[str, Any]]:
         return [row.as_dict() for row in catalogue.rows()]
 
-    def runs_curves(asked: RunsQuery) -> list[dict[str, Any]]:
-        names = [name for name in asked.get("runs", [])[:MOST_CURVES] if existing_run(context, name)]
+    def runs_curves(query: RunsQuery) -> list[dict[str, Any]]:
+        names = [name for name in query.get("runs", [])[:MOST_CURVES] if existing_run(context, name)]
         return [_curve(followers, name) for name in names]
 
-    def runs_rename(asked: RunsQuery) -> dict[str, Any]:
-        return problem_of(lambda: run_admin.rename(deletable(asked.get("run")), asked.get("name", "")))
+    def runs_rename(query: RunsQuery) -> dict[str, Any]:
+        return problem_of(lambda: run_admin.rename(deletable(query.get("run")), query.get("name", "")))
 
-    def runs_note(asked: RunsQuery) -> dict[str, Any]:
-        return problem_of(lambda: run_admin.write_note(context.run(asked.get("run")), asked.get("note", "")))
+    def runs_note(query: RunsQuery) -> dict[str, Any]:
+        return problem_of(lambda: run_admin.write_note(context.run(query.get("run")), query.get("note", "")))
 
-    def runs_delete(asked: RunsQuery) -> dict[str, Any]:
-        return problem_of(lambda: run_admin.delete(deletable(asked.get("run"))))
+    def runs_delete(query: RunsQuery) -> dict[str, Any]:
+        return problem_of(lambda: run_admin.delete(deletable(query.get("run"))))
 
-    def runs_resume(asked: RunsQuery) -> dict[str, Any]:
-        return problem_of(lambda: context.jobs.resume(context.run(asked.get("run")).name))
+    def runs_resume(query: RunsQuery) -> dict[str, Any]:
+        return problem_of(lambda: context.jobs.resume(context.run(query.get("run")).name))
 
-    def runs_stop(asked: RunsQuery) -> dict[str, Any]:
-        return problem_of(lambda: context.jobs.stop(context.run(asked.get("run")).name))
+    def runs_stop(query: RunsQuery) -> dict[str, Any]:
+        return problem_of(lambda: context.jobs.stop(context.run(query.get("run")).name))
 
-    def runs_studies(asked: RunsQuery) -> dict[str, Any]:
-        return studies.answer(asked.get("seen"))
+    def runs_studies(query: RunsQuery) -> dict[str, Any]:
+        return studies.answer(query.get("seen"))
 
-    def runs_file(asked: RunsQuery) -> dict[str, str | None]:
+    def runs_file(query: RunsQuery) -> dict[str, str | None]:
         try:
-            content = studies.content(asked.get("study"), asked.get("file"))
+            content = studies.content(query.get("study"), query.get("file"))
         except UserError as error:
             return {"problem": str(error)}
         return {"problem": None, "base64": b64encode(content).decode()}

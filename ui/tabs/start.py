@@ -36,7 +36,7 @@ Pick your images and a subset of them, then your large network as teacher.
 
 
 def build(context: Context, page: Page, followers: Followers, catalogue: Catalogue) -> None:
-    """Puts the tab's components where it is called."""
+    """Adds the tab's components to the page."""
     guide = Guide(context.jobs, context.data, followers.get)
 
     def start_state(_: dict[str, Any]) -> dict[str, Any]:

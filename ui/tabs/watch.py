@@ -18,23 +18,23 @@ TEMPLATE = asset("watch.html")
 
 
 def build(context: Context, page: Page, followers: Followers | None = None) -> None:
-    """Puts the tab's components where it is called."""
+    """Adds the tab's components to the page."""
     watching = Watching(context, followers)
 
-    def watch_page(asked: WatchQuery) -> dict[str, Any]:
-        return watching.page(asked)
+    def watch_page(query: WatchQuery) -> dict[str, Any]:
+        return watching.page(query)
 
-    def watch_curves(asked: WatchQuery) -> dict[str, Any]:
-        return watching.curves(asked)
+    def watch_curves(query: WatchQuery) -> dict[str, Any]:
+        return watching.curves(query)
 
-    def watch_previews(asked: WatchQuery) -> dict[str, Any]:
-        return watching.previews(asked)
+    def watch_previews(query: WatchQuery) -> dict[str, Any]:
+        return watching.previews(query)
 
-    def watch_log(asked: WatchQuery) -> dict[str, Any]:
-        return watching.log(asked)
+    def watch_log(query: WatchQuery) -> dict[str, Any]:
+        return watching.log(query)
 
-    def watch_retry(asked: WatchQuery) -> dict[str, Any]:
-        return watching.retry(asked)
+    def watch_retry(query: WatchQuery) -> dict[str, Any]:
+        return watching.retry(query)
 
     functions = (watch_page, watch_curves, watch_previews, watch_log, watch_retry)
     view = script_view("watch", SCRIPTS, functions, value={"run": ""}, template=TEMPLATE)
