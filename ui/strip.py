@@ -90,7 +90,7 @@ def _view(followers: Followers, name: str) -> RunView | None:
 
 
 def _stopping(context: Context, view: RunView) -> Literal["now", "epoch"] | None:
-    """Whether somebody has query the run to stop, and when."""
+    """Whether somebody has asked the run to stop, and when."""
     if view.state != "running":
         return None
     run = context.run(view.name)

@@ -164,7 +164,7 @@ def test_what_was_read_is_kept_until_a_file_changes(
     assert calls == ["check", "check"]
     reading = again.reading(changed)
     assert reading is not None
-    assert reading.found["problems"]["shown"][0]["text"] == "image train/images/b03.png has no mask"
+    assert reading.report["problems"]["shown"][0]["text"] == "image train/images/b03.png has no mask"
 
 
 def test_masks_that_cannot_be_counted_leave_the_rest_standing(datasets: Datasets, own_data: Path, place: str) -> None:
@@ -177,7 +177,7 @@ def test_masks_that_cannot_be_counted_leave_the_rest_standing(datasets: Datasets
     assert reading.problem is not None
     assert "train/masks/b01.png" in reading.problem
     assert str(own_data) not in reading.problem
-    assert reading.found["problems"]["kinds"] == {"unknown values": 1}
+    assert reading.report["problems"]["kinds"] == {"unknown values": 1}
 
 
 def test_of_many_problems_the_first_twenty_are_shown_and_all_are_counted(
@@ -268,7 +268,7 @@ def test_a_zip_becomes_a_dataset_that_lists_its_problems_ever_after(
     assert datasets.read(opened).wait(SECONDS)
     reading = datasets.reading(opened)
     assert reading is not None
-    assert reading.found["problems"] == added["problems"]
+    assert reading.report["problems"] == added["problems"]
 
 
 def test_what_is_no_dataset_is_refused_in_words_without_the_server_s_paths(

@@ -110,7 +110,7 @@ def test_the_data_in_one_line(context: Context, values: dict[str, Any]) -> None:
         ({"method": "magic"}, "method", "no method 'magic'"),
         ({"name": "../x"}, "name", "a run's name has"),
         ({"name": "<b>bold</b>"}, "name", "a run's name has"),
-        ({"name": "mine"}, "name", "there is a run mine already"),
+        ({"name": "mine"}, "name", "there is already a run mine"),
         ({"batch": "0"}, "batch", "at least 1"),
         ({"seed": 1.5}, "seed", "whole number"),
         ({"count": "1"}, "count", "at least 2"),
@@ -135,7 +135,7 @@ def test_of_two_tabs_one_gets_the_name(context: Context, values: dict[str, Any])
     submit(context, one)
     with pytest.raises(FieldError) as caught:
         submit(context, other)
-    assert caught.value.problems == {"name": "there is a run same already: give another name"}
+    assert caught.value.problems == {"name": "there is already a run same: give another name"}
     assert context.jobs.waiting() == ["same"]
 
 
@@ -200,7 +200,7 @@ def test_other_eyes_choose_other_images(context: Context, values: dict[str, Any]
     choice = values["choice"] | {"rule": "hardest", "teacher": "somebody"}
     assert "chosen with somebody" in make_draft(context, values | {"choice": choice}).hints["data"]
     asked = values["choice"] | {"rule": "hardest", "teacher": str(context.runs / "mine")}
-    hint = "chosen with images of 192x256; this run chooses them with images of 64x96"
+    hint = "chosen with images of 192x256. This run chooses with images of 64x96"
     assert hint in make_draft(context, values | {"choice": asked}).hints["data"]
     assert make_draft(context, values | {"choice": asked, "size": "192x256"}).hints == {}
     drawn = values["choice"] | {"rule": "random", "teacher": "somebody"}

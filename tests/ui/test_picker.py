@@ -93,7 +93,7 @@ def test_counts_that_cannot_be_had_are_a_problem(
     opened = counted.open(choice().card)
     task = counted.reading_task(opened.place)
     assert task is not None
-    task.result = type(task.result)(task.result.found, None, "mask train/masks/b01.png has value 77")
+    task.result = type(task.result)(task.result.report, None, "mask train/masks/b01.png has value 77")
     answer = picker.select(choice(rule="balanced"))
     assert answer["waiting"] is None
     assert "b01.png has value 77" in answer["problem"]

@@ -318,7 +318,7 @@ def test_a_path_is_no_file_of_a_study(studies: Studies, make_study_folder: Make,
     place = make_study_folder()
     (place.path / "table.md").write_text("a table")
     end(place, FIRST, 0.5)
-    with pytest.raises(UserError, match="none of a study's files"):
+    with pytest.raises(UserError, match="not one of a study's files"):
         studies.content("grid", name)
 
 
@@ -340,7 +340,7 @@ def test_a_studys_name_is_taken(context: Context, make_study_folder: Make, make_
     run = make_run("alone")
     with pytest.raises(UserError, match="grid already"):
         run_admin.rename(run, "grid")
-    with pytest.raises(UserError, match=r"holds study\.yaml and is no run"):
+    with pytest.raises(UserError, match=r"is no run and holds study\.yaml"):
         context.jobs.submit(run.recipe, "grid")
     assert context.jobs.waiting() == []
 

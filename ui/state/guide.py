@@ -22,7 +22,7 @@ WORKING = ("running", "starting", "waiting")
 
 @dataclass(frozen=True)
 class DemoStep:
-    """One step of the demo. `done` is the share that is over, between 0 and 1; `doing` what its run does now."""
+    """One step of the demo. `done` is the finished share, from 0 to 1. `doing` says what its run does now."""
 
     title: str
     text: str
@@ -35,7 +35,7 @@ class DemoStep:
 
 
 class Guide:
-    """Starts the demo and tells how far it is."""
+    """Starts the demo and says how far it is."""
 
     def __init__(self, jobs: Jobs, data: Path, view: Callable[[str], RunView]) -> None:
         self._jobs = jobs
@@ -45,11 +45,11 @@ class Guide:
         self._teacher, self._student = (name for name, _ in demo_recipes(data, jobs.runs))
 
     def start(self) -> str:
-        """Queues the runs that the demo still lacks. Returns the run to look at, "" for whichever trains.
+        """Queues the runs of the demo that are not finished. Returns the run to show, "" for the one that trains.
 
-        A demo that has finished is not repeated. Raises UserError when one of its folders holds something else.
+        A finished demo is not repeated. Raises UserError if one of its folders holds something else.
         """
-        with self._lock:  # when two pages ask at once, the second finds the runs of the first
+        with self._lock:  # if two pages ask at once, the second finds the runs of the first
             for name, recipe in demo_recipes(self._data, self._jobs.runs):
                 state = self.state(name)
                 if state is None:
@@ -60,15 +60,15 @@ class Guide:
 
     @property
     def finished(self) -> bool:
-        """Whether the demo's student is there to be compared."""
+        """Whether the demo's student is finished and can be compared."""
         return self.state(self._student) == "finished"
 
     def state(self, name: str) -> JobState | None:
-        """What a run of the demo is doing, None when it is not there."""
+        """The state of a run of the demo, None if there is no such run."""
         return self._jobs.state(name) if (self._jobs.runs / name / "recipe.yaml").is_file() else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Steps and whether they were begun, for the page."""
+        """The steps and their states, as plain data for the page."""
         states = [self.state(self._teacher), self.state(self._student)]
         ready = "ready" if states[1] == "finished" else "to come"
         exported = "finished" if ready == "ready" and has_export(Run(self._jobs.runs / self._student)) else ready

@@ -1,4 +1,4 @@
-"""Pre-flights for the page: a worker, `segskd preflight`, measures one recipe at a time, and the results are kept."""
+"""Pre-flights for the page. A worker, `segskd preflight`, measures one recipe at a time. The results are stored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..context import Context
 
 LONGEST_SECONDS = 120.0
 VALID_SECONDS = {"fits": 15 * 60, "refused": 60}
-"""How long a result holds, since the memory that is free changes."""
+"""How long a result is valid. The free memory changes."""
 BAD_INPUT = 2
 MOST_STORED = 100
 State = Literal["unknown", "waiting", "running", "fits", "refused", "failed", "cancelled"]
@@ -27,9 +27,9 @@ State = Literal["unknown", "waiting", "running", "fits", "refused", "failed", "c
 
 @dataclass
 class PreflightCheck:
-    """One pre-flight: its state, since when, and what it found.
+    """One pre-flight: its state, its start and its result.
 
-    "refused": the run won't fit, or would end with an error. "failed": the pre-flight found nothing out.
+    "refused": the run doesn't fit, or would fail. "failed": the pre-flight itself failed.
     """
 
     state: State = "waiting"
@@ -61,7 +61,7 @@ class Preflights:
         self._guard = threading.Lock()
 
     def ask(self, recipe: Recipe) -> str:
-        """Measures a recipe, unless it is being measured or its result still holds; the key for `state`."""
+        """Measures a recipe, unless that is being done or there is a valid result. Returns the key for `state`."""
         key = recipe_key(recipe)
         with self._guard:
             if self.state(key)["state"] in ("unknown", "failed", "cancelled"):
@@ -72,7 +72,7 @@ class Preflights:
         return key
 
     def state(self, key: str) -> dict[str, Any]:
-        """{"state", "seconds", "result", "problem"}; "unknown" for what was never asked, or holds no longer."""
+        """{"state", "seconds", "result", "problem"}. The state is "unknown" if there is no valid result."""
         check = self._checks.get(key)
         if check is None or time.monotonic() - check.begun > VALID_SECONDS.get(check.state, math.inf):
             return dict(UNKNOWN)
@@ -104,12 +104,12 @@ class Preflights:
     def _run(self, check: PreflightCheck, path: Path) -> None:
         environment = {
             **folder_variables(self._context.runs, self._context.data),
-            "TMPDIR": str(path.parent),  # what it leaves behind when it is killed goes with the folder
+            "TMPDIR": str(path.parent),  # if it is killed, its temporary files are deleted with the folder
         }
         command = segskd("preflight", "--recipe", str(path), "--json")
         with start(command, "bound", output="kept", environment=environment, low_priority=True) as worker:
             check.worker = worker
-            if check.state == "cancelled":  # between the last look at it and the start
+            if check.state == "cancelled":  # cancelled just before the start
                 return
             try:
                 status = worker.wait(LONGEST_SECONDS)
@@ -138,7 +138,7 @@ def read_outcome(status: int, output: str, errors: str) -> tuple[State, dict[str
 
 
 def _refusal(output: str) -> str:
-    """What the command says is wrong with the recipe, in the page's words; "" where it says nothing."""
+    """The command's message about the recipe, with the page's labels; "" if there is none."""
     try:
         return ErrorRecord.read(json_result(output)).in_labels
     except (ValueError, LookupError, AttributeError):
@@ -146,5 +146,5 @@ def _refusal(output: str) -> str:
 
 
 def recipe_key(recipe: Recipe) -> str:
-    """A key that equal recipes share, and different ones don't."""
+    """A key, which is the same for equal recipes only."""
     return hashlib.sha256(dump_recipe(recipe).encode()).hexdigest()[:20]

@@ -1,4 +1,4 @@
-"""The studies of this server: how far each is, its table and its curve, and the files that can be downloaded."""
+"""The studies of this server: how far each is, its table, its curve, and its files."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from .file_stamp import stamp
 from .follow import Followers
 
 FILES = (TABLE, ROWS, CELLS, CURVE_PNG, CURVE_SVG)
-"""What can be downloaded of a study."""
+"""Files of a study that can be downloaded."""
 FURTHER = ("student", "rule", "labels")
-"""Axes that the table names only where they vary."""
+"""Axes that the table shows only if they vary."""
 FIGURES = (
     *("fraction", "images", "method", *FURTHER, "seeds", "cells"),
     *("miou_mean", "miou_std", "percent_mean", "percent_std"),
@@ -34,7 +34,7 @@ FIGURES = (
 
 
 class Studies:
-    """Reads the studies below the runs' folder; what has not changed since is not read again."""
+    """Reads the studies below the runs' folder. A study is read again only if its files have changed."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -42,11 +42,10 @@ class Studies:
         self._lock = threading.Lock()
 
     def answer(self, seen: Mapping[str, str] | None = None) -> Facts:
-        """What the page shows: {"names", "studies", "now"}.
+        """The studies for the page: {"names", "studies", "now"}.
 
-        `names` are those of all studies, the one begun or gone on with last first; `studies` are as `shown` gives
-        them, each with a `tag`, without those whose tag the page has `seen`. `now` says of each cell at work what
-        it does.
+        `names` holds all studies, the last started first. `studies` holds the results of `study_for_page`, each with a
+        `tag`, without those whose tag the page has `seen`. `now` says what each running cell does.
         """
         cached = self._read()
         new = [one.page_data for one in cached if (seen or {}).get(one.name) != one.page_data["tag"]]
@@ -54,39 +53,39 @@ class Studies:
         return {"names": [one.name for one in cached], "studies": new, "now": now}
 
     def file(self, study: object, name: object) -> Path:
-        """One of a study's FILES. Both come from the page, so neither is taken for a path.
+        """The path of one of a study's FILES. Both arguments come from the page, so paths are refused.
 
-        Raises UserError when there is no such study, and for anything else than a file of its own folder.
+        Raises UserError if there is no such study, or for anything but one of these files in its folder.
         """
         folder = next((folder for folder in self._folders() if folder.name == study), None)
         if folder is None:
             raise UserError(f"{study!r} is not the name of a study")
         if name not in FILES:
-            raise UserError(f"{name!r} is none of a study's files: {', '.join(FILES)}")
+            raise UserError(f"{name!r} is not one of a study's files: {', '.join(FILES)}")
         path = folder / str(name)
         if path.is_symlink() or not path.is_file():
             raise UserError(f"study {folder.name} has no {name} yet")
         return path
 
     def content(self, study: object, name: object) -> bytes:
-        """What that file holds. Raises UserError as `file` does."""
+        """The content of that file. Raises UserError as `file` does."""
         try:
             return self.file(study, name).read_bytes()
         except OSError as error:
             raise UserError(f"can't read {name} of study {study}: {error.strerror}") from error
 
     def check_unneeded(self, run: Run) -> None:
-        """Raises UserError when a study has the run for its teacher, which it finds by its place."""
+        """Raises UserError if the run is the teacher of a study, since a study finds its teacher by its folder."""
         place = run.path.resolve()
         for one in self._read():
             if one.teacher and (one.teacher == place or place in one.teacher.parents):
                 raise UserError(
-                    f"run {run.name} is the teacher of study {one.name}, which would not find it any more: "
+                    f"run {run.name} is the teacher of study {one.name}, which could not find it any more: "
                     "delete the study's folder first"
                 )
 
     def _folders(self) -> list[Path]:
-        """The one begun or gone on with last first."""
+        """The folders of all studies, the last started first."""
         found = [path.parent for path in self._context.runs.glob(f"[!.]*/{STUDY}")]
         times = {folder: seen[0] for folder in found if (seen := stamp(folder / STUDY))}
         return sorted(times, key=times.__getitem__, reverse=True)
@@ -101,7 +100,7 @@ class Studies:
             return [self._cache[folder.name] for folder in folders]
 
     def _read_anew(self, folder: Path) -> None:
-        """Only when one of its files has changed."""
+        """Reads a study if one of its files has changed."""
         stamps = _stamps(folder)
         cached = self._cache.get(folder.name)
         if cached is None or cached.stamps != stamps:
@@ -109,7 +108,7 @@ class Studies:
 
 
 class _StudyOnPage:
-    """One study as it was read last, and as the page shows it."""
+    """One study as it was last read, and its data for the page."""
 
     def __init__(self, context: Context, folder: Path, stamps: tuple[object, ...]) -> None:
         self.name, self.stamps = folder.name, stamps
@@ -131,7 +130,7 @@ class _StudyOnPage:
         return found
 
     def now(self) -> list[Facts]:
-        """Of each cell at work: what it does, and how much of its training is over."""
+        """For each running cell: what it does, and how much of its training is over."""
         return [fact for name in self._working if (fact := self._doing(name))]
 
     def _doing(self, name: str) -> Facts | None:
@@ -143,7 +142,7 @@ class _StudyOnPage:
 
 
 def study_for_page(read: Facts) -> Facts:
-    """What the page shows of a study, from what `read_study` gives: rows with `line`, what its line is called."""
+    """A study for the page, from the result of `read_study`. `line` in a row is the name of its line in the curve."""
     rows, folder = read["rows"], Path(read["folder"])
     best = best_rows(rows)
     state = _state(read)
@@ -196,7 +195,7 @@ def _single(cells: list[Facts], row: Facts) -> list[float]:
 
 
 def _stamps(folder: Path) -> tuple[object, ...]:
-    """What changes whenever the study would be read otherwise."""
+    """Changes whenever reading the study would give something else."""
     cells: list[object] = []
     try:
         with os.scandir(folder) as entries:
@@ -205,7 +204,7 @@ def _stamps(folder: Path) -> tuple[object, ...]:
             result = stamp(folder / name / "result.json")
             cells.append((name, result or (stamp(folder / name / "recipe.yaml"), Run(folder / name).is_alive())))
         alive = StudyFolder(folder).is_alive()
-    except OSError:  # it goes while it is read; whoever reads it says so
+    except OSError:  # deleted just now; `read_study` reports it
         alive = False
     return (alive, *(stamp(folder / name) for name in (STUDY, PROGRESS, *FILES)), *cells)
 

@@ -1,4 +1,4 @@
-"""Small pictures of a dataset's images, plain or with their masks laid over, as data URLs; kept in memory."""
+"""Small pictures of a dataset's images, with or without their masks, as data URLs. They are cached in memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NO_CLASS = 255
 
 
 class Thumbnails:
-    """Draws thumbnails once and keeps the last ones, `limit` bytes of them."""
+    """Draws thumbnails and caches the last ones, up to `limit` bytes."""
 
     def __init__(self, limit: int = LIMIT_BYTES) -> None:
         self._limit = limit
@@ -36,7 +36,7 @@ class Thumbnails:
     def page(self, version: str, card: Card, pairs: Sequence[Pair], masks: bool) -> list[str | None]:
         """A data URL for each of the first MOST_AT_ONCE pairs; None where the image or mask can't be read.
 
-        `version` is the dataset's, so that another card's colours don't stand for this one's.
+        `version` is the dataset's; with another version thumbnails are drawn again.
         """
         return [self._one(version, card, pair, masks) for pair in pairs[:MOST_AT_ONCE]]
 
@@ -49,7 +49,7 @@ class Thumbnails:
                     self._cache.move_to_end(key)
                     return self._cache[key]
             url = jpeg_url(thumbnail(card, pair, masks), QUALITY)
-        except (UserError, OSError):  # the check of the dataset names the file and what is wrong with it
+        except (UserError, OSError):  # the check of the dataset reports what is wrong with the file
             return None
         self._add_to_cache(key, url)
         return url

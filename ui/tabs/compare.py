@@ -29,8 +29,8 @@ SCRIPTS = (
     "compare-images.js",
     "compare.js",
 )
-# A link that names an image, and no tab, opens this one, once: Gradio draws a tab's parts only when it is opened.
-# The address as it was query for: by now it may name the tab that was open at first.
+# A link with an image but without a tab opens this tab once, since Gradio draws a tab only when it is opened. The
+# script reads the first address of the page, because the present one may already name a tab.
 LINKED = """() => {
   const query = new URL(performance.getEntriesByType("navigation")[0].name).searchParams;
   const first = !window.segskdCompareLinked;
@@ -38,9 +38,9 @@ LINKED = """() => {
   return first && query.get("image") && !query.get("tab") ? "compare" : "";
 }"""
 OWN = (
-    "A photograph from anywhere: both networks look at it, without a truth to compare with. It is resized to the run's "
-    f"size; its own resolution (up to {NATIVE_SIDE:,} pixels a side) suits networks that were trained on pieces of "
-    "large images."
+    "Upload a photograph and see the masks of both networks. There is no truth to compare them with. It is resized to "
+    f"the run's size. Its own resolution (up to {NATIVE_SIDE:,} pixels a side) suits networks that were trained on "
+    "pieces of large images."
 )
 CompareQuery = TypedDict(
     "CompareQuery",
@@ -88,10 +88,10 @@ def build(context: Context, page: Page) -> None:
         return page.go("compare") if tab == "compare" else gr.skip()
 
     def toggled(path: str | None, run: str, whole: bool, shown: dict[str, Any]) -> tuple[Any, Any]:
-        """Shows the own image anew while it is looked at."""
+        """Shows the uploaded image again, if it is shown now."""
         return upload(path, run, whole) if shown.get("upload") and shown["run"] == run else (gr.skip(), gr.skip())
 
-    # One picture at a time: a large one takes seconds and memory. What was query for last is what is shown.
+    # One picture at a time, since a large one takes seconds and memory. The last request is the one that is shown.
     last: dict[str, Any] = {
         "outputs": [view, problem],
         "api_visibility": "private",
@@ -108,7 +108,7 @@ def build(context: Context, page: Page) -> None:
 
 
 def _server_functions(comparisons: Comparisons) -> list[Callable[[CompareQuery], Answer]]:
-    """What the tab's script asks for. Each answers with a "problem" when that is what there is."""
+    """The functions that the tab's script calls. An answer may be a "problem"."""
 
     def compare_runs(query: CompareQuery) -> Answer:
         return {"runs": comparisons.runs(), "relatives": comparisons.relatives(query.get("run"))}

@@ -81,7 +81,7 @@ def build(context: Context, page: Page) -> None:
 
 
 def _server_functions(datasets: Datasets, picker: Picker) -> list[Callable[[DataQuery], Json]]:
-    """What the tab's script asks for; each answers with plain data, or with what is wrong under "error"."""
+    """The functions that the tab's script calls. They answer with plain data, or with a message under "error"."""
     thumbnails = Thumbnails()
 
     def data_list(query: DataQuery) -> Json:
@@ -132,7 +132,7 @@ def _server_functions(datasets: Datasets, picker: Picker) -> list[Callable[[Data
 
 
 def _tasks(datasets: Datasets, picker: Picker, query: DataQuery) -> dict[str, Task]:
-    """The tasks that concern what a page looks at, by kind."""
+    """The tasks of the dataset that a page shows, by kind."""
     place, teacher = str(query.get("place")), query.get("teacher")
     found = {
         "fetch": datasets.tasks.get(f"fetch {place}"),
@@ -151,15 +151,15 @@ def _answer(give: Callable[[], Json]) -> Json:
 
 
 def _add_form(datasets: Datasets, view: gr.HTML, opened: gr.Accordion) -> None:
-    """The fields with which a folder of the server or an uploaded zip becomes a dataset."""
+    """The fields that make a dataset of a folder on the server or of an uploaded zip."""
     gr.HTML(_layouts(), js_on_load=None, elem_id="data-layouts")
     with gr.Row():
         with gr.Column(min_width=280):
             archive = gr.File(label="A zip from your computer", type="filepath", height=170, elem_id="data-zip")
         with gr.Column(min_width=280):
             folder = gr.Dropdown(
-                label="… or a folder that lies on the server",
-                info=f"Folders below {datasets.data} that are no dataset yet.",
+                label="… or a folder on the server",
+                info=f"Folders below {datasets.data} that are not a dataset yet.",
                 choices=list(datasets.folders()),
                 value=None,
                 elem_id="data-folder",
@@ -185,7 +185,7 @@ def _add_form(datasets: Datasets, view: gr.HTML, opened: gr.Accordion) -> None:
     def begin(archive: str | None, folder: str | None, name: str, classes: str) -> tuple[Any, Any]:
         try:
             if archive and folder:
-                raise UserError("a zip and a folder are given: take one of them away")
+                raise UserError("there is a zip and a folder: remove one of them")
             if not (archive or folder):
                 raise UserError("choose a folder, or upload a zip")
             task = (
@@ -203,21 +203,21 @@ def _add_form(datasets: Datasets, view: gr.HTML, opened: gr.Accordion) -> None:
 
 
 def _layouts() -> str:
-    """The folders that are understood, as small trees."""
+    """The layouts of folders that are recognised, as small trees."""
     trees = "".join(
         f"<figure><figcaption>{name}</figcaption><pre>{tree}</pre></figure>" for name, tree in LAYOUTS.items()
     )
-    title = "Images with one mask each, laid out in one of these ways (a zip may have one folder around them):"
+    title = "Each image needs a mask. These layouts are recognised (in a zip one folder may be around them):"
     return f'<p>{title}</p><div class="trees">{trees}</div>'
 
 
 def _join_choice(view: gr.HTML, page: Page) -> None:
-    """What is picked becomes the page's choice, and a choice made elsewhere is shown here."""
+    """Joins the tab with the page's choice: a change of one changes the other."""
 
     def choose(event: gr.EventData) -> Any:
         try:
             return read_choice(event._data).as_dict()
-        except UserError:  # the script shows what is wrong with it, and the last good choice holds
+        except UserError:  # the script shows what is wrong, and the last valid choice stays
             return gr.skip()
 
     def distill(event: gr.EventData) -> tuple[Any, Any]:

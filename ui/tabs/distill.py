@@ -28,7 +28,7 @@ from ..state.teachers import add_upload, list_teachers
 from .distill_fields import NO_FOLDER
 from .distill_layout import Layout
 
-# One handler after the other, of all visitors: an answer never comes after that to a later question. What takes long
+# The handlers of all visitors run one after the other, so that answers come in the order of their questions. Long work
 # has a queue of its own.
 IN_TURN: dict[str, Any] = {**QUIET, "concurrency_id": "distill", "concurrency_limit": 1}
 ADVANCED = {field.name for field in SCHEMA if field.place == "advanced"}
@@ -47,7 +47,7 @@ class Distill(Layout):
     def __init__(self, context: Context, page: Page) -> None:
         super().__init__(context)
         self.page = page
-        self._starts: dict[str, dict[str, Any]] = {}  # what waits for its pre-flight; both end with the server
+        self._starts: dict[str, dict[str, Any]] = {}  # runs that wait for their pre-flight; both end with the server
         self._listen()
 
     # -- events -------------------------------------------------------------------------------------
@@ -102,19 +102,19 @@ class Distill(Layout):
         return self._updates(self._draft(values), values)
 
     def _on_look(self, chosen_source: str, cloned: str, *given: Any) -> Updates:
-        """The tab is looked at, or Data chose something else: proposes what goes with it."""
-        if cloned:  # a run's recipe is on its way into the form
+        """The tab was opened, or the choice on Data changed: proposes a teacher and a size for it."""
+        if cloned:  # a run's recipe will fill the form
             return {}
         values = self._values(given)
         before = values["known"]
         choice = Choice.from_dict(values["choice"])
-        if values["teacher_from"] == "train" != chosen_source:  # proposed for other data: looked for anew
+        if values["teacher_from"] == "train" != chosen_source:  # the page proposed it for other data
             proposed = {"teacher_from": "known"} | propose(self.context, choice, "known", values["known"])
         else:
             proposed = propose(self.context, choice, values["teacher_from"], values["known"])
         if chosen_source == "known" and proposed.get("teacher_from") == "train":
             proposed = {}
-        # What is there already is not set again: somebody may have changed it while this was on its way.
+        # Values that are there already are not set again, since somebody may change them meanwhile.
         proposed = {name: value for name, value in proposed.items() if values[name] != value}
         values |= proposed
         if values["choice"] is not None and values["seed"] != choice.seed:
@@ -123,18 +123,18 @@ class Distill(Layout):
         return self._updates(self._draft(values), values) | inputs | self._teachers(values["known"], before)
 
     def _on_server_change(self, *given: Any) -> Updates:
-        """A teacher came or went, or training began or ended."""
+        """The list of teachers changed, or training began or ended."""
         values = self._values(given)
         return self._updates(self._draft(values), values) | self._teachers(values["known"], values["known"])
 
     def _on_seed(self, choice: dict[str, Any] | None, seed: float | None) -> Any:
-        """One seed for Data and Distill; one that can't be stays here, with its message."""
+        """Sets the seed for Data, too. A wrong one stays here, with its message."""
         if seed is None or seed != int(seed) or seed < 0:
             return gr.skip()
         return replace(Choice.from_dict(choice), seed=int(seed)).as_dict()
 
     def _on_check(self, *given: Any) -> Updates:
-        """Begins the pre-flight."""
+        """Starts the pre-flight."""
         values = self._values(given)
         draft = self._draft(values)
         if draft.problems or not draft.measurable or draft.first is None:
@@ -143,7 +143,7 @@ class Distill(Layout):
         return self._updates(draft, values, poll=True)
 
     def _on_start(self, *given: Any) -> Updates:
-        """Starts what was checked and fits; what was not is checked first, and the panel then asks again."""
+        """Starts the run if its pre-flight says that it fits. Without one, starts the pre-flight, then the run."""
         values = self._values(given)
         draft = self._draft(values)
         if draft.problems or draft.first is None:
@@ -160,41 +160,41 @@ class Distill(Layout):
         return self._refusal(draft, values, verdict)
 
     def _on_preflight_end(self, event: gr.EventData, *given: Any) -> Updates:
-        """Starts what waited for its pre-flight, as the form was then; what is in the form by now stays."""
-        asked, values = self._starts.pop(str(event._data.get("start")), None), self._values(given)
-        if asked is None:
+        """Starts the run that waited for its pre-flight, with the form's values of that time. The form stays."""
+        earlier, values = self._starts.pop(str(event._data.get("start")), None), self._values(given)
+        if earlier is None:
             return {}
-        draft = self._draft(asked)
-        if asked == values:
+        draft = self._draft(earlier)
+        if earlier == values:
             return self._submit_if_it_fits(draft, values)
         try:
             self._check_fits(draft)
             name = submit(self.context, draft)
-            said = notice(f"{name} was put into the queue.", "good")
+            result = notice(f"{name} was put into the queue.", "good")
         except UserError as error:
-            said = notice(f"{draft.name or 'The run'} was not started: {in_labels(error)}.")
-        return self._updates(self._draft(values), values) | {self.fields.notices["form"]: said}
+            result = notice(f"{draft.name or 'The run'} was not started: {in_labels(error)}.")
+        return self._updates(self._draft(values), values) | {self.fields.notices["form"]: result}
 
     def _submit_if_it_fits(self, draft: Draft, values: dict[str, Any]) -> Updates:
-        """Starts what the pre-flight found to fit. One that failed is not asked again: that is for a person to do."""
+        """Starts the run if the pre-flight says that it fits. A failed pre-flight is not repeated."""
         if draft.problems or draft.first is None:
             return self._updates(draft, values, complain=True)
         verdict = self.preflights.state(recipe_key(draft.first))
         return self._submit(draft, values) if verdict["state"] == "fits" else self._refusal(draft, values, verdict)
 
     def _check_fits(self, draft: Draft) -> None:
-        """Raises UserError unless the pre-flight said so; what is wrong with the draft itself is told by `submit`."""
+        """Raises UserError unless the pre-flight says that the run fits. `submit` checks the draft itself."""
         verdict = self.preflights.state(recipe_key(draft.first)) if draft.first else None
         if verdict and verdict["state"] != "fits":
             raise UserError(verdict["problem"] or "its pre-flight was cancelled")
 
     def _refusal(self, draft: Draft, values: dict[str, Any], verdict: dict[str, Any]) -> Updates:
-        """Says why not. What was not found out, or is full only while another run works, may start all the same."""
+        """Says why the run did not start. Offers a start without check if the pre-flight failed or a run trains."""
         busy = self.busy()
         open_end = verdict["state"] == "failed" or (bool(busy) and verdict["result"] is not None)
         text = f"Not started: {verdict['problem'] or 'its pre-flight was cancelled'}."
         if open_end and busy:
-            text += f" {busy[0]} is training now, and this run would begin after it."
+            text += f" {busy[0]} is training now. This run would begin after it."
         return self._updates(draft, values) | {
             self.fields.notices["form"]: notice(text),
             self.unchecked: gr.Button(f"{self.verb()} without the check", visible=open_end),
@@ -214,7 +214,7 @@ class Distill(Layout):
         return {self.page.run: name, self.page.tabs: self.page.go("watch"), **cleared}
 
     def _on_teach(self, *given: Any) -> Updates:
-        """Queues the teacher alone, and chooses it for the student."""
+        """Queues the teacher alone, and chooses it as the teacher."""
         values = self._values(given)
         draft = self._draft(values)
         try:
@@ -227,7 +227,7 @@ class Distill(Layout):
         return self._updates(self._draft(values), values) | inputs | self._teachers(values["known"], None)
 
     def _on_upload(self, files: list[str] | None, network: str | None) -> dict[str, str]:
-        """The key of the teacher that was uploaded, or the problem with it."""
+        """The key of the uploaded teacher, or the problem with it."""
         try:
             return {"key": add_upload([Path(file) for file in files or ()], self.context.runs, network or "")}
         except UserError as error:
@@ -240,7 +240,7 @@ class Distill(Layout):
         return self._updates(self._draft(values), values) | self._teachers(found["key"], None)
 
     def _on_load(self, file: str, *given: Any) -> Updates:
-        """Fills the form with a recipe's file."""
+        """Fills the form with the recipe in a file."""
         name = Path(file).name
         try:
             return self._fill_form(load_recipe(file), given, name)
@@ -248,14 +248,14 @@ class Distill(Layout):
             return {self.fields.notices["load"]: notice(in_labels(error).replace(str(file), name))}
 
     def _on_clone(self, name: str, *given: Any) -> Updates:
-        """Fills the form with the recipe of a run that Runs was asked to clone."""
+        """Fills the form with the recipe of a run that is cloned on the Runs tab."""
         if not name:
             return {self.page.cloned: ""}
         try:
             updates = self._fill_form(self.context.run(name).recipe, given, name)
         except UserError as error:
             updates = {self.fields.notices["form"]: notice(f"{name} can't be cloned: {in_labels(error)}")}
-        return updates | {self.page.cloned: ""}  # the same run can then be cloned again
+        return updates | {self.page.cloned: ""}  # so that the same run can be cloned again
 
     def _fill_form(self, recipe: Recipe, given: tuple[Any, ...], source: str) -> Updates:
         changes = form_values(self.context, recipe)
@@ -263,21 +263,21 @@ class Distill(Layout):
         inputs = {component: _typed(changes[name]) for name, component in self.fields.inputs.items() if name in changes}
         before = self._values(given)["known"]
         updates = self._updates(self._draft(values), values) | inputs | self._teachers(values["known"], before)
-        lost = changes["teacher_from"] == "known" and changes["known"] is None
-        text = f"{source} fills the form" + (", but its teacher is not on this server." if lost else ".")
-        said = {self.fields.notices["form"]: notice(text, "hint" if lost else "good")}
+        no_teacher = changes["teacher_from"] == "known" and changes["known"] is None
+        text = f"{source} fills the form" + (", but its teacher is not on this server." if no_teacher else ".")
+        message = {self.fields.notices["form"]: notice(text, "hint" if no_teacher else "good")}
         if any(changes.get(name) not in (None, "", SCHEMA[name].default) for name in ADVANCED):
-            updates[self.advanced] = gr.Accordion(open=True)  # so that a person sees what the recipe says there
+            updates[self.advanced] = gr.Accordion(open=True)  # so that a person sees the recipe's values there
         updates[self.fields.inputs["method"]] = gr.Dropdown(
             value=values["method"], info=method_sentences().get(values["method"] or "", "")
         )
-        return updates | said | {self.page.choice: changes["choice"], self.chosen_source: changes["teacher_from"]}
+        return updates | message | {self.page.choice: changes["choice"], self.chosen_source: changes["teacher_from"]}
 
     def _on_take_batch(self, event: gr.EventData) -> Any:
         batch = event._data.get("batch")
         return str(batch) if isinstance(batch, int) else gr.skip()
 
-    # -- what is shown ------------------------------------------------------------------------------
+    # -- values of components ---------------------------------------------------------------------
 
     def _updates(
         self,
@@ -287,7 +287,7 @@ class Distill(Layout):
         poll: bool = False,
         start: str | None = None,
     ) -> Updates:
-        """Everything on the tab that follows from the fields."""
+        """The values of all components that depend on the fields."""
         fields, source = self.fields, values["teacher_from"]
         updates: Updates = {group: gr.Column(visible=source == name) for name, group in self.teacher["groups"].items()}
         updates |= self._notices(draft, values, complain)
@@ -333,27 +333,27 @@ class Distill(Layout):
         problems, source = dict(draft.problems), values["teacher_from"]
         if not (values["hub"] or complain):
             problems.pop("hub", None)  # nobody has typed yet
-        if source != "known" and "teacher" in problems:  # its place is below the list, which is hidden now
+        if source != "known" and "teacher" in problems:  # its notice is below the list, which is hidden now
             problems["teacher_from"] = problems.pop("teacher")
         elsewhere = [text for name, text in problems.items() if name not in self.fields.notices]
         shown = {
             component: notice(problems[name]) if name in problems else notice(draft.hints.get(name, ""), "hint")
             for name, component in self.fields.notices.items()
-            if name != "form"  # what was said of a start, or of a recipe, stays until somebody changes a field
+            if name != "form"  # its message about a start or a recipe stays until somebody changes a field
         }
         if elsewhere:
             shown[self.fields.notices["form"]] = notice(" ".join(elsewhere))
         elif complain and problems:
             shown[self.fields.notices["form"]] = notice(
                 f"Not started: {next(iter(problems.values()))}" if len(problems) == 1 else
-                f"Not started: {len(problems)} fields are marked, mend them first."
+                f"Not started: {len(problems)} fields are marked. Correct them first."
             )  # fmt: skip
         return shown
 
     def _teachers(self, chosen: str | None, before: str | None) -> Updates:
-        """The list of teachers; one that is gone is chosen no longer.
+        """The list of teachers. A teacher that was deleted is no longer chosen.
 
-        What was chosen `before` is not set again: somebody may have chosen another one meanwhile.
+        The choice `before` is not set again, since somebody may have chosen another one meanwhile.
         """
         teachers = list_teachers(self.context)
         value = chosen if any(teacher.key == chosen for teacher in teachers) else None
@@ -363,5 +363,5 @@ class Distill(Layout):
 
 
 def _typed(value: Any) -> Any:
-    """A value as its field holds it: numbers with a point, and those that are left out, as text."""
+    """A value for its component. None, and numbers that are not whole, become text."""
     return as_text(value) if value is None or isinstance(value, float) else value

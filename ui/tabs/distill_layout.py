@@ -1,4 +1,4 @@
-"""Where things stand on the Distill tab, and what its scripts ask the server."""
+"""The layout of the Distill tab, and the server functions of its scripts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BEGIN, QUEUE = "Start", "Queue"
 
 
 class PreflightQuery(TypedDict):
-    """The pre-flight that a script asks after, by its key."""
+    """The pre-flight that a script asks for, by its key."""
 
     key: str | None
 
@@ -38,7 +38,7 @@ class Layout:
         return [*self.context.jobs.busy(), *self.context.jobs.waiting()]
 
     def verb(self) -> str:
-        """What the button does: starts, or queues behind what trains."""
+        """The button's word: «Start», or «Queue» while a run trains or waits."""
         return QUEUE if self.busy() else BEGIN
 
     def _lay_out(self) -> None:
@@ -48,10 +48,11 @@ class Layout:
             js_on_load=asset("distill-pulse.js"),
             server_functions=checked_functions(self._pulse_function()),
         )
-        # Where a person said that the teacher comes from; what the page itself proposed doesn't stand here.
+        # The source of the teacher that a person chose. A source that the page proposed is not stored here.
         self.chosen_source = gr.Textbox("", visible="hidden", elem_id="distill-insisted")
-        # When the tab was looked at, or Data chose something else. One component for both, so that its proposals
-        # are made one after the other: two at once, and the later is laid over what somebody chose after the first.
+        # The time at which the tab was last opened, or at which the choice on Data last changed. One component holds
+        # both, so that proposals are made one after the other. Otherwise a second one could replace what somebody
+        # chose after the first.
         self.look_time = gr.Textbox("", visible="hidden")
         self.uploaded = gr.State({})
         with gr.Row(elem_id="distill-columns"):
@@ -105,11 +106,11 @@ class Layout:
             elem_id=f"{name}-panel",
         )
 
-    # -- what scripts on the page ask -----------------------------------------------------------------
+    # -- server functions ------------------------------------------------------------------------------
 
     def _pulse_function(self) -> Callable[..., Any]:
         def distill_pulse(_: dict[str, Any]) -> dict[str, Any]:
-            """Changes when the list of teachers does, or when something begins or ends to train."""
+            """A value that changes when the list of teachers does, or when training begins or ends."""
             teachers = [(teacher.key, teacher.state) for teacher in list_teachers(self.context)]
             return {"now": [teachers, bool(self.busy())]}
 

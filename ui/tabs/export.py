@@ -1,4 +1,4 @@
-"""The Export tab: the student as a file, and what that file proves about itself."""
+"""The Export tab: the student as a file, with a certificate of its results."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def build(context: Context, page: Page, catalogue: Catalogue, exports: Exports) 
 
 
 def _spec(query: Mapping[str, Any]) -> Spec:
-    """What is to be exported. Raises UserError for what can't be."""
+    """The export that a script wants. Raises UserError for one that doesn't exist."""
     name = query.get("format", "safetensors")
     if not isinstance(name, str) or name not in FORMATS:
         raise UserError(f"there is no format {str(name)!r}")
@@ -95,13 +95,13 @@ def _spec(query: Mapping[str, Any]) -> Spec:
 
 
 def _choices(rows: list[Row]) -> list[str]:
-    """Names of the finished runs, distilled ones first, each kind's newest first."""
+    """Names of the finished runs: first students, then teachers, the newest of each first."""
     done = [row for row in rows if row.state == "finished"]
     return [row.name for row in sorted(done, key=lambda row: row.kind != "distill")]
 
 
 def _offered(run: Run, spec: Spec, button: gr.DownloadButton) -> Any:
-    """The button that saves the run's export, hidden while there is none."""
+    """The button that downloads the run's export. It is hidden while there is none."""
     made = exported(run, spec)
     if made is None:
         return gr.DownloadButton(visible=False)
@@ -113,5 +113,5 @@ def _offered(run: Run, spec: Spec, button: gr.DownloadButton) -> Any:
 def _linked(file: Path, target: Path) -> None:
     try:
         os.link(file, target)
-    except OSError:  # another disk, or one that knows no links
+    except OSError:  # another disk, or one without links
         shutil.copyfile(file, target)

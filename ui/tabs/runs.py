@@ -1,4 +1,4 @@
-"""The Runs tab: every run of this server, its figures, and what can be done with it; and its studies."""
+"""The Runs tab: every run of this server with its figures and actions; and the studies."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
     studies = Studies(context)
 
     def deletable(name: object) -> Run:
-        """A run whose folder nobody uses or needs. Raises UserError for others."""
+        """A run whose folder may be renamed or deleted. Raises UserError for others."""
         run = _unused_run(context, exports, name)
         studies.check_unneeded(run)
         return run
@@ -85,7 +85,7 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
         return {"problem": None, "base64": b64encode(content).decode()}
 
     def moved(looked_at: str, event: gr.EventData) -> Any:
-        """The page goes on looking at a run that was renamed, and at none that was deleted."""
+        """If the open run was renamed, it stays open. If it was deleted, none is open."""
         return existing_run(context, event._data.get("after")) if looked_at == event._data.get("before") else gr.skip()
 
     def clone(event: gr.EventData) -> tuple[Any, Any, Any]:
@@ -115,7 +115,7 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
 
 
 def _unused_run(context: Context, exports: Exports, name: object) -> Run:
-    """A run whose folder nobody uses. Raises UserError for one that waits, starts or is being exported."""
+    """A run that doesn't wait, start or get exported. Raises UserError for others."""
     run = context.run(name)
     state = context.jobs.state(run.name)
     if state == "waiting":
@@ -127,7 +127,7 @@ def _unused_run(context: Context, exports: Exports, name: object) -> Run:
 
 
 def _curve(followers: Followers, name: str) -> dict[str, Any]:
-    """A run's figures by phase, for laying runs over one another."""
+    """A run's figures by phase, for plots of several runs."""
     view = followers.get(name)
     phases = [
         {"phase": phase.name, "loss": phase.loss, "graft_miou": phase.graft_miou}

@@ -23,15 +23,15 @@ WELCOME = """
 ## Make a segmentation network small enough for its device
 
 A small network learns from your large one, **stage by stage**: encoder blocks, then decoder blocks, then the head
-on labels. So it needs a fraction of the images, and you see its masks after every stage.
+on labels. It needs only a fraction of the images, and you see its masks after every stage.
 """
 DEMO = """
 ### See it work
-Built-in street scenes, a teacher and a student, in about two minutes. Nothing is downloaded.
+Trains a teacher and a student on built-in street scenes in about two minutes. Nothing is downloaded.
 """
 OWN = """
-### Use your own
-Pick your images and a subset of them, then your large network as teacher.
+### Use your own images
+Choose your images and a subset of them, then your large network as the teacher.
 """
 
 

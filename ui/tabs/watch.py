@@ -55,5 +55,5 @@ def _chosen(event: gr.EventData) -> str:
 
 
 def _clone(event: gr.EventData) -> tuple[str, Any]:
-    """Fills the Distill tab's form with the run's recipe."""
+    """Opens the Distill tab with the run's recipe in its form."""
     return _chosen(event), Page.go("distill")
