@@ -204,8 +204,8 @@ def test_a_teacher_is_asked_in_a_process_of_its_own(
     answer = image_statistics_in_worker(question, lambda *step: heard.append(step))
     assert answer.names == tuple(f"b{number:02}" for number in range(12))
     assert answer.features.shape == (12, 96)
-    assert heard[0] == ("waking the teacher", 0, None)
-    assert heard[-1] == ("asking the teacher", 12, 12)
+    assert heard[0] == ("loading the teacher", 0, None)
+    assert heard[-1] == ("the teacher looks at the images", 12, 12)
 
 
 def test_a_teacher_that_cannot_be_loaded_is_a_message(
