@@ -63,7 +63,7 @@ class Run:
         other_files = [name for name in (*OTHER_MODELS, STUDY) if (path / name).exists()]
         if other_files:
             raise UserError(
-                f"{path} holds {other_files[0]} and is no run: name another folder, so that nothing is lost"
+                f"{path} is no run and holds {other_files[0]}: name another folder, so that nothing is lost"
             )
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)

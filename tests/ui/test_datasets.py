@@ -153,12 +153,12 @@ def test_what_was_read_is_kept_until_a_file_changes(
     mask = own_data / "bands" / "train" / "masks" / "b00.png"
     before = mask.stat()
     os.utime(mask, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000_000))
-    assert again.open(place, fresh=True).version != first.version
+    assert again.open(place, reread=True).version != first.version
     os.utime(mask, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert again.open(place, fresh=True).version == first.version
+    assert again.open(place, reread=True).version == first.version
 
     (own_data / "bands" / "train" / "masks" / "b03.png").unlink()
-    changed = again.open(place, fresh=True)
+    changed = again.open(place, reread=True)
     assert changed.version != first.version
     assert again.read(changed).wait(SECONDS)
     assert calls == ["check", "check"]

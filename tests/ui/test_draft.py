@@ -100,8 +100,8 @@ def test_the_data_in_one_line(context: Context, values: dict[str, Any]) -> None:
     ("changes", "field", "message"),
     [
         ({"known": None}, "teacher", "choose a teacher"),
-        ({"known": "run/../mine"}, "teacher", "gone"),
-        ({"known": "/etc/passwd"}, "teacher", "gone"),
+        ({"known": "run/../mine"}, "teacher", "deleted"),
+        ({"known": "/etc/passwd"}, "teacher", "deleted"),
         ({"teacher_from": "none"}, "teacher", "use method supervised"),
         ({"teacher_from": "hub", "hub": "../x"}, "hub", "OWNER/NAME"),
         ({"student": "unet:nothing"}, "student", "can't build"),

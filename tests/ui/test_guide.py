@@ -128,7 +128,7 @@ def test_a_finished_demo_is_not_repeated(
 def test_a_folder_of_somebody_elses_is_left_alone(guide: Guide, context: Context) -> None:
     (context.runs / TEACHER).mkdir()
     (context.runs / TEACHER / "model.safetensors").write_text("mine")
-    with pytest.raises(UserError, match=r"holds model\.safetensors and is no run"):
+    with pytest.raises(UserError, match=r"is no run and holds model\.safetensors"):
         guide.start()
     assert (context.runs / TEACHER / "model.safetensors").read_text() == "mine"
 

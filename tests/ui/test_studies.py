@@ -338,7 +338,7 @@ def test_neither_a_study_nor_its_cells_are_among_the_runs(
 def test_a_studys_name_is_taken(context: Context, make_study_folder: Make, make_run: Callable[..., Run]) -> None:
     make_study_folder()
     run = make_run("alone")
-    with pytest.raises(UserError, match="grid already"):
+    with pytest.raises(UserError, match="a run grid exists already"):
         run_admin.rename(run, "grid")
     with pytest.raises(UserError, match=r"is no run and holds study\.yaml"):
         context.jobs.submit(run.recipe, "grid")
