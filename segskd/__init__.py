@@ -44,7 +44,7 @@ _PLACES = {
     **dict.fromkeys(("Run", "find_run", "list_runs"), "segskd.runs"),
 }
 _CALLED = ("distill", "evaluate", "export")
-"""Packages that are called like the function of their name (see segskd.called)."""
+"""Packages that are called like the function of their name (see segskd.callable_packages)."""
 
 __all__ = [
     "Recipe",

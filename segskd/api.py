@@ -1,8 +1,8 @@
-"""What scripts call: train, score, predict and export. The command line calls the same functions.
+"""Functions for scripts: train, score, predict and export. The command line calls the same functions.
 
 A *place* of a network is a run, a run's name below `checkpoints/`, a folder with `config.json` and weights, or a hub
-id. Functions raise `segskd.UserError` for what a caller can mend, with one line that says what and how. They print
-nothing, unless `progress=True` asks for bars (or plain lines) on standard error.
+id. Functions raise `segskd.UserError` for errors that a caller can put right, with one line that says how. They print
+nothing; with `progress=True` they show bars, or plain lines, on standard error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from segskd.distill.running import session
 from segskd.distill.running.pruning import plan_pruned
 from segskd.distill.running.session import Listener
 from segskd.distill.training.ranks import is_first
-from segskd.errors import Echoed, UserError
+from segskd.errors import EndedByFirstProcess, UserError
 from segskd.evaluate import comparison as comparing
 from segskd.evaluate import predictor as predicting
 from segskd.evaluate.comparison import NetworkComparison
@@ -60,7 +60,7 @@ class Evaluation:
 
     @property
     def per_class(self) -> dict[str, float | None]:
-        """Intersection over union of each class, from 0 to 1; None for a class that occurs nowhere."""
+        """Intersection over union of each class, from 0 to 1; None for a class that is in no mask."""
         return self.score.per_class
 
     def as_dict(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def add_dataset(
     data: str | Path | None = None,
     progress: bool = False,
 ) -> Added:
-    """Makes a card for a dataset of your own: a folder, which stays where it is, or a zip, which is unpacked.
+    """Makes a card for a dataset of your own. A folder stays where it is; a zip is unpacked.
 
     Args:
         source: A folder or a zip with images and masks; PASCAL VOC, CVAT and Cityscapes layouts are recognised, too.
@@ -132,26 +132,26 @@ def teach(
     listeners: Sequence[Listener] = (),
     **fields: Any,
 ) -> Run:
-    """Trains a teacher on labels, and waits for its end.
+    """Trains a teacher on labels. Returns when training is over.
 
     Args:
-        recipe: A recipe to begin with; leave it out and give fields.
+        recipe: A recipe to begin with; without one, give fields.
         run: The run's name below checkpoints/, or its folder (a name made from the dataset and the network).
         network: ARCH:ENCODER (unet:resnet34).
         progress: Whether to show bars or lines on standard error.
-        listeners: Functions that hear each event of the run (see segskd.events).
-        fields: Fields of the recipe, laid over it part by part, such as ``data={"card": "camvid"}``.
+        listeners: Functions that are called with each event of the run (see segskd.events).
+        fields: Fields that replace those of the recipe, such as ``data={"card": "camvid"}``.
 
     Returns:
         The finished run. Its folder is a network that every other function takes.
 
     Raises:
-        UserError: For a recipe that can't be carried out, before anything is written.
-        Stopped: When the run was asked to stop; `resume` goes on.
+        UserError: For a recipe that can't be trained. Nothing is written then.
+        Stopped: If the run was asked to stop; `resume` goes on.
     """
     base = {"kind": "teach", "method": "supervised", "student": "unet:resnet34"} if recipe is None else {}
     own = {**base, **fields, **({"student": network} if network else {})}
-    return _begin(_made(recipe, own), run, None, progress, listeners)
+    return _start_run(_make_recipe(recipe, own), run, None, progress, listeners)
 
 
 def distill(
@@ -163,25 +163,25 @@ def distill(
     listeners: Sequence[Listener] = (),
     **fields: Any,
 ) -> Run:
-    """Distills a student from a teacher, and waits for its end.
+    """Distills a student from a teacher. Returns when training is over.
 
     Args:
-        recipe: A recipe to begin with, such as that of another run; or leave it out and give fields.
+        recipe: A recipe to begin with, such as another run's; without one, give fields.
         run: The run's name below checkpoints/, or its folder (a name made from the recipe).
         until: Pause after this stage; `resume` goes on.
         progress: Whether to show bars or lines on standard error.
-        listeners: Functions that hear each event of the run (see segskd.events).
-        fields: Fields of the recipe, laid over it part by part, such as ``teacher=run, subset={"fraction": 0.1}``.
+        listeners: Functions that are called with each event of the run (see segskd.events).
+        fields: Fields that replace those of the recipe, such as ``teacher=run, subset={"fraction": 0.1}``.
             A field may be a `Run` or a path where the recipe names one.
 
     Returns:
         The run, finished or paused at `until`. `run.result` holds its figures, `run.model_folder` the student.
 
     Raises:
-        UserError: For a recipe that can't be carried out, before anything is written.
-        Stopped: When the run was asked to stop; `resume` goes on.
+        UserError: For a recipe that can't be trained. Nothing is written then.
+        Stopped: If the run was asked to stop; `resume` goes on.
     """
-    return _begin(_made(recipe, fields), run, until, progress, listeners)
+    return _start_run(_make_recipe(recipe, fields), run, until, progress, listeners)
 
 
 def resume(
@@ -193,7 +193,7 @@ def resume(
     progress: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> Run:
-    """Goes on with a run that was stopped, paused or killed; a finished one comes back at once.
+    """Goes on with a run that was stopped, paused or killed. A finished run is returned at once.
 
     Args:
         run: The run, its name, or its folder.
@@ -201,23 +201,25 @@ def resume(
         devices: Processes on each machine (as the run began).
         nodes: Machines (as the run began).
         progress: Whether to show bars or lines on standard error.
-        listeners: Functions that hear each event of the run (see segskd.events).
+        listeners: Functions that are called with each event of the run (see segskd.events).
 
     Returns:
         The run, finished or paused at `until`.
 
     Raises:
-        UserError: When there is no such run, when another process works on it, or when its data are gone.
-        Stopped: When the run was asked to stop once more.
+        UserError: If there is no such run, if another process trains it, or if its data are missing.
+        Stopped: If the run was asked to stop again.
     """
     found = _run(run)
-    with hearing(found.path, progress, listeners) as heard:
-        session.resume(found, heard, until, devices, nodes)
+    with event_listeners(found.path, progress, listeners) as active:
+        session.resume(found, active, until, devices, nodes)
     return Run(found.path)
 
 
 @contextmanager
-def hearing(folder: Path, progress: bool = False, listeners: Sequence[Listener] = ()) -> Iterator[list[Listener]]:
+def event_listeners(
+    folder: Path, progress: bool = False, listeners: Sequence[Listener] = ()
+) -> Iterator[list[Listener]]:
     """Who hears a run's events: its log.txt, the caller's listeners, and with `progress` standard error.
 
     Nobody hears them in a run's further processes, since the first one tells of all.
@@ -230,7 +232,7 @@ def hearing(folder: Path, progress: bool = False, listeners: Sequence[Listener] 
 
 
 def teacher_place(place: str | None) -> str | None:
-    """A run's name as its path, so that the recipe holds in any folder; paths made absolute, hub ids left alone."""
+    """A run's name or a path as an absolute path, so that the recipe is valid in any folder. Hub ids stay."""
     if not place:
         return place
     for path in (runs_folder() / place, Path(place).expanduser()):
@@ -239,8 +241,8 @@ def teacher_place(place: str | None) -> str | None:
     return place
 
 
-def _made(recipe: RecipeLike | None, fields: Mapping[str, Any]) -> Recipe:
-    """The recipe with the fields laid over it. Raises UserError that names the field."""
+def _make_recipe(recipe: RecipeLike | None, fields: Mapping[str, Any]) -> Recipe:
+    """The recipe with its fields replaced by `fields`. Raises UserError that names a wrong field."""
     content: object = {} if recipe is None else recipe
     if isinstance(content, (str, Path)):
         content = read_yaml(Path(content).expanduser())
@@ -254,7 +256,7 @@ def _made(recipe: RecipeLike | None, fields: Mapping[str, Any]) -> Recipe:
 
 
 def _plain(value: Any) -> Any:
-    """Runs and paths as text, in parts of a recipe, too."""
+    """Plain data, with runs and paths as text."""
     if isinstance(value, Mapping):
         return {key: _plain(part) for key, part in value.items()}
     if isinstance(value, Run):
@@ -262,16 +264,16 @@ def _plain(value: Any) -> Any:
     return str(value.expanduser().resolve()) if isinstance(value, Path) else value
 
 
-def _begin(
+def _start_run(
     recipe: Recipe, run: str | Path | None, until: str | None, progress: bool, listeners: Sequence[Listener]
 ) -> Run:
     folder = run_folder(recipe, run)
-    with hearing(folder, progress, listeners) as heard:
-        return Run(Path(session.start(recipe, folder, heard, until)["run"]))
+    with event_listeners(folder, progress, listeners) as active:
+        return Run(Path(session.start(recipe, folder, active, until)["run"]))
 
 
 def run_folder(recipe: Recipe, run: str | Path | None) -> Path:
-    """Where a new run goes: below checkpoints/ by its name, or by one made from the recipe; else to the path.
+    """The folder of a new run: below checkpoints/ for a name, and without `run` for a name made from the recipe.
 
     Raises UserError for text that is neither a name nor a path.
     """
@@ -284,8 +286,8 @@ def run_folder(recipe: Recipe, run: str | Path | None) -> Path:
         return runs_folder() / run
     if Path(run).name == run:
         raise UserError(
-            f"--run: '{run}' is no name, which has letters, digits, '.', '-' and '_' only, a letter or digit "
-            "first, and at most 100 of them; a path has a '/' in it"
+            f"--run: '{run}' can't be a name: use at most 100 letters, digits, '.', '-' and '_', and begin with a "
+            "letter or digit; a path has a '/' in it"
         )
     return Path(run).expanduser().resolve()
 
@@ -325,7 +327,7 @@ def evaluate(
         progress: Whether to show a bar.
 
     Raises:
-        UserError: When the network, the card or the split is not there, or they don't fit each other.
+        UserError: If the network, the card or the split is missing, or if they don't fit each other.
     """
     tiles = choose_tiles(tile, overlap)
     source = _source(model, dataset, size, data)
@@ -344,9 +346,9 @@ def load_predictor(
     overlap: int | None = None,
     device: Device = "auto",
 ) -> Predictor:
-    """A network with its pre-processing. Its method `mask` takes an image (H, W, C) and gives classes, uint8 (H, W).
+    """A network with its pre-processing. Its method `mask` takes an image (H, W, C) and returns classes, uint8 (H, W).
 
-    Arguments and errors are those of `evaluate`.
+    It takes the arguments of `evaluate`, and raises the same errors.
     """
     return _source(model, dataset, size, None).predictor(device, choose_tiles(tile, overlap))
 
@@ -377,7 +379,7 @@ def predict(
         progress: Whether to show a bar.
 
     Raises:
-        UserError: When no image is named, or the network or its card is not there.
+        UserError: If no image is named, or the network or its card is missing.
     """
     if not images:
         raise UserError("name at least one image")
@@ -401,7 +403,7 @@ def compare(
     device: Device = "auto",
     progress: bool = False,
 ) -> NetworkComparison:
-    """Compares two networks on a split: both scores, maps of where they agree, and the images by the student's gap.
+    """Compares two networks on a split: both scores, maps of their agreement, and the images by the student's gap.
 
     Args:
         teacher: The teacher's place.
@@ -432,15 +434,15 @@ def export(
     out: str | Path | None = None,
     progress: bool = False,
 ) -> Package:
-    """Turns a finished run's network into files that run without SegSKD, and proves them.
+    """Turns a finished run's network into files that run without SegSKD, and checks their results.
 
     Args:
         run: The run, its name, or its folder.
         format: safetensors, onnx, pt2 or openvino.
         int8: Quantize to INT8, calibrated on the run's own images (onnx, openvino).
         pixels: Put the pre-processing inside, so that uint8 images go in (onnx, openvino).
-        prune: Take this share of every layer's channels away first, and repair the rest as a run of its own.
-        prune_epochs: Epochs a stage of that repair (half of the run's).
+        prune: First remove this share of every layer's channels, and train what remains as another run.
+        prune_epochs: Epochs a stage of that training (half of the run's).
         out: Folder for the zip and certificate.json (exports/ in the run).
         progress: Whether to show bars.
 
@@ -448,11 +450,11 @@ def export(
         The zip's `path` and its `certificate`, which holds agreement with the checkpoint, mIoU, bytes and latency.
 
     Raises:
-        UserError: For a run that is not finished, a format that can't take its network, a package that is not
-            installed, or an export beyond its format's limits.
+        UserError: For a run that is not finished, a format that can't hold its network, a package that is not
+            installed, or an export whose results differ more than its format allows.
     """
     if prune_epochs is not None and prune is None:
-        raise UserError("--prune-epochs says how long a pruned student is repaired: give --prune, too")
+        raise UserError("--prune-epochs is for a pruned student: give --prune, too")
     spec, found = Spec(format, int8, pixels), _run(run)
     if prune is not None:
         found = _pruned(found, prune, prune_epochs, progress)
@@ -461,17 +463,17 @@ def export(
 
 
 def tiling(tiles: Tiles | None) -> dict[str, Any]:
-    """Plain data for JSON: the tiles as they are used, None where images go whole."""
+    """Plain data for JSON: size and overlap of the tiles, None without tiles."""
     return {"tile": list(tiles.tile) if tiles else None, "overlap": tiles.overlap if tiles else None}
 
 
 def _pruned(run: Run, ratio: float, epochs: int | None, progress: bool) -> Run:
-    """The run that prunes and repairs the student, trained now where there is none."""
+    """The run with the pruned student. It is trained now if there is none."""
     recipe, folder = plan_pruned(run, ratio, epochs)
-    with hearing(folder, progress) as heard:
-        made = session.train_pruned(recipe, folder, heard)
+    with event_listeners(folder, progress) as active:
+        made = session.train_pruned(recipe, folder, active)
     if not is_first():
-        raise Echoed
+        raise EndedByFirstProcess
     return made
 
 

@@ -14,14 +14,14 @@ ERR = Console(stderr=True, markup=False)
 
 @contextlib.contextmanager
 def bar(title: str, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """One progress bar; nothing where it isn't to be shown."""
+    """One progress bar, if `shown` and if standard error is a terminal."""
     with stage_bars(shown) as report:
         yield lambda done, total: report(title, done, total)
 
 
 @contextlib.contextmanager
 def stage_bars(shown: bool = True) -> Iterator[Callable[[str, int, int | None], None]]:
-    """A progress bar for each stage that is reported; nothing where they aren't to be shown."""
+    """A progress bar for each stage that is reported, if `shown` and if standard error is a terminal."""
     from rich.progress import Progress
 
     tasks: dict[str, Any] = {}

@@ -1,7 +1,7 @@
-"""Recipe: everything that a run depends on. A YAML file and a validated object, one to one.
+"""Recipe: everything that a run depends on, as a YAML file or as a validated object.
 
-A field is written down here and nowhere else: its meaning, bounds and default in `Field`, its label, its flag and what
-an empty value means in `Shown`. Flags, forms, previews and messages are made from that.
+A field is written down here and nowhere else. `Field` holds its meaning, bounds and default. `Display` holds its
+label, its flag and what an empty value means. Flags, forms, previews and messages are made from both.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from segskd.errors import UserError, in_flags
-from segskd.schema import Schema, Shown
+from segskd.schema import Display, Schema
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -36,9 +36,9 @@ SubsetRule = Literal["random", "balanced", "diverse", "hardest", "hand"]
 StoreKind = Literal["auto", "memory", "disk", "recompute"]
 MAX_SIDE = 16384
 MOST = 10**9
-"""Of whatever is counted: more was mistyped, and is too much for a page."""
+"""The largest count that a field takes. A larger one is a typing error, and too much for a page."""
 SHORT = reprlib.Repr()
-"""Writes a value out in a few words, however much there is of it."""
+"""Writes any value in a few words, however long it is."""
 SHORT.maxlevel = 1
 
 
@@ -47,12 +47,12 @@ def parse_size(value: object) -> Size:
     if isinstance(value, str):
         match = re.fullmatch(r"(\d+)[xX×](\d+)", value.strip())
         if not match:
-            raise ValueError(f"{SHORT.repr(value)} is no size: write HEIGHTxWIDTH, such as 192x256")
+            raise ValueError(f"{SHORT.repr(value)} is not a size: write HEIGHTxWIDTH, such as 192x256")
         value = (int(match[1]), int(match[2]))
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise ValueError(f"{SHORT.repr(value)} is no size: write HEIGHTxWIDTH, such as 192x256")
+        raise ValueError(f"{SHORT.repr(value)} is not a size: write HEIGHTxWIDTH, such as 192x256")
     if not all(type(side) is int for side in value):
-        raise ValueError(f"{SHORT.repr(value)} is no size: both sides must be whole numbers")
+        raise ValueError(f"{SHORT.repr(value)} is not a size: both sides must be whole numbers")
     height, width = value
     if not (32 <= height <= MAX_SIDE and 32 <= width <= MAX_SIDE):
         raise ValueError(f"size {height}x{width} must lie between 32x32 and {MAX_SIDE}x{MAX_SIDE}")
@@ -67,7 +67,7 @@ class _Part(BaseModel):
 
 
 class Refused(ValueError):
-    """A validator's refusal that is about another field than the one where pydantic found it."""
+    """An error of a validator that names its field itself, since pydantic would name the part that holds the field."""
 
     def __init__(self, message: str, about: str) -> None:
         super().__init__(message)
@@ -77,198 +77,199 @@ class Refused(ValueError):
 class DataPart(_Part):
     """What the run sees."""
 
-    card: Annotated[str, Shown("Dataset", name="dataset", place="data")] = Field(
+    card: Annotated[str, Display("Dataset", name="dataset", place="data")] = Field(
         description="a card's name, or the path of a card"
     )
     folder: Annotated[
-        str | None, Shown("Folder of datasets", "SEGSKD_DATA, else datasets/", flag="--data", place="none", shared=True)
+        str | None,
+        Display("Folder of datasets", "SEGSKD_DATA, else datasets/", flag="--data", place="none", shared=True),
     ] = Field(default=None, description="where datasets lie")
-    size: Annotated[SizeField, Shown("Size", flag_type=str, place="form", shared=True)] = Field(
+    size: Annotated[SizeField, Display("Size", flag_type=str, place="form", shared=True)] = Field(
         default=(192, 256), description="HEIGHTxWIDTH that images are resized to"
     )
-    views: Annotated[int | None, Shown("Views", "4, or 1 where no store has room", shared=True)] = Field(
+    views: Annotated[int | None, Display("Views", "4, or 1 where no store has room", shared=True)] = Field(
         default=None, ge=1, le=1000, description="augmentations of each image"
     )
-    unlabelled: Annotated[str | None, Shown("Images without labels", flag_type=Path)] = Field(
-        default=None, description="folder of further images, without masks, that the student sees as the teacher does"
+    unlabelled: Annotated[str | None, Display("Images without labels", flag_type=Path)] = Field(
+        default=None, description="folder of more images, without masks; the student learns the teacher's answers"
     )
 
 
 class SubsetPart(_Part):
     """Which training images."""
 
-    fraction: Annotated[float | None, Shown("Share of the images", "all of them", place="data")] = Field(
+    fraction: Annotated[float | None, Display("Share of the images", "all of them", place="data")] = Field(
         default=None, description="share of the training images, above 0 and at most 1"
     )
-    count: Annotated[int | None, Shown("Number of images")] = Field(
+    count: Annotated[int | None, Display("Number of images")] = Field(
         default=None, ge=0, le=MOST, description="number of training images, instead of a fraction"
     )
-    rule: Annotated[SubsetRule, Shown("Rule", place="data")] = Field(
+    rule: Annotated[SubsetRule, Display("Rule", place="data")] = Field(
         default="random",
-        description="how they are chosen: drawn; rare classes first; unlike each other, or hardest, in the teacher's "
-        "eyes; or named by hand",
+        description="how they are chosen: at random; rare classes first; most diverse or hardest for the teacher; "
+        "or named by hand",
     )
-    names: Annotated[tuple[str, ...] | None, Shown("Names of the images", flag_type=Path, place="data")] = Field(
+    names: Annotated[tuple[str, ...] | None, Display("Names of the images", flag_type=Path, place="data")] = Field(
         default=None,
-        description="the images' names, for rule hand; the flag takes a file with one a line, such as a subset.txt",
+        description="the images' names, for rule hand; the flag takes a file of names, one a line",
     )
-    labels: Annotated[float | None, Shown("Share with labels", "all of the chosen")] = Field(
+    labels: Annotated[float | None, Display("Share with labels", "all of the chosen")] = Field(
         default=None,
         ge=0,
         le=1,
-        description="share of the training images whose labels are used, 0 learns from the teacher alone",
+        description="share of the training images whose labels are used; 0: none are used",
     )
 
     @model_validator(mode="after")
-    def _one_of(self) -> SubsetPart:
+    def _fraction_or_count(self) -> SubsetPart:
         if self.fraction is not None and self.count is not None:
             raise Refused("give a fraction or a count, not both", "subset.count")
         return self
 
     @model_validator(mode="after")
-    def _names_by_hand(self) -> SubsetPart:
+    def _names_for_hand(self) -> SubsetPart:
         if (self.names is not None) != (self.rule == "hand"):
-            raise Refused(f"rule hand takes names ({named('subset.names')}), and no other rule does", "subset.names")
+            raise Refused(f"rule hand needs names ({named('subset.names')}), no other rule takes any", "subset.names")
         if self.names is None:
             return self
         if self.fraction is not None or self.count is not None:
-            raise Refused("rule hand takes names, and neither a fraction nor a count", "subset.names")
+            raise Refused("rule hand takes names, not a fraction or a count", "subset.names")
         if len(set(self.names)) < len(self.names):
             twice = next(name for name in self.names if self.names.count(name) > 1)
             raise Refused(f"'{twice}' is named more than once", "subset.names")
         if len(self.names) < 2:
-            raise Refused(f"{len(self.names)} images are named, and training needs at least 2", "subset.names")
+            raise Refused(f"{len(self.names)} images are named, but training needs at least 2", "subset.names")
         return self
 
 
 class OptimisationPart(_Part):
     """Adam and OneCycle, new in each phase (SKD, arXiv 1911.06786)."""
 
-    epochs: Annotated[int | None, Shown("Epochs a stage", "chosen by the number of images", place="form")] = Field(
+    epochs: Annotated[int | None, Display("Epochs a stage", "chosen by the number of images", place="form")] = Field(
         default=None, ge=1, le=MOST, description="epochs a stage"
     )
-    batch: Annotated[int, Shown("Batch", shared=True)] = Field(default=8, ge=1, le=MOST, description="images a step")
-    lr: Annotated[float | None, Shown("Learning rate", "0.01, and 0.001 for a teacher")] = Field(
+    batch: Annotated[int, Display("Batch", shared=True)] = Field(default=8, ge=1, le=MOST, description="images a step")
+    lr: Annotated[float | None, Display("Learning rate", "0.01, and 0.001 for a teacher")] = Field(
         default=None, gt=0, description="peak of the learning rate"
     )
-    weight_decay: Annotated[float, Shown("Weight decay", shared=True)] = Field(
+    weight_decay: Annotated[float, Display("Weight decay", shared=True)] = Field(
         default=0.0, ge=0, description="L2 penalty"
     )
-    patience: Annotated[int | None, Shown("Patience", "0, but stages that equal the teacher's are left out")] = Field(
+    patience: Annotated[int | None, Display("Patience", "0, but stages that equal the teacher's are left out")] = Field(
         default=None,
         ge=0,
         le=MOST,
-        description="a stage without labels is cut short when its loss fell by less than 1 % in so many epochs; "
-        "with 0 never",
+        description="a stage without labels ends early when its loss fell by less than 1 % in this many epochs; "
+        "0: never",
     )
 
 
 class StorePart(_Part):
-    """Where the feature store keeps its features."""
+    """Where features are stored."""
 
-    kind: Annotated[StoreKind, Shown("Feature store", name="store")] = Field(
-        default="auto", description="memory, disk, or recompute in every step"
+    kind: Annotated[StoreKind, Display("Feature store", name="store")] = Field(
+        default="auto", description="memory or disk; or recompute: features are computed again in every step"
     )
     budget_gib: Annotated[
-        float | None, Shown("Memory for the store (GiB)", "half of what is free", name="store_budget")
+        float | None, Display("Memory for the store (GiB)", "half of what is free", name="store_budget")
     ] = Field(default=None, ge=0, le=1e6, description="GiB of memory for features")
     bits: Annotated[
-        Literal[8] | None, Shown("Bits of a stored value", "as features are computed", name="store_bits")
-    ] = Field(default=None, description="8 keeps features in a byte a value")
+        Literal[8] | None, Display("Bits of a stored value", "as features are computed", name="store_bits")
+    ] = Field(default=None, description="8: one byte for each value of a feature")
 
     @field_validator("bits", mode="before")
     @classmethod
-    def _as_typed(cls, value: object) -> object:
+    def _bits_as_number(cls, value: object) -> object:
         return 8 if value == "8" else value
 
     @model_validator(mode="after")
-    def _keeps_something(self) -> StorePart:
+    def _stored_if_bits(self) -> StorePart:
         if self.bits and self.kind == "recompute":
-            about = "store.bits"
-            raise Refused(f"what is recomputed in every step is not kept: leave {named(about)} out", about)
+            path = "store.bits"
+            raise Refused(f"features that are recomputed in every step are not stored: leave {named(path)} out", path)
         return self
 
 
 class BeginPart(_Part):
-    """Training again from a stage of another run: its earlier stages stay as that run left them."""
+    """A run that trains another run's student again from a stage on. The stages before it stay as they are."""
 
     run: str = Field(description="folder or name of a run by the same method")
     stage: str = Field(description="the first stage that is trained again")
 
 
 class PrunePart(_Part):
-    """A student made narrower: another run's, without its least channels, repaired stage by stage."""
+    """A run that removes the least important channels of another run's student, and then trains each stage again."""
 
     run: str = Field(description="folder or name of the run whose student is pruned")
-    ratio: float = Field(gt=0, lt=1, description="share of every layer's channels that is taken away, (0, 1)")
+    ratio: float = Field(gt=0, lt=1, description="share of every layer's channels that is removed, above 0 and below 1")
 
 
 class Recipe(_Part):
-    """A run's whole cause. With every default filled in it is the run's recipe.yaml."""
+    """Everything that determines a run. A run's recipe.yaml has every default filled in."""
 
     kind: Literal["distill", "teach"] = "distill"
     data: DataPart
     subset: SubsetPart = SubsetPart()
-    teacher: Annotated[str | None, Shown("Teacher", commands=("distill",), place="form")] = Field(
+    teacher: Annotated[str | None, Display("Teacher", commands=("distill",), place="form")] = Field(
         default=None,
         description="a folder with config.json and weights, a run, a hub id, or a file of weights with its network",
     )
-    trust_teacher: Annotated[bool, Shown("Trust teacher", commands=("distill",))] = Field(
-        default=False, description="take the teacher without a look at its answers to a few labelled images first"
+    trust_teacher: Annotated[bool, Display("Trust teacher", commands=("distill",))] = Field(
+        default=False, description="use the teacher without first checking its masks on a few labelled images"
     )
-    student: Annotated[str, Shown("Student", commands=("distill",), place="form")] = Field(
+    student: Annotated[str, Display("Student", commands=("distill",), place="form")] = Field(
         default="unet:resnet10", description="ARCH:ENCODER of the network to train"
     )
-    weights: Annotated[str | None, Shown("Pretrained weights", "random weights", commands=("teach",))] = Field(
+    weights: Annotated[str | None, Display("Pretrained weights", "random weights", commands=("teach",))] = Field(
         default=None, description="pretrained weights of the encoder, such as imagenet (from a hub)"
     )
-    init: Annotated[Literal["random", "teacher"], Shown("First weights", commands=("distill",))] = Field(
+    init: Annotated[Literal["random", "teacher"], Display("First weights", commands=("distill",))] = Field(
         default="teacher", description="the student's first weights: the teacher's where shapes agree, or random"
     )
-    method: Annotated[str, Shown("Method", commands=("distill",), place="form")] = Field(
+    method: Annotated[str, Display("Method", commands=("distill",), place="form")] = Field(
         default="stagewise",
         description="how the student learns; 'segskd methods' lists what there is",
     )
     options: Annotated[
         dict[str, Annotated[float, Field(allow_inf_nan=True)]],  # the method says what it takes
-        Shown("Options of the method", flag="--option", commands=("distill",)),
+        Display("Options of the method", flag="--option", commands=("distill",)),
     ] = Field(default={}, description="an option of the method and its value, such as temperature 2")
-    snapshots: Annotated[int, Shown("Snapshots", commands=("teach",), place="none")] = Field(
-        default=0, ge=0, le=100, description="copies of a teacher to keep on the way, for method multi_teacher_gan"
+    snapshots: Annotated[int, Display("Snapshots", commands=("teach",), place="none")] = Field(
+        default=0, ge=0, le=100, description="copies of the teacher kept during training, for method multi_teacher_gan"
     )
-    begin: BeginPart | None = Field(default=None, description="a run whose student goes on from one of its stages")
-    prune: PrunePart | None = Field(default=None, description="a run whose student is pruned and repaired")
+    begin: BeginPart | None = Field(default=None, description="a run whose student is trained again from a stage on")
+    prune: PrunePart | None = Field(default=None, description="a run whose student is pruned and then trained again")
     optimisation: OptimisationPart = OptimisationPart()
-    select: Annotated[Literal["last", "best"], Shown("Weights that a stage keeps", shared=True)] = Field(
+    select: Annotated[Literal["last", "best"], Display("Weights that a stage keeps", shared=True)] = Field(
         default="last", description="which epoch's weights a phase keeps"
     )
-    select_on: Annotated[Literal["holdout", "val"], Shown("«best» is measured on", shared=True)] = Field(
-        default="holdout", description="what «best» is measured on: a fifth of the subset, or val"
+    select_on: Annotated[Literal["holdout", "val"], Display("«best» is measured on", shared=True)] = Field(
+        default="holdout", description="what «best» is measured on: holdout, a fifth of the subset; or val"
     )
     store: StorePart = StorePart()
-    checkpoint_seconds: Annotated[float, Shown("Seconds between saves", shared=True)] = Field(
-        default=30.0, ge=0, description="least time between saves inside a phase"
+    checkpoint_seconds: Annotated[float, Display("Seconds between saves", shared=True)] = Field(
+        default=30.0, ge=0, description="shortest time between two saves in a phase"
     )
-    seed: Annotated[int, Shown("Seed", place="form", shared=True)] = Field(
+    seed: Annotated[int, Display("Seed", place="form", shared=True)] = Field(
         default=0, ge=0, lt=2**31, description="decides the subset, the views, the first weights and the order"
     )
-    device: Annotated[Device, Shown("Device", shared=True)] = Field(
-        default="auto", description="where to train; auto takes a GPU where there is one"
+    device: Annotated[Device, Display("Device", shared=True)] = Field(
+        default="auto", description="where to train; auto takes a GPU if there is one"
     )
-    precision: Annotated[Precision, Shown("Precision", shared=True)] = Field(
-        default="auto", description="arithmetic; auto takes bf16 where the hardware multiplies it"
+    precision: Annotated[Precision, Display("Precision", shared=True)] = Field(
+        default="auto", description="arithmetic; auto takes bf16 if the hardware supports it"
     )
-    threads: Annotated[int | None, Shown("Threads", "all cores, shared out among the processes", shared=True)] = Field(
+    threads: Annotated[int | None, Display("Threads", "all cores, divided among the processes", shared=True)] = Field(
         default=None, ge=1, le=MOST, description="CPU threads"
     )
-    devices: Annotated[int, Shown("Processes", "1, or as torchrun or SLURM started them", shared=True)] = Field(
-        default=1, ge=1, le=MOST, description="processes on each machine, one a GPU or a share of the cores"
+    devices: Annotated[int, Display("Processes", "1, or as torchrun or SLURM started them", shared=True)] = Field(
+        default=1, ge=1, le=MOST, description="processes on each machine; each has a GPU or a share of the cores"
     )
-    nodes: Annotated[int, Shown("Machines", "1, or as torchrun or SLURM started them", shared=True)] = Field(
-        default=1, ge=1, le=MOST, description="machines"
+    nodes: Annotated[int, Display("Machines", "1, or as torchrun or SLURM started them", shared=True)] = Field(
+        default=1, ge=1, le=MOST, description="number of machines"
     )
-    sync_batchnorm: Annotated[bool, Shown("Batch normalisation over all GPUs", shared=True)] = Field(
-        default=False, description="let batch normalisation see the images of all GPUs in a step, not of each by itself"
+    sync_batchnorm: Annotated[bool, Display("Batch normalisation over all GPUs", shared=True)] = Field(
+        default=False, description="batch normalisation over a step's images on all GPUs, not on each GPU alone"
     )
 
     @model_validator(mode="after")
@@ -279,31 +280,31 @@ class Recipe(_Part):
         if self.kind == "teach" and self.teacher:
             raise Refused("a teacher is trained without a teacher", "teacher")
         if self.kind == "teach" and self.data.unlabelled:
-            about = "data.unlabelled"
-            raise Refused(f"a teacher learns from labels alone: leave {named(about)} out", about)
+            path = "data.unlabelled"
+            raise Refused(f"a teacher learns from labels alone: leave {named(path)} out", path)
         if self.store.bits and (self.kind == "teach" or self.method == "supervised"):
-            about = "store.bits"
-            raise Refused(f"labels alone need no features, so none are kept: leave {named(about)} out", about)
+            path = "store.bits"
+            raise Refused(f"training on labels alone stores no features: leave {named(path)} out", path)
         if self.kind == "teach" and self.optimisation.patience:
-            about = "optimisation.patience"
-            raise Refused(f"a teacher learns from labels, for all of its epochs: leave {named(about)} out", about)
+            path = "optimisation.patience"
+            raise Refused(f"a teacher trains for all of its epochs: leave {named(path)} out", path)
         if self.kind == "distill" and self.snapshots:
-            about = "snapshots"
-            raise Refused(f"snapshots are kept of a teacher while it is trained: leave {named(about)} out", about)
+            path = "snapshots"
+            raise Refused(f"only the training of a teacher keeps snapshots: leave {named(path)} out", path)
         return self
 
     @model_validator(mode="after")
     def _begins_stage_by_stage(self) -> Recipe:
         if self.begin and (self.kind != "distill" or self.method != "stagewise"):
             raise Refused(
-                "only a run by method stagewise can begin from a stage of another: leave 'begin' out", "begin"
+                "only a run by method stagewise can begin from a stage of another run: leave 'begin' out", "begin"
             )
         return self
 
     @model_validator(mode="after")
     def _repairs_stage_by_stage(self) -> Recipe:
         if self.prune and (self.kind != "distill" or self.method != "stagewise"):
-            raise Refused("a pruned student is repaired by method stagewise: leave 'prune' out", "prune")
+            raise Refused("only method stagewise can train a pruned student: leave 'prune' out", "prune")
         return self
 
     @property
@@ -313,7 +314,7 @@ class Recipe(_Part):
 
 
 SCHEMA = Schema(Recipe, {"kind": "teach", "data": {"card": "-"}})
-"""Every field of a recipe, for whatever is made from them."""
+"""Every field of a recipe."""
 named = SCHEMA.named
 """The name of a field, by its path, for a message of a UserError."""
 
@@ -321,7 +322,7 @@ named = SCHEMA.named
 def make_recipe(content: object) -> Recipe:
     """A recipe from plain data. Raises UserError that names the field."""
     if not isinstance(content, dict):
-        raise UserError("recipe: there is nothing in it that could be one; a run's recipe.yaml is one")
+        raise UserError("recipe: it has no fields; a run's recipe.yaml is an example of a recipe")
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -339,13 +340,13 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, part by part; None changes nothing."""
+    """`base` with the values of `changes`, in its parts, too. A value of None changes nothing."""
     result = dict(base)
     for key, value in changes.items():
         if isinstance(value, dict):
-            kept = result.get(key)
-            if kept is None or isinstance(kept, dict):  # anything else is left for validation to name
-                result[key] = merged(kept or {}, value)
+            part = result.get(key)
+            if part is None or isinstance(part, dict):  # anything else is an error, which validation reports
+                result[key] = merged(part or {}, value)
         elif value is not None:
             result[key] = value
     return result
@@ -362,9 +363,9 @@ def read_yaml(path: Path) -> object:
 
 
 def problems(error: ValidationError) -> dict[str, str]:
-    """The first problem of each field, by the field's path; messages have marks for fields' names."""
+    """The first problem of each field, by the field's path. In the messages marks stand for fields' names."""
     found: dict[str, str] = {}
-    for problem in sorted(error.errors(), key=_is_no_surplus):
+    for problem in sorted(error.errors(), key=_is_known_field):
         cause = problem.get("ctx", {}).get("error")
         about = cause.about if isinstance(cause, Refused) else ".".join(map(str, problem["loc"]))
         found.setdefault(about, in_plain_words(problem["msg"]))
@@ -372,24 +373,24 @@ def problems(error: ValidationError) -> dict[str, str]:
 
 
 def first_problem(error: ValidationError) -> str:
-    """One line from pydantic's report: where, what, and how many more there are; a field too many comes first."""
+    """One line from pydantic's report: where, what, and how many more problems there are. Unknown fields come first."""
     return in_flags(_first_problem(error))
 
 
 def _first_problem(error: ValidationError) -> str:
-    """The same with marks for fields' names."""
-    first, *others = sorted(error.errors(), key=_is_no_surplus)
+    """What `first_problem` gives, with marks for fields' names."""
+    first, *others = sorted(error.errors(), key=_is_known_field)
     where = ".".join(str(part) for part in first["loc"])
     more = f" (and {len(others)} more)" if others else ""
     return f"{where + ': ' if where else ''}{in_plain_words(first['msg'])}{more}"
 
 
-def _is_no_surplus(problem: ErrorDetails) -> bool:
+def _is_known_field(problem: ErrorDetails) -> bool:
     return problem["type"] != "extra_forbidden"
 
 
 def in_plain_words(message: str) -> str:
-    """A validator's message without its manners: what must be, and no more."""
+    """A message of pydantic's in plain words: what the value must be."""
     message = re.sub(r"^(Value|Assertion) error, ", "", message)
     message = re.sub(r"^Input should be (a valid )?", "must be ", message)
     message = re.sub(
@@ -402,6 +403,6 @@ def in_plain_words(message: str) -> str:
 
 
 def _plain_kind(found: re.Match[str]) -> str:
-    """A kind of value as people who write YAML call it."""
+    """The name of a kind of value for people who write YAML."""
     words = {"integer": "a whole number", "number": "a number", "string": "text", "dictionary": "fields with values"}
     return f"must be {words.get(found[1], 'true or false' if found[1] == 'boolean' else 'a list')}"

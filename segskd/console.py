@@ -40,11 +40,11 @@ PLAIN_SECONDS = 10.0
 
 
 class PlainLines:
-    """Prints a line for each event that says something new, and at most every ten seconds one for a step."""
+    """Prints a line for each event that says something new. For steps it prints one line in ten seconds at most."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._told_at = time.monotonic()
+        self._printed_at = time.monotonic()
         self._stage = ""
 
     def __call__(self, event: Event) -> None:
@@ -57,20 +57,20 @@ class PlainLines:
         now = time.monotonic()
         match event:
             case StepEvent():
-                if now - self._told_at < PLAIN_SECONDS:
+                if now - self._printed_at < PLAIN_SECONDS:
                     return None
-                self._told_at = now
+                self._printed_at = now
                 return f"  {event.phase}: epoch {event.epoch}, step {event.step}, loss {event.loss:.4g}"
             case PhaseStartEvent():
-                self._told_at = now
+                self._printed_at = now
             case PreparingEvent() if event.stage != self._stage and event.done != event.total:
-                self._stage = event.stage  # each stage is told once, when it begins
+                self._stage = event.stage  # each stage gets one line, when it begins
                 return f"{event.stage} …"
         return describe_event(event)
 
 
 class Bars:
-    """Shows a bar for the run, one for its phase with epoch, loss and time left, and one for work beside training."""
+    """Shows three bars: the run, its phase with epoch, loss and time left, and work other than training."""
 
     def __init__(self, console: Console) -> None:
         columns = (
@@ -88,7 +88,7 @@ class Bars:
 
     def __call__(self, event: Event) -> None:
         self._so_far.apply(event)
-        if isinstance(event, PhaseStartEvent):  # a new bar, so that its time left is reckoned from its own steps
+        if isinstance(event, PhaseStartEvent):  # a new bar, so that its time left is computed from its own steps
             self._remove("phase")
         self._draw()
         if line := describe_event(event):
@@ -101,10 +101,10 @@ class Bars:
             note = "" if phase.loss is None else f"epoch {phase.epoch} loss {phase.loss:.4g}"
             title = f"{so_far.stage}/{len(so_far.phases)} {phase.name}"
             self._show("phase", title, phase.step, phase.steps, note)
-        if beside := so_far.beside:
-            self._show("beside", beside.title, beside.done, beside.total)
+        if side_work := so_far.side_work:
+            self._show("side_work", side_work.title, side_work.done, side_work.total)
         else:
-            self._remove("beside")
+            self._remove("side_work")
 
     def _show(self, bar: str, title: str, done: int, total: int, note: str = "") -> None:
         if bar not in self._tasks:
@@ -118,7 +118,7 @@ class Bars:
 
 @contextmanager
 def watching(console: Console) -> Iterator[Any]:
-    """A listener for a run's events. It shows bars where `console` is a terminal, else plain lines."""
+    """A listener for a run's events. It shows bars if `console` is a terminal, else plain lines."""
     if console.is_terminal:
         bars = Bars(console)
         with bars.progress:
@@ -130,7 +130,7 @@ def watching(console: Console) -> Iterator[Any]:
 class LogFile(PlainLines):
     """A listener that adds plain lines to the run's log.txt.
 
-    It adds nothing when standard error is that file, since the same lines go there.
+    It adds nothing if standard error is that file, since the same lines are printed there.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -153,7 +153,7 @@ def _is_standard_error(file: TextIO) -> bool:
 
 
 def describe_event(event: Event) -> str | None:
-    """An event in one line. None for an event that a person need not read."""
+    """An event in one line, None for an event that nobody needs to read."""
     match event:
         case WarningEvent() | ErrorEvent():
             return f"{event.kind}: {event.message}"
@@ -170,7 +170,7 @@ def describe_event(event: Event) -> str | None:
             parts = (f"{', '.join(names)} ({1e3 * sum(cost[name] for name in names):.0f} ms)" for names in event.stages)
             return f"{event.phase}: stages by process, with what a step takes: {'; '.join(parts)}"
         case SkippedEvent():
-            return f"{event.phase}: the loss stands still, from epoch {event.after} on to {event.to}"
+            return f"{event.phase}: the loss no longer falls, so epoch {event.to} follows epoch {event.after}"
         case EpochEvent(val_miou=float(miou)):
             return f"epoch {event.epoch}/{event.epochs}: loss {event.loss:.4g}, mIoU {miou:.4f}"
         case ResumedEvent() | StoppedEvent():
@@ -196,7 +196,7 @@ def result_table(result: dict[str, Any]) -> Table:
 
 
 def check_table(report: dict[str, Any]) -> Group:
-    """What `data check` found: share of each class by split, then every problem in a line."""
+    """The result of `data check`: the share of each class by split, then a line for every problem."""
     splits = report["class_shares"]
     sizes = ", ".join(f"{size} ({count})" for size, count in report["sizes"].items())
     kinds = ", ".join(f"{kind} ({count})" for kind, count in report["kinds"].items())
@@ -211,7 +211,7 @@ def check_table(report: dict[str, Any]) -> Group:
 
 
 def percent(share: float | None) -> str:
-    """A share in percent, a dash for none."""
+    """A share in percent, a dash for None."""
     return "–" if share is None else f"{100 * share:.1f}"
 
 

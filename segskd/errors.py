@@ -1,7 +1,7 @@
-"""The exceptions that a user can cause and mend; everything else is a bug. How their messages name a recipe's fields.
+"""The exceptions that a user can cause and put right. Every other exception is a bug.
 
-A message names a field by a mark, which `config.named` makes from the schema. The mark holds the field's flag and its
-label: the command line writes the flag, the page writes the label.
+A message names a field of a recipe by a mark, which `config.named` makes from the schema. The mark holds the field's
+flag and its label. The command line writes the flag, and the page writes the label.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 
 def mark(flag: str, label: str) -> str:
-    """A field's name inside a message, before it is known who reads it."""
+    """The mark that stands for a field's name in a message."""
     return f"⟦{flag}|{label}⟧"
 
 
@@ -33,11 +33,11 @@ def in_labels(message: str | UserError) -> str:
 
 
 class UserError(Exception):
-    """Bad input, or a machine that can't take the job.
+    """Bad input, or a machine that is too small for the job.
 
-    The message is one line that says what is wrong, where, and how to mend it. The command line prints
-    it without a traceback and exits with status 2. `about` is the path of the recipe's field that the error is about,
-    such as "data.size"; it is "" for errors about anything else.
+    The message is one line that says what is wrong, where, and how to put it right. The command line prints it
+    without a traceback and exits with status 2. `about` is the path of the recipe's field that caused the error, such
+    as "data.size"; it is "" if no field did.
     """
 
     def __init__(self, message: str, about: str = "") -> None:
@@ -58,7 +58,7 @@ class OutOfMemory(UserError):
 
 
 class NoRoom(OutOfMemory):
-    """The same, found before the job began: both figures are in bytes."""
+    """Too little memory, found before the job began. Both figures are in bytes."""
 
     def __init__(self, message: str, needed: int, free: int, about: str = "") -> None:
         super().__init__(message, about)
@@ -67,11 +67,11 @@ class NoRoom(OutOfMemory):
 
 
 class DiskError(UserError):
-    """A disk is full, or refuses to be written."""
+    """A disk is full or can't be written."""
 
 
 class DataError(UserError):
-    """A dataset's files are gone, damaged, or not what its card says."""
+    """A dataset's files are missing, damaged, or not what its card says."""
 
     def __init__(self, message: str, about: str = "data.card") -> None:
         super().__init__(message, about)
@@ -81,17 +81,17 @@ class Stopped(Exception):
     """A run was asked to stop and has saved its state; exit status 130."""
 
 
-class Echoed(Exception):
-    """One of several processes ends because of what the first one says; exit status 0, without a word."""
+class EndedByFirstProcess(Exception):
+    """A process of a run ends because the first process has reported why; exit status 0, no message."""
 
 
 class Failed(Exception):
-    """A part of what was asked for failed and was written down; one line, exit status 1."""
+    """A part of the work failed, and its error was recorded; one line, exit status 1."""
 
 
 @contextmanager
-def concerning(about: str) -> Iterator[None]:
-    """Gives a UserError the path of the field that it is about, unless it has one."""
+def about_field(about: str) -> Iterator[None]:
+    """Gives a UserError the path of the field that caused it, unless it has one."""
     try:
         yield
     except UserError as error:
@@ -100,7 +100,7 @@ def concerning(about: str) -> Iterator[None]:
 
 
 def full_disk(error: BaseException) -> DiskError | None:
-    """What to tell a user when `error` means that a disk is full, else None."""
+    """The error for the user if `error` means that a disk is full, else None."""
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         where = f"{error.filename}: " if error.filename else ""
         return DiskError(f"{where}{error.strerror}; free some space, then resume the run")
@@ -109,10 +109,10 @@ def full_disk(error: BaseException) -> DiskError | None:
 
 @dataclass(frozen=True)
 class ErrorRecord:
-    """An error as a run's event, or a command's JSON, holds it.
+    """An error in a run's event or in a command's JSON.
 
-    `message` has flags, `template` has marks. `error` is the exception's class. Those of older versions have neither
-    `about` nor `template`.
+    In `message` fields are named by their flags, in `template` by marks. `error` is the name of the exception's class.
+    Records of older versions have no `about` and no `template`.
     """
 
     message: str
@@ -129,16 +129,16 @@ class ErrorRecord:
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> ErrorRecord:
-        """From the fields of an event, of whatever version."""
+        """From the fields of an event of any version."""
         return cls(*(str(content.get(name) or "") for name in ("message", "error", "about", "template")))
 
     def as_dict(self) -> dict[str, str]:
-        """Plain data for an event or for JSON, without what is empty."""
+        """Plain data for an event or for JSON, without empty values."""
         return {name: value for name, value in vars(self).items() if value or name in ("message", "error")}
 
     @property
     def expected(self) -> bool:
-        """Whether it is a UserError of any kind, and no bug."""
+        """Whether it is a UserError of any kind, not a bug."""
         return self.error in {"UserError", *_names_below(UserError)}
 
     @property

@@ -1,8 +1,8 @@
-"""What a run says about itself: one closed set of event types, and the file events.jsonl that keeps them.
+"""The events of a run: a closed set of types, and the file events.jsonl that holds them.
 
-Everything that writes or reads events.jsonl does it here. A line is one JSON object: time, kind, then the fields of
-that kind. A reader leaves out what it can't use: kinds of another version, lines cut short, fields of another type.
-Fields that it doesn't know are ignored.
+This module alone writes and reads events.jsonl. A line is one JSON object: time, kind, then the fields of that kind.
+A reader leaves out lines that it can't use: kinds of another version, lines cut short, fields of another type. It
+ignores fields that it doesn't know.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 @dataclass(frozen=True, kw_only=True)
 class _Event:
-    """What all events have. Checks are made when a line is read; making an event costs none."""
+    """What all events have. Values are checked when a line is read, not when an event is made."""
 
-    # So that a line without a time is left out: its default is none that may be.
+    # The default time is not a valid one, so a line without a time is left out.
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(validate_default=True)
 
     time: Annotated[float, Field(allow_inf_nan=False)] = math.nan
-    """Seconds since 1970, set when the event is recorded or told."""
+    """Seconds since 1970, set when the event is recorded or given to listeners."""
 
 
 # -- events that are written ---------------------------------------------------------------------------
@@ -49,7 +49,7 @@ class PlannedPhase:
 
 @dataclass(frozen=True, kw_only=True)
 class StartEvent(_Event):
-    """A worker begins, or goes on with a run: the plan."""
+    """A worker begins a run or goes on with it. Holds the plan of its phases."""
 
     kind: Literal["start"] = "start"
     phases: tuple[PlannedPhase, ...]
@@ -59,7 +59,7 @@ class StartEvent(_Event):
 
 @dataclass(frozen=True, kw_only=True)
 class DiagnosisEvent(_Event):
-    """What was found when the teacher was tried on a few images; mIoUs are shares of one."""
+    """The result of trying the teacher on a few images. mIoUs lie between 0 and 1."""
 
     kind: Literal["diagnosis"] = "diagnosis"
     message: str
@@ -81,7 +81,7 @@ class StoreEvent(_Event):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationEvent(_Event):
-    """The scores of a whole network on a split, shares of one; classes that no mask shows have None."""
+    """The scores of a whole network on a split, between 0 and 1; None for classes that no mask shows."""
 
     kind: Literal["evaluation"] = "evaluation"
     model: Literal["teacher", "student"]
@@ -130,7 +130,7 @@ class StepEvent(_Event):
 
 @dataclass(frozen=True, kw_only=True)
 class EpochEvent(_Event):
-    """An epoch is over. `loss` is its mean, `choice` what `select: best` goes by (lower is better)."""
+    """An epoch is over. `loss` is its mean. `choice` is the figure that `select: best` compares; lower is better."""
 
     kind: Literal["epoch"] = "epoch"
     phase: str
@@ -143,7 +143,7 @@ class EpochEvent(_Event):
 
 @dataclass(frozen=True, kw_only=True)
 class SkippedEvent(_Event):
-    """The loss stands still: epochs between `after` and `to` are left out."""
+    """The loss no longer falls: training goes from epoch `after` straight to epoch `to`."""
 
     kind: Literal["skipped"] = "skipped"
     phase: str
@@ -154,7 +154,7 @@ class SkippedEvent(_Event):
 
 @dataclass(frozen=True, kw_only=True)
 class GraftEvent(_Event):
-    """The scores of the graft after a phase, shares of one."""
+    """The scores of the graft after a phase, between 0 and 1."""
 
     kind: Literal["graft"] = "graft"
     phase: str
@@ -196,7 +196,7 @@ class PausedEvent(_Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StoppedEvent(_Event):
-    """The worker stopped because somebody asked."""
+    """The worker stopped because somebody asked it to."""
 
     kind: Literal["stopped"] = "stopped"
     phase: str
@@ -205,7 +205,7 @@ class StoppedEvent(_Event):
 
 @dataclass(frozen=True, kw_only=True)
 class WarningEvent(_Event):
-    """Something that a person should know and that ends nothing."""
+    """Something that a person should know. The run goes on."""
 
     kind: Literal["warning"] = "warning"
     message: str
@@ -213,10 +213,10 @@ class WarningEvent(_Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorEvent(_Event):
-    """What ended the worker. `error` is the exception's class.
+    """The error that ended the worker. `error` is the name of the exception's class.
 
-    `about` is the dotted path of the recipe's field that the error is about, `template` the message with its fields
-    marked, so that each reader names them its own way.
+    `about` is the dotted path of the recipe's field that caused it. `template` is the message with marks for fields,
+    which each reader replaces by flags or labels.
     """
 
     kind: Literal["error"] = "error"
@@ -251,19 +251,19 @@ class DoneEvent(_Event):
     seconds: float
 
 
-# -- events that are told to listeners and never written -----------------------------------------------
+# -- events that listeners get and that are never written ----------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Told(_Event):
-    """Work beside training: `done` of `total` parts of it are over."""
+class _ProgressBase(_Event):
+    """Work other than training: `done` of `total` parts of it are over."""
 
     done: Count
     total: Count
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreparingEvent(_Told):
+class PreparingEvent(_ProgressBase):
     """Something is drawn, downloaded or computed before the run can begin."""
 
     kind: Literal["preparing"] = "preparing"
@@ -275,7 +275,7 @@ class PreparingEvent(_Told):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FillingEvent(_Told):
+class FillingEvent(_ProgressBase):
     """Features of images are being stored."""
 
     kind: Literal["filling"] = "filling"
@@ -286,7 +286,7 @@ class FillingEvent(_Told):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluatingEvent(_Told):
+class EvaluatingEvent(_ProgressBase):
     """A whole network is being measured on the validation images."""
 
     kind: Literal["evaluating"] = "evaluating"
@@ -297,7 +297,7 @@ class EvaluatingEvent(_Told):
         return f"evaluating the {self.model}"
 
 
-Written = (
+WrittenEvent = (
     StartEvent
     | DiagnosisEvent
     | StoreEvent
@@ -316,22 +316,22 @@ Written = (
     | ErrorEvent
     | DoneEvent
 )
-Told = PreparingEvent | FillingEvent | EvaluatingEvent
-Event = Written | Told
+ProgressEvent = PreparingEvent | FillingEvent | EvaluatingEvent
+Event = WrittenEvent | ProgressEvent
 EventType = TypeVar("EventType", bound=Event)
-_LINE: TypeAdapter[Written] = TypeAdapter(Annotated[Written, Field(discriminator="kind")])
+_LINE: TypeAdapter[WrittenEvent] = TypeAdapter(Annotated[WrittenEvent, Field(discriminator="kind")])
 
 
 # -- the file ------------------------------------------------------------------------------------------
 
 
 def stamped(event: EventType) -> EventType:
-    """The event with the time of now."""
+    """The event with the present time."""
     return replace(event, time=round(time.time(), 3))
 
 
-def append_event(path: Path, event: Written) -> None:
-    """Adds a line to an events.jsonl, below a line that was cut short. Raises UserError when the disk won't take it."""
+def append_event(path: Path, event: WrittenEvent) -> None:
+    """Adds a line to an events.jsonl, on a new line if the last one was cut short. Raises UserError if it can't."""
     fields = {name: value for name, value in vars(event).items() if value is not None}
     with writing(path), open(path, "ab+") as file:
         if not _ends_with_newline(file):
@@ -347,29 +347,29 @@ class EventReader:
         self._offset = 0
         self._inode = 0
 
-    def read(self) -> tuple[bool, list[Written]]:
-        """Whether all that came before is void, because the file is another or shorter one, and the new events.
+    def read(self) -> tuple[bool, list[WrittenEvent]]:
+        """(whether to forget earlier events, since the file was replaced or is shorter now; the new events).
 
-        A line that is not ended yet waits for its end.
+        A line that has no end yet is read later.
         """
-        anew = False
+        restarted = False
         try:
             with open(self._path, "rb") as file:
                 status = os.fstat(file.fileno())
                 if self._offset and (status.st_ino != self._inode or status.st_size < self._offset):
-                    self._offset, anew = 0, True
+                    self._offset, restarted = 0, True
                 self._inode = status.st_ino
                 file.seek(self._offset)
                 content = file.read()
         except FileNotFoundError:
-            anew, self._offset = self._offset > 0, 0
-            return anew, []
+            restarted, self._offset = self._offset > 0, 0
+            return restarted, []
         whole = content[: content.rfind(b"\n") + 1]
         self._offset += len(whole)
-        return anew, [event for line in whole.splitlines() if (event := _parsed(line))]
+        return restarted, [event for line in whole.splitlines() if (event := _parsed(line))]
 
 
-def _parsed(line: bytes) -> Written | None:
+def _parsed(line: bytes) -> WrittenEvent | None:
     try:
         return _LINE.validate_json(line)
     except ValidationError:

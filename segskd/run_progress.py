@@ -1,4 +1,4 @@
-"""Where a run stands, understood event by event. The console, the page, the queue and scripts all read it here."""
+"""How far a run is, by its events. The console, the page, the queue and scripts all take it from here."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from segskd.events import (
     PausedEvent,
     PhaseEndEvent,
     PhaseStartEvent,
+    ProgressEvent,
     ResumedEvent,
     StartEvent,
     StepEvent,
     StoppedEvent,
     StoreEvent,
-    Told,
     WarningEvent,
 )
 
@@ -35,45 +35,45 @@ MOST_POINTS = 300
 
 @dataclass
 class LossCurve:
-    """Points (x, y) in rising x, never more than `limit` of them. `limit` is an even number.
+    """Points (x, y) in rising x, at most `limit` of them. `limit` is an even number.
 
-    When there are too many, neighbours are merged: y becomes their mean, x the later one's. Every point then
-    stands for the same number of measurements; the last one stands for those that have come since.
+    When there are too many points, neighbours are merged: the new y is the mean of both, the new x is the later one.
+    Every point then stands for the same number of measurements. Only the last one may stand for fewer.
     """
 
     limit: int = MOST_POINTS
-    _whole: list[Point] = field(default_factory=list)
-    _waiting: list[Point] = field(default_factory=list)
-    _each: int = 1
+    _points: list[Point] = field(default_factory=list)
+    _pending: list[Point] = field(default_factory=list)
+    _per_point: int = 1
 
     def add(self, x: float, y: float) -> None:
         """Adds one measurement."""
-        self._waiting.append((x, y))
-        if len(self._waiting) == self._each:
-            self._whole.append(_merged(self._waiting))
-            self._waiting = []
-        if len(self._whole) == self.limit:
-            self._whole = [_merged(self._whole[i : i + 2]) for i in range(0, self.limit, 2)]
-            self._each *= 2
+        self._pending.append((x, y))
+        if len(self._pending) == self._per_point:
+            self._points.append(_merged(self._pending))
+            self._pending = []
+        if len(self._points) == self.limit:
+            self._points = [_merged(self._points[i : i + 2]) for i in range(0, self.limit, 2)]
+            self._per_point *= 2
 
     def cut(self, x: float) -> None:
-        """Forgets what lies beyond x: a resumed run measures it again."""
-        self._whole = [point for point in self._whole if point[0] <= x]
-        self._waiting = [point for point in self._waiting if point[0] <= x]
+        """Removes the points beyond x, which a resumed run measures again."""
+        self._points = [point for point in self._points if point[0] <= x]
+        self._pending = [point for point in self._pending if point[0] <= x]
 
     def copy(self) -> LossCurve:
-        """The curve as it is now; points that are added later are not in the copy."""
-        return replace(self, _whole=list(self._whole), _waiting=list(self._waiting))
+        """A copy of the curve, which later points don't change."""
+        return replace(self, _points=list(self._points), _pending=list(self._pending))
 
     @property
     def points(self) -> list[Point]:
         """The curve as it is now."""
-        return [*self._whole, _merged(self._waiting)] if self._waiting else list(self._whole)
+        return [*self._points, _merged(self._pending)] if self._pending else list(self._points)
 
 
 @dataclass
 class PhaseProgress:
-    """One phase of a run, as far as it has come. Curves go over the steps of the phase."""
+    """One phase of a run and how far it is. The x of its curves is the step in the phase."""
 
     name: str
     epochs: int
@@ -85,13 +85,13 @@ class PhaseProgress:
     graft_miou: float | None = None
     seconds: float = 0.0
     version: int = 0
-    """Rises with every point that the curves get or lose."""
+    """Rises with every change of the curves."""
     losses: LossCurve = field(default_factory=LossCurve)
     """(step, loss of that step)."""
     epoch_losses: LossCurve = field(default_factory=LossCurve)
     """(step at the end of an epoch, mean loss of the epoch)."""
     scores: LossCurve = field(default_factory=LossCurve)
-    """(step, mIoU on validation) of a network that is trained whole, measured now and then."""
+    """(step, mIoU on validation) of a network that is trained as a whole, measured from time to time."""
 
     @property
     def steps_an_epoch(self) -> int:
@@ -103,13 +103,13 @@ class PhaseProgress:
         return 1.0 if self.state == "done" else min(1.0, self.step / max(1, self.steps))
 
     def cut(self, step: float) -> None:
-        """Forgets the curves beyond a step."""
+        """Removes the curves' points beyond a step."""
         for curve in (self.losses, self.epoch_losses, self.scores):
             curve.cut(step)
         self.version += 1
 
     def copy(self) -> PhaseProgress:
-        """The phase as it stands now, curves included."""
+        """A copy of the phase and its curves, which later events don't change."""
         curves = {name: getattr(self, name).copy() for name in ("losses", "epoch_losses", "scores")}
         return replace(self, **curves)
 
@@ -121,22 +121,22 @@ class PhaseProgress:
 
 
 class RunProgress:
-    """What a run's events say so far: `apply` takes them in one by one."""
+    """What a run's events say so far. `apply` adds one event."""
 
     def __init__(self) -> None:
         self.phases: list[PhaseProgress] = []
         self.activity: Activity = "beginning"
-        """What its worker does, by the written events."""
-        self.beside: Told | None = None
-        """What it does beside training right now. Known to listeners only, since the file doesn't hold it."""
+        """What its worker does now, by the written events."""
+        self.side_work: ProgressEvent | None = None
+        """Work other than training that goes on now. Only listeners know it, since the file doesn't hold it."""
         self.begun = False
         """Whether a phase has begun, in this attempt or before."""
         self.ended: Ended | None = None
-        """How the last attempt ended. None while it goes on, and when its worker died without a word."""
+        """How the last attempt ended. None while it goes on, and if its worker died without an event."""
         self.error: ErrorEvent | None = None
-        """What ended the last attempt, if an error did."""
+        """The error that ended the last attempt, None if no error did."""
         self.warnings: list[str] = []
-        """The last ones, each once."""
+        """The last warnings, without repetitions."""
         self.images: int | None = None
         self.store: str | None = None
         """Where features are kept: memory, disk, or recompute."""
@@ -146,20 +146,20 @@ class RunProgress:
         """Time of the last event: seconds since 1970."""
         self._resumed: ResumedEvent | None = None
         self._phase_began: tuple[str, float, float] | None = None
-        """Name of the phase that trains, time at which it began, seconds that it had taken before."""
+        """The phase that trains: its name, the time at which it began, and the seconds that earlier attempts took."""
         self._pace: tuple[float, int, float, int] | None = None
         """Time and step of the first and of the last step that was timed without a break."""
 
     def apply(self, event: Event) -> None:
-        """Takes one event in."""
-        if isinstance(event, Told):
-            self.beside = event if event.done < event.total else None
+        """Adds one event."""
+        if isinstance(event, ProgressEvent):
+            self.side_work = event if event.done < event.total else None
             return
         self._apply(event)
         self.updated = event.time
 
     def copy(self) -> RunProgress:
-        """What is known now; later events leave the copy as it is."""
+        """A copy, which later events don't change."""
         made = copy.copy(self)
         made.phases = [phase.copy() for phase in self.phases]
         return made
@@ -168,7 +168,7 @@ class RunProgress:
 
     @property
     def stage(self) -> int:
-        """Number of the phase that trains, trained last, or comes next; the first is 1, and 0 means none is known."""
+        """Number, from 1, of the phase that trains, trained last, or comes next. 0 while no phase is known."""
         begun = [number for number, phase in enumerate(self.phases, start=1) if phase.state != "to come"]
         return begun[-1] if begun else min(1, len(self.phases))
 
@@ -193,7 +193,7 @@ class RunProgress:
 
     @property
     def latest(self) -> PhaseProgress | None:
-        """The phase that trains or was trained last, None before the first one."""
+        """The phase that trains or was trained last, None before the first phase."""
         phase = self.phases[self.stage - 1] if self.phases else None
         return phase if phase and phase.state != "to come" else None
 
@@ -202,7 +202,7 @@ class RunProgress:
         return next((phase for phase in self.phases if phase.state in ("training", "filling")), None)
 
     def seconds_left(self) -> float | None:
-        """Reckoned from the time that steps of this run have taken. None while no step was timed."""
+        """Estimated from the time that steps of this run took. None while no step was timed."""
         done = [phase for phase in self.phases if phase.state == "done" and phase.seconds > 0]
         steps = sum(phase.steps_an_epoch * phase.epoch for phase in done)
         before = sum(phase.seconds for phase in done) / steps if steps else None
@@ -215,7 +215,7 @@ class RunProgress:
         return rest + usual * sum(phase.steps for phase in self.phases if phase.state == "to come")
 
     def doing(self, has_teacher: bool) -> str:
-        """What a run that has a worker does, as a sentence's middle: "training encoder.1, epoch 3 of 75"."""
+        """What the worker of a run does, as part of a sentence: "training encoder.1, epoch 3 of 75"."""
         if not self.phases or self.activity == "beginning":
             measuring = has_teacher and self.phases and self.teacher_miou is None
             return "measuring the teacher on the validation images" if measuring else "preparing the data"
@@ -243,7 +243,7 @@ class RunProgress:
                 self._on_start(event)
             case ResumedEvent():
                 self._resumed, self.begun = event, True
-                self._goes_on()
+                self._clear_ending()
             case PhaseStartEvent():
                 self._on_phase_start(event)
             case StepEvent():
@@ -269,20 +269,20 @@ class RunProgress:
             case DoneEvent():
                 self.error, self.ended = None, "finished"
 
-    def _goes_on(self) -> None:
-        self.error = self.ended = self.beside = None
+    def _clear_ending(self) -> None:
+        self.error = self.ended = self.side_work = None
 
     def _on_start(self, event: StartEvent) -> None:
-        """An attempt begins. Where it resumes the run, phases that are done stay done."""
+        """An attempt begins. If it resumes the run, finished phases stay finished."""
         if [phase.phase for phase in event.phases] != [phase.name for phase in self.phases]:
             self.phases = [PhaseProgress(phase.phase, phase.epochs, phase.steps) for phase in event.phases]
-        self._goes_on()
+        self._clear_ending()
         self.images, self.activity = event.images, "beginning"
         self._resumed = self._pace = None
 
     def _on_phase_start(self, event: PhaseStartEvent) -> None:
-        """A phase begins, or goes on from its checkpoint: what came after the checkpoint is forgotten."""
-        self._goes_on()
+        """A phase begins, or goes on from its checkpoint. What came after the checkpoint is removed."""
+        self._clear_ending()
         self.begun, self.activity, self._pace = True, "filling", None
         resumed, self._resumed = self._resumed, None
         phase = self._phase(event.phase)
@@ -322,8 +322,8 @@ class RunProgress:
 
     def _measure(self, phase: PhaseProgress, event: StepEvent | EpochEvent, step: int, curve: LossCurve) -> None:
         phase.step, phase.epoch, phase.state = step, event.epoch, "training"
-        self.activity, self.beside = "training", None
-        if self._phase_began is None or self._phase_began[0] != phase.name:  # the line that said when it began is lost
+        self.activity, self.side_work = "training", None
+        if self._phase_began is None or self._phase_began[0] != phase.name:  # the event of its beginning is missing
             self._phase_began = (phase.name, event.time, phase.seconds)
         phase.seconds = self._phase_began[2] + max(0.0, event.time - self._phase_began[1])
         phase.loss = event.loss if math.isfinite(event.loss) else None
@@ -339,7 +339,7 @@ class RunProgress:
         phase.epoch = phase.epochs if event.epochs is None else event.epochs
         phase.graft_miou, phase.seconds = event.graft_miou, event.seconds
         phase.loss = event.loss if math.isfinite(event.loss) else None
-        self._pace, self.beside = None, None
+        self._pace, self.side_work = None, None
         self.activity = "measuring" if phase is self.phases[-1] else "filling"
 
     def _phase(self, name: str) -> PhaseProgress | None:

@@ -1,4 +1,4 @@
-"""A run's directory: its recipe, events, state and liveness. Readers need nothing but the directory."""
+"""A run's directory: its recipe, events and state, and whether a worker is alive. Readers need only the directory."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ import torch
 
 from segskd.config import Recipe, dump_recipe, load_recipe
 from segskd.errors import UserError
-from segskd.events import EVENTS, ErrorEvent, Event, EventReader, Written, append_event, stamped
+from segskd.events import EVENTS, ErrorEvent, Event, EventReader, WrittenEvent, append_event, stamped
 from segskd.files import REFUSED, write_whole, writing
 from segskd.folders import runs_folder as runs_folder
 from segskd.run_progress import RunProgress
 
 RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
 Status = Literal["running", "finished", "paused", "interrupted", "failed", "new"]
-# What torch.load raises for a file that is cut short, no archive, or holds more than tensors.
+# What torch.load raises for a file that is cut short, is no archive, or holds more than tensors.
 DAMAGED = (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, pickle.UnpicklingError)
-# A folder that holds one of these files is somebody's model: no run begins there.
-FOREIGN = ("config.json", "model.safetensors", "pytorch_model.bin", "state.pt", EVENTS)
-# The file that makes a folder a study's.
+# A folder with one of these files holds a model or another run. No new run begins there.
+OTHER_MODELS = ("config.json", "model.safetensors", "pytorch_model.bin", "state.pt", EVENTS)
+# A folder with this file holds a study.
 STUDY = "study.yaml"
 IMPORTED = "imported"
 """The folder beside the runs that holds teachers made from files of weights."""
 LOCK_SECONDS = 1.0
-# To ask whether a run is alive is to hold its lock for a moment. Threads take turns; other processes are waited for.
-LOOKING = threading.Lock()
-LOOK_SECONDS = 0.002
+# To see whether a run is alive, its lock is taken for a moment. Threads take turns. Other processes are waited for.
+PROBE_LOCK = threading.Lock()
+PROBE_SECONDS = 0.002
 AFTER_EPOCH = "after this epoch"
 
 
@@ -54,15 +54,17 @@ class Run:
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe) -> Run:
-        """Makes a new directory with its recipe. Raises UserError when the name is taken or the disk refuses."""
+        """Makes a new directory with its recipe. Raises UserError if the name is taken or the disk can't be written."""
         run = cls(path)
         if path.name == IMPORTED:
-            raise UserError(f"'{IMPORTED}' is where teachers lie that were files: give the run another name")
+            raise UserError(f"the folder '{IMPORTED}' holds imported teachers: give the run another name")
         if (path / "recipe.yaml").exists():
             raise UserError(f"run {path} exists: 'python -m segskd resume {path.name}' goes on, or give another name")
-        foreign = [name for name in (*FOREIGN, STUDY) if (path / name).exists()]
-        if foreign:
-            raise UserError(f"{path} holds {foreign[0]} and is no run: name another folder, so that nothing is lost")
+        other_files = [name for name in (*OTHER_MODELS, STUDY) if (path / name).exists()]
+        if other_files:
+            raise UserError(
+                f"{path} is no run and holds {other_files[0]}: name another folder, so that nothing is lost"
+            )
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
         run.write_recipe(recipe)
@@ -70,7 +72,7 @@ class Run:
 
     @classmethod
     def open(cls, path: Path) -> Run:
-        """Opens a run that is there. Raises UserError when there is none."""
+        """Opens an existing run. Raises UserError if there is none."""
         if not _is_run(path):
             raise UserError(f"no run at {path}: 'python -m segskd runs' lists them")
         return cls(path)
@@ -85,7 +87,7 @@ class Run:
 
     @property
     def model_folder(self) -> Path:
-        """The folder of the trained network, which is the run itself for a teacher and student/ otherwise."""
+        """The folder of the trained network: the run's own folder for a teacher, student/ in it otherwise."""
         return self.path if self.recipe.kind == "teach" else self.path / "student"
 
     @property
@@ -101,12 +103,12 @@ class Run:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Holds the run's lock while a worker works on it. Raises UserError when another one does."""
+        """Holds the run's lock while a worker trains it. Raises UserError if another worker holds it."""
         try:
             with writing(self.path):
                 self._lock.acquire(timeout=LOCK_SECONDS)
         except filelock.Timeout as error:
-            raise UserError(f"run {self.name} is being worked on by another process: stop that one first") from error
+            raise UserError(f"another process is working on run {self.name}: stop that process first") from error
         try:
             with suppress(FileNotFoundError):
                 self._stop_file.unlink()
@@ -120,17 +122,17 @@ class Run:
             return False
         probe = filelock.FileLock(self.path / ".lock")
         try:
-            with LOOKING, probe.acquire(timeout=LOOK_SECONDS, poll_interval=LOOK_SECONDS):
+            with PROBE_LOCK, probe.acquire(timeout=PROBE_SECONDS, poll_interval=PROBE_SECONDS):
                 return False
         except filelock.Timeout:
             return True
-        except OSError as error:  # a folder that can't be written, or has just been deleted, has no worker
+        except OSError as error:  # no worker is in a folder that can't be written or was just deleted
             if error.errno in {*REFUSED, errno.ENOENT}:
                 return False
             raise
 
     def status(self) -> Status:
-        """What the run is doing. "interrupted" means that its worker died or was stopped."""
+        """The state of the run. "interrupted" means that its worker died or was stopped."""
         if self.is_alive():
             return "running"
         if (self.path / "result.json").exists():
@@ -151,24 +153,24 @@ class Run:
             if not after_epoch:
                 self._stop_file.write_text("")
                 return
-            # Renamed into place: a file that is still empty would mean the next step.
+            # The finished file is moved into place, since an empty file means: stop at the next step.
             whole = self.path / f".stop-{os.getpid()}-{threading.get_ident()}"
             whole.write_text(AFTER_EPOCH)
             os.replace(whole, self._stop_file)
 
     def stop_requested(self, epoch_over: bool = False) -> bool:
-        """Whether somebody asked, by `request_stop` or by a signal; `epoch_over` says that an epoch just ended."""
+        """Whether to stop now, by `request_stop` or by a signal. `epoch_over` says that an epoch has just ended."""
         if self._signalled:
             return True
         try:
-            asked = self._stop_file.read_text()
+            request = self._stop_file.read_text()
         except FileNotFoundError:
             return False
-        return epoch_over or asked != AFTER_EPOCH
+        return epoch_over or request != AFTER_EPOCH
 
     @contextmanager
     def listening_to_signals(self) -> Iterator[None]:
-        """In the main thread, turns SIGINT and SIGTERM into requests to stop."""
+        """Turns SIGINT and SIGTERM into requests to stop, in the main thread."""
 
         def ask(_signal: int, _frame: FrameType | None) -> None:
             self._signalled = True
@@ -184,7 +186,7 @@ class Run:
                 signal.signal(number, handler)
 
     def summary(self) -> dict[str, Any]:
-        """What a list of runs shows. Figures are None until the run is finished."""
+        """A row for a list of runs. Figures are None until the run is finished."""
         try:
             recipe = self.recipe
             result = self.read_json("result.json") or {}
@@ -205,27 +207,27 @@ class Run:
 
     # -- events -------------------------------------------------------------------------------------
 
-    def record(self, event: Written) -> None:
-        """Adds one line to events.jsonl and tells the listeners. Raises UserError when the disk won't take it."""
+    def record(self, event: WrittenEvent) -> None:
+        """Adds an event to events.jsonl and calls the listeners. Raises UserError if the disk can't be written."""
         event = stamped(event)
         append_event(self.path / EVENTS, event)
-        self._tell(event)
+        self._notify(event)
 
-    def tell(self, event: Event) -> None:
-        """Tells the listeners and writes nothing."""
+    def notify(self, event: Event) -> None:
+        """Calls the listeners and writes nothing."""
         if self.listeners:
-            self._tell(stamped(event))
+            self._notify(stamped(event))
 
-    def _tell(self, event: Event) -> None:
+    def _notify(self, event: Event) -> None:
         for listener in self.listeners:
             listener(event)
 
-    def events(self) -> list[Written]:
-        """All events of the file. Lines that are cut short or can't be read are left out."""
+    def events(self) -> list[WrittenEvent]:
+        """All events of the file, without lines that are cut short or can't be read."""
         return EventReader(self.path / EVENTS).read()[1]
 
     def progress(self) -> RunProgress:
-        """Where the run stands by its events."""
+        """How far the run is, by its events."""
         progress = RunProgress()
         for event in self.events():
             progress.apply(event)
@@ -234,14 +236,14 @@ class Run:
     # -- files --------------------------------------------------------------------------------------
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a file of the run, whole or not at all. Raises UserError when the disk won't take it."""
+        """Writes a file of the run, whole or not at all. Raises UserError if the disk can't be written."""
         write_whole(self.path / name, content)
 
     def write_json(self, name: str, content: object) -> None:
         self.write(name, json.dumps(content, indent=2).encode() + b"\n")
 
     def read_json(self, name: str) -> Any:
-        """A JSON file of the run, None when it is not there."""
+        """A JSON file of the run, None if there is none. Raises UserError if it is damaged."""
         try:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -256,7 +258,7 @@ class Run:
         self.write("state.pt", buffer.getvalue())
 
     def load_state(self) -> dict[str, Any] | None:
-        """What `save_state` wrote last, None when the run has not got that far."""
+        """What `save_state` wrote last, None if it wrote nothing yet. Raises UserError if the file is damaged."""
         path = self.path / "state.pt"
         if not path.exists():
             return None
@@ -267,22 +269,22 @@ class Run:
             raise UserError(f"{path} is damaged: start the run anew under another name") from error
 
 
-class Onlooker(Run):
-    """The run for every process but the first. It reads the run's files, writes none of them and tells nobody."""
+class ReadOnlyRun(Run):
+    """A run as its processes other than the first use it: they read its files, write none, and call no listener."""
 
     def write(self, name: str, content: bytes) -> None:
         """Writes nothing."""
 
-    def record(self, event: Written) -> None:
+    def record(self, event: WrittenEvent) -> None:
         """Writes only the error that ended this process."""
         if isinstance(event, ErrorEvent):
             super().record(event)
 
-    def tell(self, event: Event) -> None:
-        """Tells nobody."""
+    def notify(self, event: Event) -> None:
+        """Calls no listener."""
 
     def stop_requested(self, epoch_over: bool = False) -> bool:
-        """Never: the first process asks, and decides for all."""
+        """Always False, since the first process decides for all."""
         return False
 
     @contextmanager
@@ -307,14 +309,14 @@ def find_run(name_or_path: str, runs: Path | None = None) -> Run:
 
 
 def list_runs(runs: Path | None = None) -> list[Run]:
-    """All runs below `runs`, the newest first."""
-    written: dict[Path, float] = {}
+    """All runs below `runs` (`runs_folder()`), the newest first."""
+    times: dict[Path, float] = {}
     for path in (runs or runs_folder()).glob("*/recipe.yaml"):
         if path.parent.name.startswith("."):  # being deleted
             continue
         with suppress(FileNotFoundError):  # deleted or renamed in the meantime
-            written[path.parent] = path.stat().st_mtime
-    return [Run(path) for path in sorted(written, key=written.__getitem__, reverse=True)]
+            times[path.parent] = path.stat().st_mtime
+    return [Run(path) for path in sorted(times, key=times.__getitem__, reverse=True)]
 
 
 def default_name(recipe: Recipe, card: str) -> str:
@@ -335,7 +337,7 @@ def default_name(recipe: Recipe, card: str) -> str:
 
 
 def free_name(wish: str, runs: Path | None = None) -> str:
-    """`wish`, or `wish-2`, `wish-3` … when it is taken."""
+    """`wish`, or `wish-2`, `wish-3` … if it is taken."""
     wish = re.sub(r"[^A-Za-z0-9_.-]+", "-", wish).strip("-.")
     names = (wish if i == 1 else f"{wish}-{i}" for i in range(1, 10_000))
     folder = runs or runs_folder()

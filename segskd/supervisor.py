@@ -1,8 +1,8 @@
-"""Worker processes: how each one is started, is asked to stop, is killed, and what it said in the end.
+"""Worker processes: starts them, asks them to stop, kills them, and reads what they print.
 
 A worker is a command in a process of its own: a run that the page started, a cell of a study, a pre-flight, an export,
-a teacher that is asked about images, a part of the sample scenes. It works in the folder of the process that starts
-it, so a relative path means the same to both, and it imports the same SegSKD.
+the statistics of images, a part of the sample scenes. It works in the folder of the process that starts it, so a
+relative path means the same to both, and it imports the same SegSKD.
 """
 
 from __future__ import annotations
@@ -32,24 +32,25 @@ from segskd.files import writing
 NICENESS = 10
 LISTEN_SECONDS = 0.3
 Life = Literal["lasting", "bound", "part"]
-"""How a worker's life hangs on its caller's.
+"""What becomes of a worker when its caller ends.
 
 lasting: it has a process group of its own, and goes on when its caller ends.
 bound: it has a process group of its own, and is killed when its caller ends.
 part: it is in its caller's process group, and is killed with it.
 """
 Output = Literal["dropped", "kept", "logged", "piped"]
-"""Where a worker's standard output goes: nowhere, to `Worker.printed`, to where its errors go, or to a pipe.
+"""Where a worker's standard output goes.
 
-With "piped" its standard input is a pipe, too; otherwise it is empty.
+dropped: nowhere. kept: `Worker.output_text` gives it. logged: to the same file as its standard error.
+piped: to a pipe, and standard input is a pipe, too. Otherwise standard input is empty.
 """
 
 
 @dataclass(frozen=True)
 class ProcessRecord:
-    """A process as it can be written down: its number, and when it was born, in seconds since 1970.
+    """A process as a file can record it: its number, and when it began, in seconds since 1970.
 
-    The system gives a number to another process later; both together name one process alone.
+    The system may give the number to another process later, but number and time together mean one process only.
     """
 
     pid: int
@@ -57,12 +58,12 @@ class ProcessRecord:
 
     @classmethod
     def of(cls, pid: int) -> ProcessRecord:
-        """The process that has this number now."""
+        """The process with this number."""
         return cls(pid, psutil.Process(pid).create_time())
 
     @classmethod
     def read(cls, path: Path) -> ProcessRecord | None:
-        """What `as_json` gave, from a file; None when there is no such file, or it is damaged."""
+        """From a file that holds `as_json`; None if there is no such file, or it is damaged."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             return cls(int(content["pid"]), float(content["born"]))
@@ -73,7 +74,7 @@ class ProcessRecord:
         return json.dumps(asdict(self)).encode()
 
     def process(self) -> psutil.Process | None:
-        """The process while it lives."""
+        """The process, None if it has ended."""
         with suppress(psutil.Error):
             process = psutil.Process(self.pid)
             if abs(process.create_time() - self.born) < 1 and process.status() != psutil.STATUS_ZOMBIE:
@@ -81,12 +82,12 @@ class ProcessRecord:
         return None
 
     def send(self, number: signal.Signals) -> None:
-        """Sends a signal to the process while it lives, and to its whole group if it leads one."""
+        """Sends a signal to the process, if it is alive, and to its whole group if it leads one."""
         if self.process() is not None:
             _send(self.pid, number)
 
     def end(self, seconds: float) -> None:
-        """Waits for a process that was asked to stop; sends SIGTERM after `seconds`, and SIGKILL after as many more."""
+        """Waits for a process that was asked to stop. Sends SIGTERM after `seconds`, SIGKILL after `seconds` more."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             deadline = time.monotonic() + seconds
             while time.monotonic() < deadline:
@@ -97,31 +98,31 @@ class ProcessRecord:
 
 
 class Worker:
-    """A process that was started here. Where it is a context, leaving it kills the process."""
+    """A process that this process started. As a context manager it kills the process at the end."""
 
     def __init__(self, process: subprocess.Popen[bytes], errors: IO[bytes], before: int, printed: IO[bytes] | None):
-        """`before` is the length that `errors` had when the process was started."""
+        """`before` is the length of `errors` when the process was started."""
         self.record = ProcessRecord.of(process.pid)
         self._process, self._errors, self._before, self._printed = process, errors, before, printed
 
     @property
     def input(self) -> IO[bytes]:
-        """The pipe to its standard input, where its output is "piped"."""
+        """The pipe to its standard input, if its output is "piped"."""
         return cast(IO[bytes], self._process.stdin)
 
     @property
     def output(self) -> IO[bytes]:
-        """The pipe from its standard output, where that is "piped"."""
+        """The pipe from its standard output, if that is "piped"."""
         return cast(IO[bytes], self._process.stdout)
 
     def is_over(self) -> bool:
         return self._process.poll() is not None
 
     def wait(self, seconds: float = math.inf, meanwhile: Callable[[], None] | None = None) -> int:
-        """Its exit status when it is over; one below zero is the signal that killed it.
+        """Waits for its end. Returns its exit status; a status below zero is the signal that killed it.
 
-        `meanwhile` is called every LISTEN_SECONDS; what it raises ends the waiting, not the worker. Raises TimeoutError
-        when that takes longer than `seconds`.
+        `meanwhile` is called every LISTEN_SECONDS. If it raises an error, the waiting ends, but not the worker. Raises
+        TimeoutError after `seconds`.
         """
         deadline = time.monotonic() + seconds
         while self._process.poll() is None:
@@ -141,22 +142,22 @@ class Worker:
         self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Ends it and the processes of its group at once."""
+        """Kills it and the processes of its group."""
         if not self.is_over():
             _send(self.record.pid, signal.SIGKILL)
         self._process.wait()
 
     def let_go(self) -> None:
-        """Awaits its end in the background, so that no dead process is left behind in the system's table."""
+        """Waits for its end in the background, so that no zombie process is left."""
         self._errors.close()
         threading.Thread(target=self._process.wait, name=f"await {self.record.pid}", daemon=True).start()
 
-    def said(self) -> str:
-        """What it has written to standard error, and to standard output where that is "logged"."""
+    def error_text(self) -> str:
+        """What it has written to standard error, and to standard output if that is "logged"."""
         return _text(self._errors, self._before)
 
-    def printed(self) -> str:
-        """What it has written to standard output where that is "kept"."""
+    def output_text(self) -> str:
+        """What it has written to standard output, if that is "kept"."""
         return _text(cast(IO[bytes], self._printed), 0)
 
     def __enter__(self) -> Worker:
@@ -165,7 +166,7 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self.kill()
         for file in (self._errors, self._printed, self._process.stdout, self._process.stdin):
-            with suppress(BrokenPipeError):  # it has not read all of its input
+            with suppress(BrokenPipeError):  # it did not read all of its input
                 if file is not None:
                     file.close()
 
@@ -192,9 +193,9 @@ def start(
 ) -> Worker:
     """Starts a worker.
 
-    `log` is a file to which its standard error is added; without one it is kept for `Worker.said`. `environment` is
-    laid over this process's. Low priority leaves the cores to whoever else wants them, such as the page.
-    Raises UserError when the log can't be written.
+    Its standard error is appended to the file `log`; without a log, `Worker.error_text` gives it. `environment` is
+    added to this process's. With low priority other processes, such as the page, get the cores first. Raises UserError
+    if the log can't be written.
     """
     errors, printed = _appending(log) if log else _scratch(), _scratch() if output == "kept" else None
     before = errors.seek(0, os.SEEK_END)
@@ -212,45 +213,45 @@ def start(
         if _ENDING.is_set():
             worker.kill()
     if low_priority:
-        with suppress(psutil.Error):  # it may be over already
+        with suppress(psutil.Error):  # it may have ended already
             psutil.Process(process.pid).nice(max(NICENESS, psutil.Process().nice()))
     return worker
 
 
 def segskd(*words: str) -> list[str]:
-    """The command `segskd WORDS…` as this Python runs it."""
+    """The command that runs `segskd WORDS…` in this Python."""
     return module("segskd", *words)
 
 
 def module(name: str, *words: str) -> list[str]:
-    """A module's program as this Python runs it."""
+    """The command that runs a module in this Python."""
     return [sys.executable, "-m", name, *words]
 
 
 def folder_variables(runs: Path, data: Path) -> dict[str, str]:
-    """The environment that tells a worker where runs and datasets lie."""
+    """Environment variables that tell a worker where runs and datasets lie."""
     return {"SEGSKD_RUNS": str(runs), "SEGSKD_DATA": str(data)}
 
 
-def last_words(said: str) -> str:
-    """The last line that says anything, without the command's name; "" when there is none."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+def last_line(text: str) -> str:
+    """The last line that is not empty, without the command's name; "" if there is none."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1].removeprefix("segskd: ") if lines else ""
 
 
 def json_result(printed: str) -> Any:
-    """What a command with --json printed last. Raises ValueError when that is no JSON."""
+    """The JSON that a command with --json printed as its last line. Raises ValueError if there is none."""
     return json.loads(printed.strip().rpartition("\n")[2])
 
 
 def _send(pid: int, number: signal.Signals) -> None:
     """Sends a signal to a process, and to its whole group if it leads one."""
-    with suppress(ProcessLookupError, PermissionError):  # it has just ended, or is another user's
+    with suppress(ProcessLookupError, PermissionError):  # it has just ended, or belongs to another user
         (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, number)
 
 
 def _same_code() -> dict[str, str]:
-    """Environment with which `python -m` finds this SegSKD, and nothing that merely lies in the working folder."""
+    """Environment with which `python -m` imports this SegSKD, and no module of the working folder."""
     own = str(Path(__file__).resolve().parents[1])
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     installed = {str(Path(folder).resolve()) for folder in (*site.getsitepackages(), site.getusersitepackages())}
@@ -268,5 +269,5 @@ def _scratch() -> IO[bytes]:
 
 
 def _text(file: IO[bytes], start: int) -> str:
-    """A worker's file from a place on, read without moving the place at which the worker writes."""
+    """A worker's file from byte `start` on. Reading doesn't move the position at which the worker writes."""
     return os.pread(file.fileno(), os.fstat(file.fileno()).st_size - start, start).decode(errors="replace")

@@ -54,4 +54,4 @@ def _listen(worker: Worker, told: Callable[[], None]) -> None:
             raise OSError(error, os.strerror(error))
         told()
     if status := worker.wait():
-        raise RuntimeError(f"a worker that does its part ended with status {status}: {worker.said()[-500:]}")
+        raise RuntimeError(f"a worker that does its part ended with status {status}: {worker.error_text()[-500:]}")

@@ -112,7 +112,7 @@ def test_what_a_caller_can_mend_is_a_user_error(fields: dict[str, Any], tmp_path
         ("no run at", lambda: segskd.resume(tmp_path / "nowhere")),
         ("is no run", lambda: segskd.evaluate(tmp_path)),
         ("name at least one image", lambda: segskd.predict(tmp_path, [], tmp_path)),
-        ("prune-epochs says", lambda: segskd.export(tmp_path, prune_epochs=3)),
+        ("prune-epochs is for a pruned student", lambda: segskd.export(tmp_path, prune_epochs=3)),
         ("no folder and no file", lambda: segskd.add_dataset(tmp_path / "nowhere", data=tmp_path)),
     ]
     for message, call in wrong:

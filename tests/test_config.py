@@ -100,18 +100,18 @@ def test_what_is_no_size(written: object) -> None:
         ({"store": {"bits": 4}}, r"store\.bits"),
         (
             {"store": {"kind": "recompute", "bits": 8}},
-            "store: what is recomputed .* is not kept: leave --store-bits out",
+            "store: features that are recomputed .* are not stored: leave --store-bits out",
         ),
-        ({"store": {"bits": 8}, "method": "supervised"}, "none are kept: leave --store-bits out"),
+        ({"store": {"bits": 8}, "method": "supervised"}, "stores no features: leave --store-bits out"),
         ({"subset": {"rule": "first"}}, r"subset\.rule"),
         ({"subset": {"fraction": 0.1, "count": 30}}, "subset: .*fraction or a count"),
-        ({"subset": {"rule": "hand"}}, r"subset: rule hand takes names \(--names\)"),
-        ({"subset": {"names": ["a", "b"]}}, "subset: rule hand takes names .*, and no other rule does"),
-        ({"subset": {"rule": "diverse", "names": ["a", "b"]}}, "subset: .*no other rule does"),
-        ({"subset": {"rule": "hand", "names": ["a", "b"], "count": 2}}, "neither a fraction nor a count"),
-        ({"subset": {"rule": "hand", "names": ["a", "b"], "fraction": 0.5}}, "neither a fraction nor a count"),
+        ({"subset": {"rule": "hand"}}, r"subset: rule hand needs names \(--names\)"),
+        ({"subset": {"names": ["a", "b"]}}, "subset: rule hand needs names .*, no other rule takes any"),
+        ({"subset": {"rule": "diverse", "names": ["a", "b"]}}, "subset: .*no other rule takes any"),
+        ({"subset": {"rule": "hand", "names": ["a", "b"], "count": 2}}, "not a fraction or a count"),
+        ({"subset": {"rule": "hand", "names": ["a", "b"], "fraction": 0.5}}, "not a fraction or a count"),
         ({"subset": {"rule": "hand", "names": ["a", "b", "a"]}}, "subset: 'a' is named more than once"),
-        ({"subset": {"rule": "hand", "names": ["a"]}}, "subset: 1 images are named, and training needs at least 2"),
+        ({"subset": {"rule": "hand", "names": ["a"]}}, "subset: 1 images are named, but training needs at least 2"),
         ({"subset": {"rule": "hand", "names": []}}, "subset: 0 images are named"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**31}, "seed"),
@@ -182,13 +182,13 @@ def test_what_explodes_when_it_is_written_out_is_told_in_a_line() -> None:
         value = [value] * 9
     with pytest.raises(UserError) as refused:
         make_recipe({"data": {"card": "scenes", "size": value}, "method": "supervised"})
-    assert "is no size" in str(refused.value)
+    assert "is not a size" in str(refused.value)
     assert len(str(refused.value)) < 300
 
 
 @pytest.mark.parametrize("content", [None, [], "text", 3])
 def test_what_is_no_mapping_is_no_recipe(content: object) -> None:
-    with pytest.raises(UserError, match="there is nothing in it that could be one"):
+    with pytest.raises(UserError, match="it has no fields"):
         make_recipe(content)
 
 

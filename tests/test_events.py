@@ -26,21 +26,21 @@ from segskd.events import (
     PlacedEvent,
     PlannedPhase,
     PreparingEvent,
+    ProgressEvent,
     ResumedEvent,
     SkippedEvent,
     StartEvent,
     StepEvent,
     StoppedEvent,
     StoreEvent,
-    Told,
     WarningEvent,
-    Written,
+    WrittenEvent,
     append_event,
 )
 
 OLD_RUNS = Path(__file__).parent / "old_runs"
 SCORES: dict[str, Any] = {"miou": 0.5, "pixel_accuracy": 0.75}
-WRITTEN: list[Written] = [
+WRITTEN: list[WrittenEvent] = [
     StartEvent(phases=(PlannedPhase(phase="head", epochs=2, steps=20),), images=40, batch=4),
     DiagnosisEvent(message="fits", miou=0.5, constant=0.25, frequency=0.125, images=8, split="train"),
     StoreEvent(kind_of_store="disk", message="feature store: on disk"),
@@ -63,12 +63,12 @@ WRITTEN: list[Written] = [
 ]
 
 
-def read(path: Path) -> list[Written]:
+def read(path: Path) -> list[WrittenEvent]:
     return EventReader(path).read()[1]
 
 
 def test_every_kind_comes_back(tmp_path: Path) -> None:
-    assert {type(event) for event in WRITTEN} == set(get_args(Written))
+    assert {type(event) for event in WRITTEN} == set(get_args(WrittenEvent))
     sent = [replace(event, time=float(time)) for time, event in enumerate(WRITTEN)]
     for event in sent:
         append_event(tmp_path / "events.jsonl", event)
@@ -96,7 +96,7 @@ def test_what_is_only_told_is_no_line_of_a_file(tmp_path: Path) -> None:
         FillingEvent(done=1, total=2),
         EvaluatingEvent(model="student", done=1, total=2),
     ]
-    assert {type(event) for event in told} == set(get_args(Told))
+    assert {type(event) for event in told} == set(get_args(ProgressEvent))
     assert [event.title for event in told] == ["drawing", "storing features", "evaluating the student"]
     lines = [json.dumps({**vars(event), "time": 1.0}) for event in told]
     (tmp_path / "events.jsonl").write_text("\n".join(lines) + "\n")

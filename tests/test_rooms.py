@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # Rooms of segskd by what they may import; a room may always import itself.
-BASE = ("called", "callbacks", "errors", "files", "folders", "config", "devices", "supervisor", "workers")
+BASE = ("callable_packages", "callbacks", "errors", "files", "folders", "config", "devices", "supervisor", "workers")
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "callbacks": set(),

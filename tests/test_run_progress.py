@@ -116,13 +116,13 @@ def test_work_beside_training_is_known_to_listeners_until_it_is_over() -> None:
     progress.apply(START)
     evaluating = EvaluatingEvent(time=1.0, model="teacher", done=1, total=2)
     progress.apply(evaluating)
-    assert progress.beside == evaluating
+    assert progress.side_work == evaluating
     assert progress.updated == 0.0  # only what is written counts
     progress.apply(replace(evaluating, done=2))
-    assert progress.beside is None
+    assert progress.side_work is None
     for event in (begin(0, 2.0), FillingEvent(time=3.0, done=3, total=40), step(1, 4.0)):
         progress.apply(event)
-    assert progress.beside is None
+    assert progress.side_work is None
 
 
 def test_a_copy_stays_as_it_is() -> None:

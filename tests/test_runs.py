@@ -26,7 +26,7 @@ from segskd.events import (
     StepEvent,
     StoppedEvent,
     WarningEvent,
-    Written,
+    WrittenEvent,
 )
 from segskd.runs import Run, find_run, free_name, list_runs
 
@@ -77,7 +77,7 @@ def test_a_run_is_alive_while_it_is_worked_on(run: Run) -> None:
     with run.working():
         assert other.is_alive()
         assert other.status() == "running"
-        with pytest.raises(UserError, match="worked on by another process"), other.working():
+        with pytest.raises(UserError, match="another process is working on run"), other.working():
             pass
     assert not other.is_alive()
 
@@ -145,7 +145,7 @@ def test_listeners_hear_what_is_kept_and_what_is_only_told(run: Run) -> None:
     heard: list[str] = []
     run.listeners.append(lambda event: heard.append(event.kind))
     run.record(step(1.0))
-    run.tell(FillingEvent(done=1, total=2))
+    run.notify(FillingEvent(done=1, total=2))
     assert heard == ["step", "filling"]
     assert [event.kind for event in run.events()] == ["step"]
 
@@ -165,7 +165,7 @@ def test_listeners_hear_what_is_kept_and_what_is_only_told(run: Run) -> None:
         ([PHASE_START, ERROR, ResumedEvent(phase="encoder.0", epoch=0, step=1), PHASE_START], "interrupted"),
     ],
 )
-def test_the_status_is_read_from_the_events(run: Run, events: list[Written], status: str) -> None:
+def test_the_status_is_read_from_the_events(run: Run, events: list[WrittenEvent], status: str) -> None:
     for event in events:
         run.record(event)
     assert run.status() == status
@@ -206,7 +206,7 @@ def test_a_folder_with_somebodys_model_is_not_overwritten(
     recipe: Callable[..., Any], tmp_path: Path, name: str
 ) -> None:
     (tmp_path / name).write_text("precious")
-    with pytest.raises(UserError, match=f"holds {name} and is no run"):
+    with pytest.raises(UserError, match=f"is no run and holds {name}"):
         Run.create(tmp_path, recipe())
     assert (tmp_path / name).read_text() == "precious"
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import segskd
-from segskd.supervisor import NICENESS, Life, ProcessRecord, Worker, json_result, last_words, module, start
+from segskd.supervisor import NICENESS, Life, ProcessRecord, Worker, json_result, last_line, module, start
 
 PATIENCE = 30.0
 SLEEP = "import time; print('up', flush=True); time.sleep(600)"
@@ -57,11 +57,11 @@ def test_it_works_in_the_callers_folder_with_the_callers_code(tmp_path: Path, mo
     monkeypatch.delenv("PYTHONPATH", raising=False)
     program = "import os, json, segskd; print(json.dumps([os.getcwd(), segskd.__file__, os.environ['MINE']]))"
     with start(python(program), "bound", output="kept", environment={"MINE": "1"}) as worker:
-        assert worker.wait(PATIENCE) == 0, worker.said()
-        assert json_result(worker.printed()) == [str(tmp_path), segskd.__file__, "1"]
+        assert worker.wait(PATIENCE) == 0, worker.error_text()
+        assert json_result(worker.output_text()) == [str(tmp_path), segskd.__file__, "1"]
     with start(module("segskd.nothing"), "bound") as worker:
         assert worker.wait(PATIENCE) == 1
-        assert last_words(worker.said()).endswith("No module named segskd.nothing")
+        assert last_line(worker.error_text()).endswith("No module named segskd.nothing")
 
 
 @pytest.mark.parametrize(("life", "own"), [("lasting", True), ("bound", True), ("part", False)])
@@ -69,7 +69,7 @@ def test_a_process_group_of_its_own(life: Life, own: bool) -> None:
     program = "import os; print(os.getpgid(0) == os.getsid(0) == os.getpid(), os.nice(0))"
     with start(python(program), life, output="kept") as worker:
         assert worker.wait(PATIENCE) == 0
-        assert worker.printed() == f"{own} {os.nice(0)}\n"
+        assert worker.output_text() == f"{own} {os.nice(0)}\n"
 
 
 def test_low_priority() -> None:
@@ -159,7 +159,7 @@ def test_a_log_grows_and_said_is_its_own_part(tmp_path: Path) -> None:
         program = f"import sys; print('{word}', flush=True); print('segskd: {word} word', file=sys.stderr)"
         with start(python(program), "lasting", output="logged", log=log) as worker:
             assert worker.wait(PATIENCE) == 0
-            assert worker.said() == f"{word}\nsegskd: {word} word\n"
+            assert worker.error_text() == f"{word}\nsegskd: {word} word\n"
     assert log.read_text() == "first\nsegskd: first word\nsecond\nsegskd: second word\n"
 
 
@@ -189,7 +189,7 @@ def test_bound_workers_end_with_their_caller_and_lasting_ones_go_on() -> None:
     ],
 )
 def test_last_words(said: str, last: str) -> None:
-    assert last_words(said) == last
+    assert last_line(said) == last
 
 
 def test_the_last_line_is_the_result() -> None:

@@ -10,11 +10,11 @@ import gradio as gr
 from segskd.data.cards import list_cards
 from segskd.errors import UserError
 
-from . import api
+from . import endpoints
+from .components import asset
 from .context import Context
-from .handlers import QUIET, known
+from .handlers import QUIET, existing_run
 from .page import TITLES, Page, TabName
-from .parts import asset
 from .state.catalogue import Catalogue
 from .state.exports import Exports
 from .state.follow import Followers
@@ -63,25 +63,29 @@ def build(context: Context) -> gr.Blocks:
         with strip_place:
             build_strip(context, page, followers)
         _deep_links(blocks, context, page)
-        api.build(context)
+        endpoints.build(context)
     return blocks
 
 
 def _deep_links(blocks: gr.Blocks, context: Context, page: Page) -> None:
-    """?run=NAME opens that run, ?tab=NAME that tab; the address follows, and the browser remembers the choice."""
+    """Opens the run of ?run=NAME and the tab of ?tab=NAME. Keeps the address up to date and stores the choice."""
 
     def opened(run: str | None, tab: str | None, choice: dict[str, Any] | None) -> tuple[object, object, object]:
-        return known(context, run), gr.Tabs(selected=tab) if tab in TITLES else gr.skip(), _possible(context, choice)
+        return (
+            existing_run(context, run),
+            gr.Tabs(selected=tab) if tab in TITLES else gr.skip(),
+            _valid_choice(context, choice),
+        )
 
-    asked, places = [page.run, page.cloned, page.choice], [page.run, page.tabs, page.choice]
-    loading = blocks.load(opened, asked, places, js="() => window.segskdOpened()", **QUIET)
+    remembered, places = [page.run, page.cloned, page.choice], [page.run, page.tabs, page.choice]
+    loading = blocks.load(opened, remembered, places, js="() => window.segskdOpened()", **QUIET)
     loading.then(None, None, None, js="() => window.segskdLoaded()", api_visibility="private")
     page.run.change(None, page.run, None, js="(run) => window.segskdLink({ run })", api_visibility="private")
     page.choice.change(None, page.choice, None, js="(choice) => window.segskdKeep(choice)", api_visibility="private")
 
 
-def _possible(context: Context, choice: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A choice that the browser remembered; None when its dataset is no longer one of this server's."""
+def _valid_choice(context: Context, choice: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A choice that the browser stored; None if this server no longer has its dataset."""
     try:
         found = read_choice(choice)
     except UserError:
@@ -94,13 +98,13 @@ HEAD = f"<script>{asset('page.js')}</script>"
 
 
 def theme() -> gr.themes.Base:
-    """System fonts, no web fonts: the page talks to this server alone."""
+    """System fonts instead of web fonts, since the page loads nothing from other servers."""
     sans = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
     mono = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
     base = gr.themes.Default(
         primary_hue=gr.themes.colors.teal, neutral_hue=gr.themes.colors.slate, font=sans, font_mono=mono
     )
-    # Gradio's own shades are too pale for text: at least 4.5:1 in both modes.
+    # Gradio's own shades are too pale. These have a contrast of at least 4.5:1 in both modes.
     return base.set(
         body_text_color_subdued="*neutral_500",
         body_text_color_subdued_dark="*neutral_400",

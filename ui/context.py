@@ -1,4 +1,4 @@
-"""What every tab is given: where things lie, and the jobs."""
+"""What every tab gets: where data and runs lie, and the queue of runs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Context:
     def run(self, name: object) -> Run:
         """The run of that name. Raises UserError for anything that is not the name of a run of this server.
 
-        Names come from the page: a path, however it is written, is no name.
+        Names come from the page, so a path is refused, however it is written.
         """
         if not isinstance(name, str) or not RUN_NAME.fullmatch(name):
             raise UserError(f"{name!r} is not the name of a run")
         run = self.runs / name
         if not (run / "recipe.yaml").is_file():
-            raise UserError(f"no run {name} on this server: it was renamed or deleted, or never was")
+            raise UserError(f"this server has no run {name}: it may have been renamed or deleted")
         return Run.open(run)

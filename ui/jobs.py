@@ -1,6 +1,6 @@
 """The queue of runs, and the workers that train them: `segskd resume RUN`, which goes on when the server ends.
 
-The queue and each run's worker are written to files below the runs' folder, so a restarted server finds them again.
+Files below the runs' folder hold the queue and each run's worker, so a restarted server finds them.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ class Jobs:
         self._thread.start()
 
     def close(self) -> None:
-        """Starts no more workers. Those that are at work go on."""
+        """Starts no more workers. Running workers go on."""
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join()
 
-    # -- what a person asks for ---------------------------------------------------------------------
+    # -- changes ------------------------------------------------------------------------------------
 
     def submit(self, recipe: Recipe, name: str) -> Run:
         """Makes a new run of that name and puts it at the end of the queue.
 
-        Raises UserError when this can't be a name, or when there is such a run: of two tabs that ask at once, one
-        gets the name.
+        Raises UserError if it can't be a name, or if there is a run of that name. When two tabs ask for a name at once,
+        one of them gets it.
         """
         check_name(name)
         with self._queue() as waiting:
@@ -94,21 +94,21 @@ class Jobs:
         if not self._is_busy(run):
             raise UserError(f"run {name} is not running")
         worker = self.worker(name)
-        if worker and not run.is_alive():  # still starting: a run forgets what was asked before it began
+        if worker and not run.is_alive():  # still starting: a run that begins deletes older requests to stop
             worker.send(signal.SIGTERM)
             return
         run.request_stop(after_epoch)
         if worker and not after_epoch:
             threading.Thread(target=worker.end, args=(GRACE_SECONDS,), name=f"stop {name}", daemon=True).start()
 
-    # -- what a reader sees -------------------------------------------------------------------------
+    # -- state --------------------------------------------------------------------------------------
 
     def waiting(self) -> list[str]:
         """Names of the runs in the queue, the next one first."""
         return self._read_queue()
 
     def state(self, name: str) -> JobState:
-        """What a run is doing. It may be in the queue, or have a worker that has only just begun."""
+        """The state of a run. It may be in the queue, or its worker may have just begun."""
         run = Run(self.runs / name)
         if name in self._read_queue():
             return "waiting"
@@ -121,11 +121,11 @@ class Jobs:
             return "damaged"
         return run.status()
 
-    def awaited(self, name: str) -> str | None:
-        """The run that is this one's teacher and is not finished yet, None when there is nothing to wait for."""
+    def unfinished_teacher(self, name: str) -> str | None:
+        """The run that trains this run's teacher, if it is not finished; else None."""
         try:
             teacher = Run(self.runs / name).recipe.teacher
-        except UserError:  # its worker will say what is wrong with it
+        except UserError:  # its worker will report what is wrong with it
             return None
         place = Path(teacher or "")
         if place.parent != self.runs or not (place / "recipe.yaml").is_file():
@@ -137,7 +137,7 @@ class Jobs:
         return [run.name for run in list_runs(self.runs) if self._is_busy(run)]
 
     def worker(self, name: str) -> ProcessRecord | None:
-        """The process that was last started for a run, whether it lives or not."""
+        """The process that was last started for a run, even if it has ended."""
         return ProcessRecord.read(self.runs / name / WORKER)
 
     def memory(self, name: str) -> int | None:
@@ -152,7 +152,7 @@ class Jobs:
 
     @contextmanager
     def _queue(self) -> Iterator[list[str]]:
-        """The queue, to be changed: nobody else changes it meanwhile, not even another server."""
+        """The queue, to be changed. A lock keeps other threads and other servers from changing it meanwhile."""
         with writing(self.runs), filelock.FileLock(self.runs / ".queue.lock"):
             waiting = self._read_queue()
             before = list(waiting)
@@ -171,7 +171,7 @@ class Jobs:
     def _work(self) -> None:
         while not self._closed.wait(TICK_SECONDS):
             if self._read_queue():
-                with suppress(UserError, FileNotFoundError):  # a full disk, a run just deleted: tried again later
+                with suppress(UserError, FileNotFoundError):  # a full disk or a deleted run; the next round tries again
                     self._start_next()
 
     def _start_next(self) -> None:
@@ -182,7 +182,7 @@ class Jobs:
                 run = Run(self.runs / name)
                 if not (run.path / "recipe.yaml").is_file():
                     waiting.remove(name)
-                elif _device(run) not in taken and not self.awaited(name):
+                elif _device(run) not in taken and not self.unfinished_teacher(name):
                     waiting.remove(name)
                     self._start_worker(run)
                     return
@@ -202,14 +202,13 @@ def check_name(name: str) -> str:
     """The name as it is. Raises UserError when it can't be a run's."""
     if not RUN_NAME.fullmatch(name):
         raise UserError(
-            "a run's name has letters, digits, '.', '-' and '_' only, begins with a letter or digit, "
-            "and is at most 100 characters long"
+            "a run's name has at most 100 letters, digits, '.', '-' and '_', and begins with a letter or digit"
         )
     return name
 
 
 def _ended(run: Run, worker: ProcessRecord) -> bool:
-    """Whether this worker has said its last word; its process may take another second to go."""
+    """Whether this worker has written its last event. Its process may take another second to end."""
     progress = run.progress()
     return progress.ended is not None and (progress.updated or 0) > worker.born
 
@@ -217,5 +216,5 @@ def _ended(run: Run, worker: ProcessRecord) -> bool:
 def _device(run: Run) -> str:
     try:
         return choose_device(run.recipe.device)
-    except UserError:  # the worker will say what is wrong with it
+    except UserError:  # the worker will report what is wrong with it
         return "cpu"

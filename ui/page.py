@@ -1,4 +1,4 @@
-"""What the tabs share on the page: the tabs themselves, the run that is looked at, and the data that are chosen."""
+"""What the tabs share on the page: the tabs themselves, the open run, and the chosen data."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ TITLES: dict[TabName, str] = {
 class Page:
     """Components that belong to no single tab.
 
-    `run` holds the name of the run that Watch, Compare and Export look at, or "". `choice` holds what the
-    Data tab has chosen, as `ui.state.choice.Choice.as_dict` gives it, or None. `cloned` holds the name of the
-    run whose recipe the Distill tab shall fill its form with. A tab that needs to know listens to their
-    `change`. All live in the browser, hidden, so that they outlive the server; what comes
-    from them is no more trusted than any other input.
+    `run` holds the name of the run that Watch, Compare and Export show, or "". `choice` holds the choice of the Data
+    tab, as `ui.state.choice.Choice.as_dict` gives it, or None. `cloned` holds the name of the run whose recipe shall
+    fill the form of the Distill tab. Tabs listen to their `change`. All are hidden components in the browser, so they
+    outlive the server. Their values are checked like any other input.
     """
 
     tabs: gr.Tabs

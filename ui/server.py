@@ -25,11 +25,11 @@ UPLOAD_LIMIT = "2gb"
 
 
 def serve(flags: PageFlags) -> None:
-    """Serves until SIGINT or SIGTERM. Raises UserError for flags that can't be."""
+    """Serves until SIGINT or SIGTERM. Raises UserError for wrong flags."""
     auth = read_auth(flags.auth) if flags.auth else None
     if flags.host not in LOCAL and auth is None:
         raise UserError(
-            f"--host {flags.host} lets other machines in: say who may, with --auth FILE (lines NAME:PASSWORD)"
+            f"--host {flags.host} lets other machines in: name who may come in, with --auth FILE (lines NAME:PASSWORD)"
         )
     runs, data = _folders(flags)
     port = choose_port(flags.host, flags.port)
@@ -48,7 +48,7 @@ def serve(flags: PageFlags) -> None:
     blocks = build(Context(data, runs, jobs)).queue(default_concurrency_limit=8)
     try:
         blocks.launch(server_name=_in_address(flags.host), server_port=port, auth=auth, **_launch(flags))
-        logging.getLogger("uvicorn.error").addFilter(tells_of_a_fault)
+        logging.getLogger("uvicorn.error").addFilter(is_fault)
         print(f"SegSKD is open at http://{_in_address(flags.host)}:{port}", flush=True)
         over.wait()
     finally:
@@ -56,11 +56,10 @@ def serve(flags: PageFlags) -> None:
         blocks.close()
 
 
-def tells_of_a_fault(record: logging.LogRecord) -> bool:
-    """Whether a record of the web server's is worth printing.
+def is_fault(record: logging.LogRecord) -> bool:
+    """Whether a log record of the web server reports a fault.
 
-    Where a page is closed with a question under way, Gradio's stream of answers ends in a "not found" that nobody is
-    left to hear.
+    When a page is closed while it waits for an answer, Gradio logs a "not found". That is no fault.
     """
     error = record.exc_info[1] if record.exc_info else None
     cause = error.__cause__ if isinstance(error, RuntimeError) else None
@@ -68,19 +67,19 @@ def tells_of_a_fault(record: logging.LogRecord) -> bool:
 
 
 def _folders(flags: PageFlags) -> tuple[Path, Path]:
-    """Where runs and where datasets lie; neither need be there yet."""
+    """The folders of runs and of datasets, which need not exist yet."""
     runs = flags.runs.expanduser().resolve() if flags.runs else runs_folder()
     data = data_folder(flags.data)
     for option, folder in (("--runs", runs), ("--data", data)):
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"{option} {folder} is no folder: name another one")
+            raise UserError(f"{option} {folder} is not a folder: name another one")
     return runs, data
 
 
 def _launch(flags: PageFlags) -> dict[str, Any]:
-    """How the page is served, wherever that is: nothing of it may come from another host."""
+    """Arguments of Gradio's `launch`. Nothing of the page may come from another host."""
     from .app import HEAD, theme
-    from .parts import ASSETS
+    from .components import ASSETS
 
     return {
         "theme": theme(),
@@ -117,14 +116,14 @@ def read_auth(path: Path) -> list[tuple[str, str]]:
             raise UserError(f"{path}, line {number}: {name} has a password already")
         pairs[name] = password
     if not pairs:
-        raise UserError(f"{path} names nobody: write a line NAME:PASSWORD for each person who may look")
+        raise UserError(f"{path} has no names: write a line NAME:PASSWORD for each person who may use the page")
     return list(pairs.items())
 
 
 def choose_port(host: str, asked: int | None) -> int:
-    """The port asked for, else the next free one from FIRST_PORT.
+    """The given port, else the first free one from FIRST_PORT on.
 
-    Raises UserError when it is taken, and when the host is no address of this machine.
+    Raises UserError if it is taken, or if the host is not an address of this machine.
     """
     if asked is not None and not 1 <= asked <= 65535:
         raise UserError(f"--port {asked}: name one between 1 and 65535")
@@ -134,7 +133,7 @@ def choose_port(host: str, asked: int | None) -> int:
         except OSError as error:
             reason = error.strerror or error
             if error.errno not in TAKEN:
-                raise UserError(f"--host {host} is no address of this machine to listen on: {reason}") from error
+                raise UserError(f"--host {host} is not an address of this machine: {reason}") from error
             if asked is not None:
                 raise UserError(f"--port {asked} on {host} can't be taken: {reason}; name another one") from error
         else:
@@ -143,7 +142,7 @@ def choose_port(host: str, asked: int | None) -> int:
 
 
 def _bind(host: str, port: int) -> None:
-    """Listens for a moment. Raises OSError as the system does."""
+    """Listens for a moment. Raises the system's OSError if that fails."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -151,12 +150,12 @@ def _bind(host: str, port: int) -> None:
 
 
 def _in_address(host: str) -> str:
-    """A host as it stands in an address, IPv6 in brackets."""
+    """A host as addresses write it, IPv6 in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
 def _prepare_environment(host: str) -> None:
-    """Before Gradio is imported: nothing is sent to other machines."""
+    """Keeps Gradio from sending anything to other machines. Called before Gradio is imported."""
     for name in ("no_proxy", "NO_PROXY"):
         hosts = [host for host in os.environ.get(name, "").split(",") if host]
         os.environ[name] = ",".join(dict.fromkeys([*hosts, *LOCAL, host]))

@@ -1,11 +1,10 @@
-"""The run strip above the tabs: what trains, how far it is, and the buttons that stop and resume it."""
+"""The run strip above the tabs: which run trains, how far it is, and buttons that stop and resume it."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from typing import Any, Literal
 
-import gradio as gr
 from typing_extensions import TypedDict
 
 from segskd.errors import UserError
@@ -13,57 +12,45 @@ from segskd.events import EVENTS
 from segskd.runs import RUN_NAME, STUDY
 from segskd.study.folder import StudyFolder
 
+from .components import script_view
 from .context import Context
-from .handlers import QUIET, answered, looked
+from .handlers import QUIET, open_run, problem_of
 from .page import Page
-from .parts import asset
-from .served import served
 from .state.follow import Followers, RunView
 
-GOES_ON = ("interrupted", "paused", "failed", "new")
+RESUMABLE = ("interrupted", "paused", "failed", "new")
+TEMPLATE = '<div class="strip" role="group" aria-label="The run that trains"></div>'
 SCRIPTS = ("watch-parts.js", "poll.js", "strip.js")
 
 
 class StripQuery(TypedDict, total=False):
-    """What the strip's script asks for."""
+    """What the strip's script sends."""
 
     run: str | None
     epoch: bool
 
 
 def build(context: Context, page: Page, followers: Followers) -> None:
-    """Puts the strip where it is called."""
+    """Adds the strip to the page."""
 
     def strip_state(_: StripQuery) -> dict[str, Any]:
         return strip(context, followers)
 
-    def strip_stop(asked: StripQuery) -> dict[str, Any]:
-        return answered(lambda: context.jobs.stop(context.run(asked.get("run")).name, bool(asked.get("epoch"))))
+    def strip_stop(query: StripQuery) -> dict[str, Any]:
+        return problem_of(lambda: context.jobs.stop(context.run(query.get("run")).name, bool(query.get("epoch"))))
 
-    def strip_resume(asked: StripQuery) -> dict[str, Any]:
-        return answered(lambda: context.jobs.resume(context.run(asked.get("run")).name))
+    def strip_resume(query: StripQuery) -> dict[str, Any]:
+        return problem_of(lambda: context.jobs.resume(context.run(query.get("run")).name))
 
-    component = gr.HTML(
-        None,
-        html_template='<div class="strip" role="group" aria-label="The run at work"></div>',
-        js_on_load="\n".join(asset(name) for name in SCRIPTS),
-        server_functions=served(strip_state, strip_stop, strip_resume),
-        apply_default_css=False,
-        padding=False,
-        elem_id="strip",
-    )
-
-    def opened(event: gr.EventData) -> tuple[Any, Any]:
-        return looked(context, event)
-
-    component.look(opened, None, [page.run, page.tabs], **QUIET)
+    view = script_view("strip", SCRIPTS, [strip_state, strip_stop, strip_resume], template=TEMPLATE)
+    view.look(open_run(context), None, [page.run, page.tabs], **QUIET)
 
 
 def strip(context: Context, followers: Followers) -> dict[str, Any]:
-    """What the strip shows: the run that works, or else the next one in the queue.
+    """What the strip shows: the run that trains, or else the next one in the queue.
 
-    Where there is neither, it shows a study that is at work, or else the last run if that can be resumed. The cells
-    of a study are not in this page's list of runs.
+    If there is neither, it shows a study that trains, or else the last run, if that can be resumed. The cells of a
+    study are not in this page's list of runs.
     """
     busy = context.jobs.busy()
     waiting = context.jobs.waiting()
@@ -71,7 +58,7 @@ def strip(context: Context, followers: Followers) -> dict[str, Any]:
         return {"run": None, "study": study}
     names = [*busy, *waiting] or _last(context)
     view = next((view for name in names if (view := _view(followers, name))), None)
-    if view is None or not (view.name in (*busy, *waiting) or view.state in GOES_ON):
+    if view is None or not (view.name in (*busy, *waiting) or view.state in RESUMABLE):
         return {"run": None}
     return {
         "run": view.name,
@@ -89,13 +76,13 @@ def strip(context: Context, followers: Followers) -> dict[str, Any]:
 
 
 def _study(context: Context) -> str | None:
-    """The name of a study that is being carried out."""
+    """The name of a study that trains."""
     folders = (path.parent for path in sorted(context.runs.glob(f"*/{STUDY}")))
     return next((folder.name for folder in folders if StudyFolder(folder).is_alive()), None)
 
 
 def _view(followers: Followers, name: str) -> RunView | None:
-    """None where the folder holds no run (any more)."""
+    """The view of a run, None if there is no such run (any more)."""
     try:
         return followers.get(name)
     except UserError:
@@ -113,7 +100,7 @@ def _stopping(context: Context, view: RunView) -> Literal["now", "epoch"] | None
 
 
 def _last(context: Context) -> list[str]:
-    """The name of the run that was at work last, if there is one."""
+    """The name of the run that trained last, if there is one."""
     stamps = []
     for path in context.runs.glob(f"*/{EVENTS}"):
         with suppress(FileNotFoundError):  # deleted just now

@@ -18,7 +18,7 @@ from segskd.cli import (
     study_commands,
     ui_command,
 )
-from segskd.errors import Echoed, Failed, Stopped, UserError
+from segskd.errors import EndedByFirstProcess, Failed, Stopped, UserError
 
 DESCRIPTION = "Compress segmentation networks by stagewise knowledge distillation."
 FLAG_STYLE = (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)
@@ -26,17 +26,17 @@ DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; the exit status: 0 done, 2 bad input, 130 stopped, 1 anything else."""
+    """Runs one command and returns its exit status: 0 done, 2 bad input, 130 stopped, 1 anything else."""
     try:
         words = list(sys.argv[1:] if arguments is None else arguments)
-        _commands().cli(prog="segskd", description=DESCRIPTION, args=_parted(words), config=FLAG_STYLE)
+        _commands().cli(prog="segskd", description=DESCRIPTION, args=_split_options(words), config=FLAG_STYLE)
     except UserError as error:
         print(f"segskd: {error}", file=sys.stderr)
         return BAD_INPUT
     except (Stopped, KeyboardInterrupt) as stopped:
         print(f"segskd: {stopped or 'stopped'}", file=sys.stderr)
         return STOPPED
-    except Echoed:
+    except EndedByFirstProcess:
         return DONE
     except Failed as failed:
         print(f"segskd: {failed}", file=sys.stderr)
@@ -44,16 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         from segskd.devices import out_of_memory
 
-        if mendable := out_of_memory(error):
-            print(f"segskd: {mendable}", file=sys.stderr)
+        if user_error := out_of_memory(error):
+            print(f"segskd: {user_error}", file=sys.stderr)
             return BAD_INPUT
         traceback.print_exc()
         return FAILED
     return DONE
 
 
-def _parted(words: list[str]) -> list[str]:
-    """`--option temperature=2` as `--option temperature 2`, the two words that it stands for."""
+def _split_options(words: list[str]) -> list[str]:
+    """The words with `--option temperature=2` split into `--option temperature 2`."""
     after_option = [False, *(word == "--option" for word in words)]
     pairs = zip(words, after_option, strict=False)
     return [part for word, option in pairs for part in (word.split("=") if option or _OPTION.match(word) else [word])]
@@ -66,7 +66,7 @@ def _commands() -> tyro.extras.SubcommandApp:
     app = tyro.extras.SubcommandApp()
     app.command(data_commands.data_app, name="data", help="List, check and download datasets.")
     app.command(name="import")(import_commands.import_network)
-    rooms = (run_commands, plan_commands, model_commands, study_commands, ui_command)
-    for command in (command for room in rooms for command in room.COMMANDS):
+    modules = (run_commands, plan_commands, model_commands, study_commands, ui_command)
+    for command in (command for module in modules for command in module.COMMANDS):
         app.command(command)
     return app

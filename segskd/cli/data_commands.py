@@ -10,7 +10,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from segskd.bars import ERR, bar, stage_bars
-from segskd.cli.flags import Json
+from segskd.cli.flags import JsonFlag
 from segskd.cli.output import show
 from segskd.errors import UserError
 
@@ -18,8 +18,8 @@ data_app = tyro.extras.SubcommandApp()
 
 
 @data_app.command(name="list")
-def data_list(data: str | None = None, json: Json = False) -> None:
-    """The cards, and which of their data are on this disk."""
+def data_list(data: str | None = None, json: JsonFlag = False) -> None:
+    """List the cards, and which of their data are on this disk."""
     from segskd.data.cards import data_folder, list_cards
     from segskd.data.dataset import has_split
 
@@ -33,16 +33,16 @@ def data_list(data: str | None = None, json: Json = False) -> None:
             table.add_row(entry.name, "–", "–", f"can't be read: {entry.problem}")
             continue
         here = [split for split in card.splits if has_split(card, folder, split)]
-        about = {"classes": card.class_names, "splits_here": here, "title": card.title, "own": entry.own}
-        rows.append({"card": card.name, **about})
+        details = {"classes": card.class_names, "splits_here": here, "title": card.title, "own": entry.own}
+        rows.append({"card": card.name, **details})
         shown = ", ".join(here) or ("built in" if card.generator else "–")
         table.add_row(card.name, str(len(card.classes)), shown, card.title)
     show(table, {"folder": str(folder), "cards": rows}, json)
 
 
 @data_app.command(name="check")
-def data_check(card: Positional[str], data: str | None = None, json: Json = False) -> None:
-    """Reads every image and mask of a card; exit status 2 when something is wrong."""
+def data_check(card: Positional[str], data: str | None = None, json: JsonFlag = False) -> None:
+    """Read every image and mask of a card; exit status 2 if something is wrong."""
     from segskd.console import check_table
     from segskd.data.cards import data_folder, load_card
     from segskd.data.check import check
@@ -57,8 +57,8 @@ def data_check(card: Positional[str], data: str | None = None, json: Json = Fals
 
 
 @data_app.command(name="fetch")
-def data_fetch(card: Positional[str], data: str | None = None, json: Json = False) -> None:
-    """Downloads a card's data with checksum; running it again resumes."""
+def data_fetch(card: Positional[str], data: str | None = None, json: JsonFlag = False) -> None:
+    """Download a card's data and check its checksum; the same command resumes a download."""
     from segskd.data.cards import data_folder, load_card
     from segskd.data.fetch import fetch
 
@@ -74,12 +74,12 @@ def data_add(
     name: str | None = None,
     classes: str | None = None,
     data: str | None = None,
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
-    """Makes a card for a dataset of your own.
+    """Make a card for a dataset of your own.
 
-    Takes a folder or a zip with images and masks, also as PASCAL VOC, CVAT («Segmentation mask 1.1») or Cityscapes
-    lay them out. Files that can't be used are listed and left out.
+    Takes a folder or a zip with images and masks. The layouts of PASCAL VOC, CVAT («Segmentation mask 1.1») and
+    Cityscapes are recognised, too. Files that can't be used are listed and left out.
 
     Args:
         source: A folder, which stays where it is, or a zip, which is unpacked.

@@ -1,6 +1,6 @@
 """Flags that several commands share, and what they change in a recipe.
 
-Those of a recipe's fields are made from its schema; what is written here is what no field says.
+Flags for a recipe's fields are made from its schema. Only the other flags are written here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from segskd.config import SCHEMA
 from segskd.errors import UserError
 from segskd.schema import Command, RecipeField
 
-Json = Annotated[bool, tyro.conf.arg(name="json", help="Print one JSON object as the last line of standard output.")]
+JsonFlag = Annotated[
+    bool, tyro.conf.arg(name="json", help="Print one JSON object as the last line of standard output.")
+]
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,12 @@ class RecipeFlags:
     """Flags for a recipe's fields; one that is not given is None."""
 
     images: float | None = field(default=None, kw_only=True)
-    """The same as --fraction: share of the training images that teacher and student see."""
+    """The same as --fraction: the share of the training images that is used."""
 
 
 def _flags(command: Command) -> type[RecipeFlags]:
     """A dataclass with a field for each flag that a command has for a recipe's fields."""
-    fields = [_flag(one) for one in SCHEMA if one.shown and command in one.shown.commands]
+    fields = [_flag(one) for one in SCHEMA if one.display and command in one.display.commands]
     return make_dataclass("RecipeFlags", fields, bases=(RecipeFlags,), frozen=True, kw_only=True)
 
 
@@ -37,7 +39,7 @@ def _flag(one: RecipeField) -> tuple[str, Any, Any]:
     if get_origin(one.kind) is dict:
         pairs = tyro.conf.UseAppendAction[tuple[tuple[str, float], ...]]
         return one.name, Annotated[pairs, help_text], ()
-    taken = (one.shown and one.shown.flag_type) or one.kind
+    taken = (one.display and one.display.flag_type) or one.kind
     return one.name, Annotated[taken | None, help_text], None
 
 
@@ -51,7 +53,7 @@ NO_TEACH_FLAGS, NO_DISTILL_FLAGS = TeachFlags(), DistillFlags()
 
 @dataclass(frozen=True)
 class TeacherFlags:
-    """What a teacher is that is given as a file of weights."""
+    """The network of a teacher that is given as a file of weights."""
 
     arch: str | None = None
     """Of a teacher that is a file of weights (.pth, .pt, .ckpt, .safetensors): unet …, or torchvision's
@@ -60,47 +62,47 @@ class TeacherFlags:
     encoder: str | None = None
     """Encoder of such a teacher, such as resnet34; torchvision's have theirs in their names."""
     classes: int | None = None
-    """Outputs of such a teacher (as many as its weights tell)."""
+    """Outputs of such a teacher (taken from its weights)."""
 
 
 NO_TEACHER_FLAGS = TeacherFlags()
 
 
 def teacher_place(teacher: str | None, flags: TeacherFlags) -> str | None:
-    """Where the teacher lies: a file of weights is made a folder among the runs first, anything else is as it is.
+    """The teacher's place. A file of weights is first imported into a folder among the runs.
 
-    Raises UserError when the flags don't say which network a file is for, or say it of something that is no file.
+    Raises UserError if the flags don't say which network a file is for, or if they are given without a file.
     """
     file = Path(teacher).expanduser() if teacher else None
     named = (flags.arch, flags.encoder, flags.classes) != (None, None, None)
     if file is None or not file.is_file():
         if named:
-            given = f"{teacher} is none" if teacher else "there is no --teacher"
-            raise UserError(f"--arch, --encoder and --classes are for a teacher that is a file of weights, and {given}")
+            given = f"{teacher} is not a file" if teacher else "there is no --teacher"
+            raise UserError(f"--arch, --encoder and --classes are for a teacher that is a file of weights, but {given}")
         return teacher
     from segskd.models.importing import NetworkSpec, import_teacher, needs_network
     from segskd.runs import IMPORTED, runs_folder
 
     if flags.arch is None:
         raise UserError(needs_network(file))
-    asked = NetworkSpec(flags.arch, flags.encoder, flags.classes)
-    return str(import_teacher(file, asked, runs_folder() / IMPORTED))
+    network = NetworkSpec(flags.arch, flags.encoder, flags.classes)
+    return str(import_teacher(file, network, runs_folder() / IMPORTED))
 
 
 def recipe_changes(flags: RecipeFlags) -> dict[str, Any]:
-    """The flags that were given, as parts of a recipe. Raises UserError for a file of names that can't be read.
+    """The given flags as parts of a recipe. Raises UserError for a file of names that can't be read.
 
     Every part is there, so that a recipe laid under them may have left any of them empty.
     """
     changes: dict[str, Any] = {one.path[0]: {} for one in SCHEMA if len(one.path) > 1}
     for one in SCHEMA:
-        value = getattr(flags, one.name, None) if one.shown else None
+        value = getattr(flags, one.name, None) if one.display else None
         if isinstance(value, tuple):
             value = dict(value)
         elif isinstance(value, Path):
             value = _read(one.name, value)
         if value is not None:
-            one.put(changes, value)
+            one.set_in(changes, value)
     if (fraction := _fraction(flags)) is not None:
         changes["subset"]["fraction"] = fraction
     if "names" in changes["subset"]:
@@ -109,7 +111,7 @@ def recipe_changes(flags: RecipeFlags) -> dict[str, Any]:
 
 
 def replaced_in_subset(changes: dict[str, Any]) -> set[str]:
-    """Fields of a recipe's subset that a flag given beside the recipe takes the place of."""
+    """Fields of a recipe's subset that the flags given with the recipe replace."""
     given = changes["subset"]
     replaced = {
         "fraction": "count" in given or "names" in given,
@@ -120,7 +122,7 @@ def replaced_in_subset(changes: dict[str, Any]) -> set[str]:
 
 
 def _read(name: str, path: Path) -> str | list[str]:
-    """A folder as its absolute path; of a file of names, the names."""
+    """The names in a file of names; for a folder its absolute path."""
     from segskd.data.subset import read_names
 
     return read_names(path) if name == "names" else str(path.expanduser().resolve())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from tyro.conf import Positional
 
-from segskd.cli.flags import Json
+from segskd.cli.flags import JsonFlag
 from segskd.cli.output import show
 from segskd.config import Device
 from segskd.errors import UserError
@@ -28,7 +28,7 @@ def evaluate(
     overlap: int | None = None,
     data: str | None = None,
     device: Device = "auto",
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
     """Score a model or a run on a split.
 
@@ -73,7 +73,7 @@ def predict(
     tile: str | None = None,
     overlap: int | None = None,
     device: Device = "auto",
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
     """Write a palette PNG mask and an overlay of each image.
 
@@ -112,7 +112,7 @@ def compare(
     overlap: int | None = None,
     data: str | None = None,
     device: Device = "auto",
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
     """Compare two networks: agreement maps, retention of each class, images by gap.
 
@@ -162,18 +162,18 @@ def export(
     prune_epochs: int | None = None,
     push: str | None = None,
     out: Path | None = None,
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
-    """Turn a finished run's network into files that run without SegSKD, and prove them.
+    """Turn a finished run's network into files that run without SegSKD, and check their results.
 
     Args:
         run: A finished run.
-        format: What the network comes as.
-        int8: Quantize to INT8, calibrated on the run's own images, if the format can hold it.
-        pixels: Put the pre-processing inside, so that uint8 images go in, if the format can hold it.
-        prune: Take this share of every layer's channels away first and repair the rest stage by stage, as a run of
-            its own beside RUN, whose export this is then.
-        prune_epochs: Epochs a stage of that repair (half of the run's).
+        format: The format of the network.
+        int8: Quantize to INT8, calibrated on the run's own images, if the format can.
+        pixels: Put the pre-processing inside, so that uint8 images go in, if the format can.
+        prune: First remove this share of every layer's channels and train the rest stage by stage, as another run
+            beside RUN. That run is then exported.
+        prune_epochs: Epochs a stage of that training (half of the run's).
         push: Upload it to this repository of the Hugging Face hub, OWNER/NAME, with the token in HF_TOKEN; a new
             repository is private.
         out: Folder for the zip and certificate.json (exports/ in the run).
@@ -212,7 +212,7 @@ def export(
 
 
 def _hub(repository: str) -> Hub:
-    """Where to push; checked before an export that may take long."""
+    """The repository to push to. It is checked before the export, which may take long."""
     from segskd.export.push import Hub
 
     return Hub(repository)

@@ -1,4 +1,4 @@
-"""What commands print: figures on standard output, all else on standard error."""
+"""Printing of results: on standard output, or with --json on standard error beside the JSON."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rich.console import Console
 from segskd.bars import ERR
 
 WIDE = 200
-"""Columns where the output is no terminal: a table read by a program or a log is not cut."""
+"""Columns of output that is not a terminal, so that no table in a log is cut."""
 
 
 def show(shown: Any, content: dict[str, Any], as_json: bool) -> None:
-    """A person's view; with --json that goes to standard error and the object to standard output."""
+    """Prints `shown` for a person. With --json it goes to standard error, and `content` to standard output."""
     console = ERR if as_json else Console(markup=False)
     if not console.is_terminal:
         console = Console(file=console.file, markup=False, width=WIDE)
@@ -31,7 +31,7 @@ def print_result(result: dict[str, Any], json: bool) -> None:
         text = f"stopped after {result['after']}; 'python -m segskd resume {Path(result['run']).name}' goes on"
         return show(text, result, json)
     share = result["percent_of_teacher"]
-    kept = f", {share:.1f} % of the teacher" if share else ""
+    of_teacher = f", {share:.1f} % of the teacher" if share else ""
     show(result_table(result), result, json)
-    ERR.print(f"{result['run']}: {result['seconds']:.0f} s of training{kept}", highlight=False, soft_wrap=True)
+    ERR.print(f"{result['run']}: {result['seconds']:.0f} s of training{of_teacher}", highlight=False, soft_wrap=True)
     return None

@@ -10,9 +10,9 @@ from rich.table import Table
 from tyro.conf import OmitArgPrefixes
 
 from segskd.bars import ERR, stage_bars
-from segskd.cli.flags import NO_DISTILL_FLAGS, NO_TEACHER_FLAGS, DistillFlags, Json, TeacherFlags
+from segskd.cli.flags import NO_DISTILL_FLAGS, NO_TEACHER_FLAGS, DistillFlags, JsonFlag, TeacherFlags
 from segskd.cli.output import show
-from segskd.cli.run_commands import asked_recipe
+from segskd.cli.run_commands import recipe_from_flags
 from segskd.errors import ErrorRecord, UserError
 
 if TYPE_CHECKING:
@@ -24,24 +24,24 @@ def preflight(
     *,
     file: OmitArgPrefixes[TeacherFlags] = NO_TEACHER_FLAGS,
     settings: OmitArgPrefixes[DistillFlags] = NO_DISTILL_FLAGS,
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
-    """Say what a run will take in time, memory and disk, and whether it fits, from a batch through each phase.
+    """Measure what a run will need in time, memory and disk, and whether it fits, with one batch of each phase.
 
     Args:
-        recipe: A recipe (YAML); flags given beside it override it.
+        recipe: A recipe (YAML); flags override its fields.
     """
     from segskd.devices import out_of_memory
-    from segskd.distill.running.preflight import preflight as fly
+    from segskd.distill.running.preflight import preflight as measure
     from segskd.runs import runs_folder
 
     try:
-        made = asked_recipe(recipe, file, settings)
+        made = recipe_from_flags(recipe, file, settings)
         with stage_bars() as report:
-            found = fly(made, runs_folder() / "preflight", report)
+            found = measure(made, runs_folder() / "preflight", report)
     except Exception as error:
         mendable = error if isinstance(error, UserError) else out_of_memory(error)
-        if json and mendable:  # for a program, which may want to know which field it is about
+        if json and mendable:  # a program may want to know which field it is about
             print(dumps(ErrorRecord.of(mendable).as_dict()), flush=True)
         raise
     show(_table(found), found.as_dict(), json)
@@ -68,7 +68,7 @@ def _gib(count: int | None) -> str:
     return "–" if count is None else f"{count / 2**30:.2f}"
 
 
-def methods(json: Json = False) -> None:
+def methods(json: JsonFlag = False) -> None:
     """List the methods with their options."""
     from segskd.distill.planning.methods import METHODS, options_of, summary_of
 

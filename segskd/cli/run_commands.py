@@ -15,7 +15,7 @@ from segskd.cli.flags import (
     NO_TEACH_FLAGS,
     NO_TEACHER_FLAGS,
     DistillFlags,
-    Json,
+    JsonFlag,
     TeacherFlags,
     TeachFlags,
     recipe_changes,
@@ -35,9 +35,9 @@ def teach(
     encoder: str = "resnet34",
     *,
     settings: OmitArgPrefixes[TeachFlags] = NO_TEACH_FLAGS,
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
-    """Train a teacher on labels; OUT is a run, readable with segmentation_models_pytorch.from_pretrained.
+    """Train a teacher on labels; segmentation_models_pytorch.from_pretrained reads its folder.
 
     Args:
         out: The run's directory.
@@ -59,41 +59,41 @@ def distill(
     *,
     file: OmitArgPrefixes[TeacherFlags] = NO_TEACHER_FLAGS,
     settings: OmitArgPrefixes[DistillFlags] = NO_DISTILL_FLAGS,
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
-    """Distill a student from a teacher, or carry out a recipe; flags given beside a recipe override it.
+    """Distill a student from a teacher, or train a recipe; flags override the recipe.
 
     Args:
         recipe: A recipe (YAML), such as a run's recipe.yaml.
-        begin_run: A run whose student, images and settings this one begins with, in place of a dataset and a teacher.
-        begin_stage: The first of its stages to be trained again; those before it stay as they are.
+        begin_run: Begin with the student, images and settings of this run, instead of a dataset and a teacher.
+        begin_stage: The first of its stages that is trained again; the stages before it stay as they are.
         run: Name below checkpoints/, or a path.
         until: Stop after this stage; `resume` goes on.
     """
-    made = asked_recipe(recipe, file, settings, _begin(begin_run, begin_stage))
+    made = recipe_from_flags(recipe, file, settings, _begin(begin_run, begin_stage))
     _run(made, run, until, json)
 
 
-def asked_recipe(
+def recipe_from_flags(
     recipe: Path | None, file: TeacherFlags, flags: DistillFlags, begin: dict[str, str] | None = None
 ) -> Recipe:
-    """The recipe of a file, of the run to begin from, or the default one, with the flags laid over it."""
+    """The recipe of a file, of the run to begin from, or the default one, with the fields that flags give."""
     from segskd.api import teacher_place as absolute_place
     from segskd.config import make_recipe, merged, read_yaml
 
     changes = recipe_changes(flags)
     changes["teacher"] = absolute_place(teacher_place(changes.get("teacher"), file))
     if recipe and begin:
-        raise UserError("--begin-run takes the recipe of that run: leave --recipe out")
+        raise UserError("--begin-run uses that run's recipe: leave --recipe out")
     epochs = changes["optimisation"].get("epochs")
     base = _branch(begin, epochs) if begin else read_yaml(recipe) if recipe else {"data": {"card": "scenes"}}
     if not isinstance(base, dict):
-        raise UserError(f"{recipe} is no recipe: a run's recipe.yaml is one")
+        raise UserError(f"{recipe} is not a recipe: a run's recipe.yaml is an example of one")
     if isinstance(base.get("subset"), dict):
         for part in replaced_in_subset(changes):
             base["subset"].pop(part, None)
     if changes.get("method") not in (None, base.get("method")):
-        base.pop("options", None)  # they are those of the recipe's method
+        base.pop("options", None)  # they belong to the recipe's method
     if recipe is None and begin is None and "card" not in changes["data"]:
         raise UserError("name what to train on with --dataset (see 'python -m segskd data list') or --recipe")
     return make_recipe(merged(base, changes))
@@ -103,7 +103,7 @@ def _begin(run: str | None, stage: str | None) -> dict[str, str] | None:
     if run is None and stage is None:
         return None
     if run is None or stage is None:
-        raise UserError("--begin-run says which run and --begin-stage from which of its stages on: give both")
+        raise UserError("--begin-run names a run and --begin-stage its first stage to train again: give both")
     return {"run": run, "stage": stage}
 
 
@@ -119,7 +119,7 @@ def resume(
     until: str | None = None,
     devices: int | None = None,
     nodes: int | None = None,
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
     """Go on with a run that was stopped, paused or killed.
 
@@ -141,8 +141,8 @@ def resume(
         print_result(made.result or {"run": str(made.path), "after": until}, json)
 
 
-def stop(run: Positional[str], json: Json = False) -> None:
-    """Ask a running run to stop at its next step; it can be resumed."""
+def stop(run: Positional[str], json: JsonFlag = False) -> None:
+    """Ask a run to stop at its next step; it can be resumed."""
     from segskd.runs import find_run
 
     found = find_run(run)
@@ -153,7 +153,7 @@ def stop(run: Positional[str], json: Json = False) -> None:
     show(f"asked {found.name} to stop", {"run": str(found.path), "asked": True}, json)
 
 
-def runs(json: Json = False) -> None:
+def runs(json: JsonFlag = False) -> None:
     """List the runs below checkpoints/, the newest first."""
     from segskd.runs import list_runs
 
@@ -168,20 +168,20 @@ def runs(json: Json = False) -> None:
     show(table, {"runs": rows}, json)
 
 
-def demo(out: Path | None = None, data: Path | None = None, quick: bool = False, json: Json = False) -> None:
+def demo(out: Path | None = None, data: Path | None = None, quick: bool = False, json: JsonFlag = False) -> None:
     """Train a teacher on the built-in scenes, distill a student from a tenth of them, and show both.
 
     Args:
         out: Folder below which both runs and the comparison are written (checkpoints/).
         data: Where datasets lie.
-        quick: Train on eight small images for one epoch a phase: shows in seconds that all works, but no good masks.
+        quick: Train on eight small images for one epoch a phase; takes seconds, and the masks are not good.
         json: Print JSON.
     """
-    from segskd.api import hearing
+    from segskd.api import event_listeners
     from segskd.demo import QUICK, WHOLE, run_demo
     from segskd.runs import runs_folder
 
-    result = run_demo(out or runs_folder(), data, partial(hearing, progress=True), QUICK if quick else WHOLE)
+    result = run_demo(out or runs_folder(), data, partial(event_listeners, progress=True), QUICK if quick else WHOLE)
     print_result(result, json)
     ERR.print(f"side by side: {result['picture']}", highlight=False, soft_wrap=True)
 

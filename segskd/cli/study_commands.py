@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segskd.bars import ERR
-from segskd.cli.flags import Json
+from segskd.cli.flags import JsonFlag
 from segskd.cli.output import show
 from segskd.config import Device
 from segskd.errors import Failed
@@ -21,18 +21,18 @@ def study(
     device: Device | None = None,
     precision: Literal["auto", "32", "bf16", "fp16"] | None = None,
     jobs: int = 1,
-    json: Json = False,
+    json: JsonFlag = False,
 ) -> None:
-    """Carry out a grid of runs and write its table and its curve; the same command goes on where it was stopped.
+    """Train a grid of runs and write its table and its curve; the same command goes on after a stop.
 
     Args:
-        config: A study that comes with SegSKD, such as scenes, or a YAML file; flags beside it override its recipe.
+        config: A study that comes with SegSKD, such as scenes, or a YAML file; flags override its recipe.
         out: Folder of the study (checkpoints/NAME).
         teacher: A folder with config.json and weights, a run, or a hub id.
         data: Where datasets lie (SEGSKD_DATA, else datasets/).
         device: Where to train (auto).
-        precision: Arithmetic: auto takes bf16 where the hardware multiplies it.
-        jobs: Runs side by side, the CPU's threads divided between them.
+        precision: Arithmetic: auto takes bf16 if the hardware supports it.
+        jobs: Runs at the same time; they share the CPU's threads.
         json: Print one JSON object as the last line of standard output.
     """
     from segskd.console import PlainLines
@@ -47,27 +47,27 @@ def study(
         "device": device,
         "precision": precision,
     }
-    asked = load_study(config, changes)
-    folder = (out.expanduser() if out else runs_folder() / asked.name).resolve()
+    grid = load_study(config, changes)
+    folder = (out.expanduser() if out else runs_folder() / grid.name).resolve()
     lines = PlainLines(sys.stderr)
 
     def report(stage: str, done: int, total: int | None) -> None:
         lines(PreparingEvent(stage=stage, done=done, total=total or done))
 
-    read = carry_out(asked, folder, _tell, jobs, report)
-    show(Path(read["table"]).read_text(encoding="utf-8"), _answer(read), json)
-    _tell("\n".join(read[file] for file in ("table", "curve", "curve_svg") if read[file]))
+    read = carry_out(grid, folder, _print, jobs, report)
+    show(Path(read["table"]).read_text(encoding="utf-8"), _json_answer(read), json)
+    _print("\n".join(read[file] for file in ("table", "curve", "curve_svg") if read[file]))
     if failed := [cell["name"] for cell in read["cells"] if cell["state"] == "failed"]:
         raise Failed(
             f"{len(failed)} of {read['total']} cells failed: {', '.join(failed)}; the same command tries again"
         )
 
 
-def _tell(line: str) -> None:
+def _print(line: str) -> None:
     ERR.print(line, highlight=False, soft_wrap=True)
 
 
-def _answer(read: dict[str, Any]) -> dict[str, Any]:
+def _json_answer(read: dict[str, Any]) -> dict[str, Any]:
     folder = Path(read["folder"])
     files = {"csv": str(folder / "table.csv"), "cells_csv": str(folder / "cells.csv")}
     return {"study": read["folder"], **{key: value for key, value in read.items() if key != "folder"}, **files}

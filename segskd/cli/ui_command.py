@@ -35,7 +35,7 @@ NO_PAGE_FLAGS = PageFlags()
 
 def ui(page: OmitArgPrefixes[PageFlags] = NO_PAGE_FLAGS) -> None:
     """Serve the page, on which a browser does what these commands do; Ctrl-C ends it."""
-    # Imported by its name, and only when it is asked for: the core doesn't depend on the page.
+    # Imported by its name, and only by this command, so that the core doesn't depend on the page.
     if CLONE:
         sys.path.insert(0, str(CLONE))
     import_module("ui.server" if CLONE else "segskd.ui.server").serve(page)

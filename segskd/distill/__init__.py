@@ -3,6 +3,6 @@
 `segskd.distill(…)` calls `segskd.api.distill`.
 """
 
-from segskd.called import make_called
+from segskd.callable_packages import make_callable
 
-make_called(__name__)
+make_callable(__name__)

@@ -64,7 +64,7 @@ class Preprocessing:
         return f"{'BGR' if self.bgr else 'RGB'} with {self.name}"
 
 
-class Trial:
+class PreprocessingScores:
     """Scores of a network on a few images with some pre-processing.
 
     `counts` (C, C) are pixels, with the true classes in rows and the outputs in columns.
@@ -141,7 +141,9 @@ def diagnose(
     inputs = [digest(model), card.model_dump_json(), f"{size[0]}x{size[1]}", *map(str, ways)]
     files = [file for pair in pairs for file in (pair.image, pair.mask)]
     counts_of = cached(folder, "diagnosis", inputs, files, compute)
-    as_is, *others = [Trial(way, torch.tensor(c)) for way, c in zip(ways, counts_of["compared"], strict=True)]
+    as_is, *others = [
+        PreprocessingScores(way, torch.tensor(c)) for way, c in zip(ways, counts_of["compared"], strict=True)
+    ]
     counts = as_is.counts + torch.tensor(counts_of["further"])
     diagnosis = Diagnosis(score(counts, card, len(pairs)).miou, *chance(counts), len(pairs), split)
     problem = _explanation(diagnosis, as_is, others, card) or _chance_problem(diagnosis)
@@ -183,7 +185,7 @@ def _counts(
     device: torch.device | str,
     preprocessing: Preprocessing,
 ) -> Tensor:
-    """Counts int64 (C, C) of a `Trial`."""
+    """Counts int64 (C, C) of a `PreprocessingScores`."""
     normalised = card.model_copy(update={"mean": preprocessing.mean, "std": preprocessing.std})
     predictor = (_BgrPredictor if preprocessing.bgr else Predictor)(model, normalised, size, device)
     matrix = ConfusionMatrix(card, predictor.device)
@@ -217,7 +219,9 @@ def _same_normalisation(one: Preprocessing, other: Preprocessing) -> bool:
     return all(math.isclose(a, b, rel_tol=0.05, abs_tol=0.001) for a, b in pairs)
 
 
-def _explanation(diagnosis: Diagnosis, as_is: Trial, others: Sequence[Trial], card: Card) -> str:
+def _explanation(
+    diagnosis: Diagnosis, as_is: PreprocessingScores, others: Sequence[PreprocessingScores], card: Card
+) -> str:
     """Says what fits much better than the run's own pre-processing and order of outputs, and how to mend it, or "".
 
     Another order of outputs is named only if it fits much better than every pre-processing alone. It may be named

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from segskd.callbacks import OnActivity
 from segskd.config import Size
 from segskd.data.cards import Card
 from segskd.data.dataset import Pair
@@ -20,8 +20,7 @@ from segskd.evaluate.metrics import check_fits
 from segskd.models.build import describe, load
 from segskd.supervisor import LISTEN_SECONDS, module, start
 
-Report = Callable[[str, int, int | None], None]
-LOADING, ASKING = "waking the teacher", "asking the teacher"
+LOADING, ASKING = "loading the teacher", "the teacher looks at the images"
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Question:
     cache: Path
 
 
-def image_statistics_in_worker(question: Question, report: Report) -> ImageStatistics:
+def image_statistics_in_worker(question: Question, report: OnActivity) -> ImageStatistics:
     """The same as `image_statistics`, made by a worker of low priority.
 
     `report` hears what is being done, of how many images it is done, and how many there are, None while that does not
@@ -53,11 +52,11 @@ def image_statistics_in_worker(question: Question, report: Report) -> ImageStati
             status = worker.wait()
             if status == -9:
                 raise UserError("the system ended the process that asked the teacher: memory ran out") from error
-            said = worker.said()[-500:]
+            said = worker.error_text()[-500:]
             raise RuntimeError(f"the process that asked the teacher ended with status {status}: {said}") from error
 
 
-def _listen(from_worker: Connection, total: int, report: Report) -> ImageStatistics:
+def _listen(from_worker: Connection, total: int, report: OnActivity) -> ImageStatistics:
     """The worker's answer. Raises EOFError when it ends without one."""
     progress: tuple[str, int, int | None] = (LOADING, 0, None)
     while True:

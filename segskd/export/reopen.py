@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from segskd.errors import UserError
-from segskd.supervisor import last_words, start
+from segskd.supervisor import last_line, start
 
 PROGRAM = Path(__file__).parents[1] / "standalone" / "reload.py"
 Array = npt.NDArray[Any]
@@ -50,6 +50,6 @@ class ReopeningProcess:
         answer = self._worker.output.read(size)
         if len(answer) < size:
             status = self._worker.wait()
-            said = last_words(self._worker.said()) or f"the process ended with status {status}"
+            said = last_line(self._worker.error_text()) or f"the process ended with status {status}"
             raise UserError(f"the export can't be opened by its own runtime: {said}")
         return np.frombuffer(bytearray(answer), kind)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from segskd.config import Size, named
 from segskd.errors import UserError
 from segskd.models.build import input_channels
-from segskd.models.recording import FOREIGN, Call, Recording, Value, record
+from segskd.models.recording import OTHER_MODELS, Call, Recording, Value, record
 from segskd.models.stages import (
     CURRENT,
     HEAD,
@@ -327,7 +327,7 @@ def _whole_decoder(seen: _Recorded, model: nn.Module) -> DecoderStage:
     tokens = [isinstance(value, Value) for value in seen.decoder.given[1]] if seen.with_tokens else None
     needed = seen.decoder.needed([seen.decoder.result])
     calls = [call for call in seen.decoder.calls if call.result in needed]
-    if seen.decoder.overwritten or any(FOREIGN in call.inputs for call in calls):
+    if seen.decoder.overwritten or any(OTHER_MODELS in call.inputs for call in calls):
         needed |= set(values)  # calls that weren't recorded may use any of them
     features = [
         FeatureRef(level.name) if level.channels and value in needed else UnusedTensor(level.channels, level.divisor)
@@ -394,7 +394,7 @@ class _Merge:
         return self._side(ours, theirs)
 
     def _tensor(self, value: Value) -> FeatureRef | UnusedTensor:
-        if value == FOREIGN:
+        if value == OTHER_MODELS:
             raise _NoChain
         level = self._features.get(value)
         if level is None or value == self._start:

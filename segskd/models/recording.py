@@ -18,7 +18,7 @@ class Value(NamedTuple):
     number: int
 
 
-FOREIGN = Value(-1)
+OTHER_MODELS = Value(-1)
 """Stands for a tensor that is neither: a parameter or a buffer of the module."""
 
 
@@ -133,7 +133,7 @@ class _Recorder(TorchFunctionMode):
         return self.recording
 
     def _known(self, tensor: Tensor) -> Value:
-        return self._values.get(id(tensor), FOREIGN)
+        return self._values.get(id(tensor), OTHER_MODELS)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None

@@ -11,7 +11,7 @@ from typing import Any
 
 from segskd.errors import UserError
 from segskd.files import writing
-from segskd.runs import FOREIGN, STUDY, Run
+from segskd.runs import OTHER_MODELS, STUDY, Run
 from segskd.study.figures import NO_FIGURES, Facts, run_figures
 from segskd.study.grid import Cell, Study, check_same, dump_study, load_study
 
@@ -45,7 +45,7 @@ class StudyFolder:
 
         Raises UserError when the folder is that of another study, of a run or of a model, or can't be written.
         """
-        foreign = [name for name in ("recipe.yaml", *FOREIGN) if (path / name).exists()]
+        foreign = [name for name in ("recipe.yaml", *OTHER_MODELS) if (path / name).exists()]
         if foreign:
             raise UserError(f"{path} holds {foreign[0]} and is no study: name another folder with --out")
         if (path / STUDY).is_file():

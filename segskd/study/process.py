@@ -8,7 +8,7 @@ import time
 from segskd.config import Recipe, dump_recipe
 from segskd.files import write_whole, writing
 from segskd.runs import Run
-from segskd.supervisor import last_words, segskd, start
+from segskd.supervisor import last_line, segskd, start
 
 LOG = "log.txt"
 STOPPED = 130
@@ -54,12 +54,12 @@ class CellProcess:
         """When it is over: its last words if it failed, None if it finished or was stopped."""
         self._recipe.unlink(missing_ok=True)
         with self._worker:
-            status, said = self._worker.wait(), self._worker.said()
+            status, said = self._worker.wait(), self._worker.error_text()
         if (self.run.path / "result.json").is_file() or status == STOPPED or self._asked:
             return None
         if status < 0:
             return f"killed by signal {-status}{' (out of memory, perhaps)' if -status == signal.SIGKILL else ''}"
-        return last_words(said) or f"ended with status {status} and without a word"
+        return last_line(said) or f"ended with status {status} and without a word"
 
 
 class AdoptedCell:

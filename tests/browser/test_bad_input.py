@@ -187,7 +187,7 @@ def test_an_own_image_that_cannot_be_read(open_tab: Callable[[str], Page], tmp_p
         expect(page.locator("#compare-upload .notice.problem")).to_contain_text(said)
     Image.new("RGB", (200, 120)).save(tmp_path / "sound.png")
     page.locator("#compare-upload input[type=file]").set_input_files(tmp_path / "sound.png")
-    expect(page.locator("#compare-upload .notice.hint")).to_contain_text("without a truth")
+    expect(page.locator("#compare-upload .notice.hint")).to_contain_text("no truth to compare")
     page.locator("#compare-native input").check()
     seen = page.get_by_text(re.compile(r"seen at 120 × 200, by tiles of \d+ × \d+"))
     expect(seen).to_be_visible()
@@ -275,7 +275,7 @@ SPOILT: list[tuple[Spoil, dict[str, str]]] = [
     (
         empty_recipe,
         {
-            "watch": "The run's files are damaged or gone.",
+            "watch": "The run's files are damaged or missing.",
             "compare": "the files of spoilt are damaged",
             "runs": "damaged",
             "export": "spoilt is damaged",
@@ -298,7 +298,7 @@ SPOILT: list[tuple[Spoil, dict[str, str]]] = [
         no_student,
         {
             "watch": "of training",
-            "compare": "the trained network of spoilt is gone: put its folder student/ back",
+            "compare": "the trained network of spoilt is missing: put its folder student/ back",
             "runs": "finished",
         },
     ),
@@ -347,12 +347,12 @@ def field(page: Page, name: str) -> Locator:
 
 
 def test_a_name_that_no_run_can_have(form: Page, files: None) -> None:
-    names = [("../out", NAMED), (MARKUP, NAMED), ("/etc/passwd", NAMED), ("whole", "there is a run whole already")]
+    names = [("../out", NAMED), (MARKUP, NAMED), ("/etc/passwd", NAMED), ("whole", "there is already a run whole")]
     for name, said in names:
         field(form, "name").get_by_role("textbox").fill(name)
         expect(field(form, "name").locator(".notice")).to_contain_text(said)
     form.locator("#distill-start").click()
-    expect(form.locator("#distill-notice")).to_contain_text("Not started: there is a run whole already")
+    expect(form.locator("#distill-notice")).to_contain_text("Not started: there is already a run whole")
 
 
 def test_more_epochs_than_a_page_can_hold(form: Page) -> None:
@@ -377,7 +377,7 @@ def test_a_recipe_that_cannot_be_loaded(form: Page, tmp_path: Path) -> None:
         ("data: [", "a.yaml is not YAML"),
         (f"data: {{card: '{MARKUP}'}}\nmethod: supervised", f"no card '{MARKUP}'"),
         ("data: {card: ../../secret.yaml}\nmethod: supervised", "this dataset is not on this server"),
-        ("data: {card: bands, size: huge}", "'huge' is no size"),
+        ("data: {card: bands, size: huge}", "'huge' is not a size"),
     ]
     form.get_by_role("button", name="The same as a command and as a recipe").click()
     for (content, said), name in zip(spoilt, "abcd", strict=True):

@@ -12,7 +12,7 @@ from gradio_client.exceptions import AppError
 from playwright.sync_api import Page, expect
 from serving import Server, Watch, wait_until
 
-from segskd.events import Written
+from segskd.events import WrittenEvent
 from segskd.runs import Run
 from ui.jobs import Jobs
 
@@ -52,7 +52,7 @@ def begin(client: Client, content: Make) -> Callable[..., dict[str, Any]]:
     return start
 
 
-def events(server: Server, name: str, kind: str) -> list[Written]:
+def events(server: Server, name: str, kind: str) -> list[WrittenEvent]:
     return [event for event in Run(server.runs / name).events() if event.kind == kind]
 
 

@@ -82,7 +82,7 @@ def test_a_smaller_student_is_begun_and_watched(server: Server, open_tab: Callab
     student.write_recipe(make_recipe(merged(student.recipe.model_dump(mode="json"), epochs)))
     page = open_tab("export&run=demo-student")
     page.get_by_label("share of every layer's channels").select_option("0.5")
-    page.get_by_role("button", name="Prune and repair", exact=True).click()
+    page.get_by_role("button", name="Prune and train", exact=True).click()
     expect(page.locator(".export-pruned li")).to_have_text(re.compile("50 %.*"))
     page.get_by_role("button", name="Watch it", exact=True).click()
     expect(page.get_by_role("tab", name="Watch", exact=True)).to_have_attribute("aria-selected", "true")

@@ -52,7 +52,7 @@ def test_tile_and_overlap_are_rounded_up_to_the_grid(tile: str, overlap: int | N
     ("tile", "overlap", "message"),
     [
         (None, 32, "--overlap needs the size of the tiles: add --tile"),
-        ("512", None, "--tile: '512' is no size"),
+        ("512", None, "--tile: '512' is not a size"),
         ("512x20000", None, "--tile: size 512x20000 must lie between"),
         ("32x512", None, "tiles of less than 64x64 are too small to overlap"),
         ("128x256", 128, "--overlap 128 must lie between 0 and 96 for tiles of 128x256"),

@@ -98,7 +98,7 @@ def test_what_no_study_can_say_is_named(
         ({"optimisation": {"patience": 5}}, "recipe.optimisation.patience: a study's cells train for their whole"),
         ({"optimisation": [1]}, "optimisation: "),
         ({"kind": "teach"}, "recipe.kind: a study's cells are distilled"),
-        ({"data": {"card": "scenes", "size": "big"}}, "recipe: data.size: 'big' is no size"),
+        ({"data": {"card": "scenes", "size": "big"}}, "recipe: data.size: 'big' is not a size"),
         ({"teacher": None}, "method stagewise needs a teacher"),
     ],
 )

@@ -19,7 +19,7 @@ from ui.state import catalogue as module
 from ui.state.catalogue import DIED, STOPPED, Catalogue, Row
 from ui.state.exports import Exports
 from ui.state.follow import Followers
-from ui.tabs.runs import _at_rest
+from ui.tabs.runs import _unused_run
 
 Make = Callable[..., Run]
 
@@ -93,7 +93,7 @@ def test_a_run_that_goes_on_from_another_says_so(catalogue: Catalogue, make_run:
         ({"kind": "stopped", "phase": "encoder.0"}, "interrupted", STOPPED),
         ({"kind": "error", "message": "the disk is full", "error": "UserError"}, "failed", "the disk is full"),
         ({}, "interrupted", DIED),
-        ({"kind": "paused", "after": "encoder.0"}, "paused", "It stopped where it was told to; Resume goes on"),
+        ({"kind": "paused", "after": "encoder.0"}, "paused", "It paused where it was asked to. Resume goes on"),
     ],
 )
 def test_a_run_that_stands_still_says_why(
@@ -164,7 +164,7 @@ def test_a_run_that_is_made_anew_under_its_old_name(catalogue: Catalogue, make_r
     assert only(catalogue).miou == 0.5
     shutil.rmtree(run.path)
     assert catalogue.rows() == []
-    assert catalogue._kept == {}  # what is gone is forgotten
+    assert catalogue._cache == {}  # what is gone is forgotten
     make_run("small", seed=9)
     assert (only(catalogue).miou, only(catalogue).seed) == (None, 9)
 
@@ -264,9 +264,9 @@ def test_a_run_that_is_about_to_begin_keeps_its_name(
     make_run("small")
     monkeypatch.setattr(context.jobs, "state", lambda _: state)
     with pytest.raises(UserError, match=f"run small {said}"):
-        _at_rest(context, Exports(context.runs, context.data), "small")
+        _unused_run(context, Exports(context.runs, context.data), "small")
 
 
 def test_a_run_that_is_gone_is_named_without_its_place(context: Context) -> None:
-    with pytest.raises(UserError, match=r"^no run lost on this server: it was renamed or deleted, or never was$"):
+    with pytest.raises(UserError, match=r"^this server has no run lost: it may have been renamed or deleted$"):
         context.run("lost")

@@ -115,7 +115,7 @@ def test_stages_get_brighter_in_order() -> None:
         ("labels", "elsewhere", "without a teacher"),
         ("../student", "problem", "not the name of a run"),
         ("<b>", "problem", "not the name of a run"),
-        ("nobody", "problem", "no run nobody on this server"),
+        ("nobody", "problem", "this server has no run nobody"),
         ("empty", "problem", "the files of empty are damaged"),
     ],
 )

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segskd.callbacks import OnActivity
 from segskd.data.check import CheckReport
 from segskd.errors import UserError
-from ui.state.background import Report, Tasks
+from ui.state.background import Tasks
 from ui.state.dataset_report import plain_report, shares
 from ui.state.datasets import Datasets
 from ui.state.thumbnails import WIDTH, Thumbnails, thumbnail
@@ -47,7 +48,7 @@ def place(own_data: Path) -> str:
 def test_a_task_that_works_is_joined_and_a_stopped_one_is_begun_anew() -> None:
     tasks, go_on = Tasks(), threading.Event()
 
-    def work(report: Report) -> str:
+    def work(report: OnActivity) -> str:
         report("counting", 1, 3)
         go_on.wait(SECONDS)
         report("counting", 2, 3)
@@ -66,10 +67,10 @@ def test_a_task_that_works_is_joined_and_a_stopped_one_is_begun_anew() -> None:
 
 
 def test_what_goes_wrong_in_a_task_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    def mendable(report: Report) -> None:
+    def mendable(report: OnActivity) -> None:
         raise UserError("the disk is full")
 
-    def bug(report: Report) -> None:
+    def bug(report: OnActivity) -> None:
         raise ZeroDivisionError("by nought")
 
     tasks = Tasks()
@@ -152,18 +153,18 @@ def test_what_was_read_is_kept_until_a_file_changes(
     mask = own_data / "bands" / "train" / "masks" / "b00.png"
     before = mask.stat()
     os.utime(mask, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000_000))
-    assert again.open(place, fresh=True).version != first.version
+    assert again.open(place, reread=True).version != first.version
     os.utime(mask, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert again.open(place, fresh=True).version == first.version
+    assert again.open(place, reread=True).version == first.version
 
     (own_data / "bands" / "train" / "masks" / "b03.png").unlink()
-    changed = again.open(place, fresh=True)
+    changed = again.open(place, reread=True)
     assert changed.version != first.version
     assert again.read(changed).wait(SECONDS)
     assert calls == ["check", "check"]
     reading = again.reading(changed)
     assert reading is not None
-    assert reading.found["problems"]["shown"][0]["text"] == "image train/images/b03.png has no mask"
+    assert reading.report["problems"]["shown"][0]["text"] == "image train/images/b03.png has no mask"
 
 
 def test_masks_that_cannot_be_counted_leave_the_rest_standing(datasets: Datasets, own_data: Path, place: str) -> None:
@@ -176,7 +177,7 @@ def test_masks_that_cannot_be_counted_leave_the_rest_standing(datasets: Datasets
     assert reading.problem is not None
     assert "train/masks/b01.png" in reading.problem
     assert str(own_data) not in reading.problem
-    assert reading.found["problems"]["kinds"] == {"unknown values": 1}
+    assert reading.report["problems"]["kinds"] == {"unknown values": 1}
 
 
 def test_of_many_problems_the_first_twenty_are_shown_and_all_are_counted(
@@ -235,7 +236,7 @@ def test_the_memory_for_thumbnails_is_bounded(datasets: Datasets, place: str) ->
     thumbnails = Thumbnails(limit=4 * size)
     thumbnails.page("", opened.card, opened.pairs(), masks=False)
     assert 0 < thumbnails._bytes <= 4 * size
-    assert thumbnails._bytes == sum(map(len, thumbnails._kept.values()))
+    assert thumbnails._bytes == sum(map(len, thumbnails._cache.values()))
 
 
 # -- new ones -----------------------------------------------------------------------------------------
@@ -267,7 +268,7 @@ def test_a_zip_becomes_a_dataset_that_lists_its_problems_ever_after(
     assert datasets.read(opened).wait(SECONDS)
     reading = datasets.reading(opened)
     assert reading is not None
-    assert reading.found["problems"] == added["problems"]
+    assert reading.report["problems"] == added["problems"]
 
 
 def test_what_is_no_dataset_is_refused_in_words_without_the_server_s_paths(

@@ -13,10 +13,10 @@ from segskd.config import Recipe, make_recipe
 from segskd.errors import UserError
 from segskd.events import ErrorEvent, PhaseStartEvent, PlannedPhase, ResumedEvent, StartEvent
 from segskd.runs import Run
-from ui.api import read_recipe, start, state
 from ui.context import Context
+from ui.endpoints import read_recipe, start, state
 from ui.jobs import Jobs
-from ui.state.admission import admit, fill
+from ui.state.admission import admit, form_values
 from ui.state.choice import Choice
 from ui.state.draft import SAMPLE_SIZE, make_draft, propose, submit, submit_teacher
 from ui.state.form import FieldError
@@ -47,7 +47,12 @@ def test_the_fields_come_to_a_run(context: Context, values: dict[str, Any]) -> N
     assert draft.recipe.teacher == str(context.runs / "mine")
     assert draft.recipe.data.folder == str(context.data)
     assert draft.outline is not None
-    assert (draft.outline.total, draft.outline.images, draft.outline.epochs, draft.outline.chosen) == (12, 6, 2, False)
+    assert (draft.outline.total, draft.outline.images, draft.outline.epochs, draft.outline.epochs_chosen) == (
+        12,
+        6,
+        2,
+        False,
+    )
     assert [(phase.name, phase.epochs) for phase in draft.outline.phases] == [(name, 2) for name in ELEVEN]
     assert draft.commands(context).startswith("python -m segskd distill --dataset ")
     assert submit(context, draft) == draft.name
@@ -95,9 +100,9 @@ def test_the_data_in_one_line(context: Context, values: dict[str, Any]) -> None:
     ("changes", "field", "message"),
     [
         ({"known": None}, "teacher", "choose a teacher"),
-        ({"known": "run/../mine"}, "teacher", "gone"),
-        ({"known": "/etc/passwd"}, "teacher", "gone"),
-        ({"teacher_from": "none"}, "teacher", "take method supervised"),
+        ({"known": "run/../mine"}, "teacher", "deleted"),
+        ({"known": "/etc/passwd"}, "teacher", "deleted"),
+        ({"teacher_from": "none"}, "teacher", "use method supervised"),
         ({"teacher_from": "hub", "hub": "../x"}, "hub", "OWNER/NAME"),
         ({"student": "unet:nothing"}, "student", "can't build"),
         ({"student": "fpn9:resnet18"}, "student", "there is no architecture 'fpn9'"),
@@ -105,7 +110,7 @@ def test_the_data_in_one_line(context: Context, values: dict[str, Any]) -> None:
         ({"method": "magic"}, "method", "no method 'magic'"),
         ({"name": "../x"}, "name", "a run's name has"),
         ({"name": "<b>bold</b>"}, "name", "a run's name has"),
-        ({"name": "mine"}, "name", "there is a run mine already"),
+        ({"name": "mine"}, "name", "there is already a run mine"),
         ({"batch": "0"}, "batch", "at least 1"),
         ({"seed": 1.5}, "seed", "whole number"),
         ({"count": "1"}, "count", "at least 2"),
@@ -130,7 +135,7 @@ def test_of_two_tabs_one_gets_the_name(context: Context, values: dict[str, Any])
     submit(context, one)
     with pytest.raises(FieldError) as caught:
         submit(context, other)
-    assert caught.value.problems == {"name": "there is a run same already: give another name"}
+    assert caught.value.problems == {"name": "there is already a run same: give another name"}
     assert context.jobs.waiting() == ["same"]
 
 
@@ -195,7 +200,7 @@ def test_other_eyes_choose_other_images(context: Context, values: dict[str, Any]
     choice = values["choice"] | {"rule": "hardest", "teacher": "somebody"}
     assert "chosen with somebody" in make_draft(context, values | {"choice": choice}).hints["data"]
     asked = values["choice"] | {"rule": "hardest", "teacher": str(context.runs / "mine")}
-    hint = "chosen with images of 192x256; this run chooses them with images of 64x96"
+    hint = "chosen with images of 192x256. This run chooses with images of 64x96"
     assert hint in make_draft(context, values | {"choice": asked}).hints["data"]
     assert make_draft(context, values | {"choice": asked, "size": "192x256"}).hints == {}
     drawn = values["choice"] | {"rule": "random", "teacher": "somebody"}
@@ -227,16 +232,18 @@ def test_recipes_from_outside_stay_on_this_server(
 
 
 def test_a_recipe_fills_the_fields(context: Context, recipe: Callable[..., Recipe], card_path: Path) -> None:
-    filled = fill(context, recipe(teacher=str(context.runs / "mine"), subset={"count": 4}))
+    filled = form_values(context, recipe(teacher=str(context.runs / "mine"), subset={"count": 4}))
     assert (filled["teacher_from"], filled["known"], filled["count"], filled["epochs"]) == ("known", "runs/mine", 4, 2)
     draft = make_draft(context, filled)
     assert draft.problems == {}
     assert draft.recipe is not None
     assert draft.recipe.subset.count == 4
-    assert fill(context, recipe(teacher="owner/name"))["hub"] == "owner/name"
-    lost = fill(context, recipe(teacher="/gone/away"))
+    assert form_values(context, recipe(teacher="owner/name"))["hub"] == "owner/name"
+    lost = form_values(context, recipe(teacher="/gone/away"))
     assert (lost["teacher_from"], lost["known"]) == ("known", None)
-    teach = fill(context, make_recipe({"kind": "teach", "data": {"card": str(card_path)}, "method": "supervised"}))
+    teach = form_values(
+        context, make_recipe({"kind": "teach", "data": {"card": str(card_path)}, "method": "supervised"})
+    )
     assert (teach["teacher_from"], teach["teach_encoder"], teach["teach_weights"]) == ("train", "resnet10", "")
 
 

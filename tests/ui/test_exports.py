@@ -181,7 +181,7 @@ def test_who_asks_again_joins_and_nobody_moves_the_run(
     with pytest.raises(UserError, match="is being exported as safetensors: wait"):
         exports.start(run, Spec("onnx"))
     for looked in (PLAIN, Spec("onnx")):
-        told = exports.told(run, looked)
+        told = exports.page_status(run, looked)
         assert told is not None
         assert (told["state"], told["name"]) == ("working", "safetensors")
     with pytest.raises(UserError, match="run small is being exported: wait for the end of that"):
@@ -190,10 +190,10 @@ def test_who_asks_again_joins_and_nobody_moves_the_run(
     assert task.wait(PATIENCE)
     exports.check_idle(run)
     assert len(asked) == 1
-    told = exports.told(run, PLAIN)
+    told = exports.page_status(run, PLAIN)
     assert told is not None
     assert told["state"] == "done"
-    assert exports.told(run, Spec("onnx")) is None
+    assert exports.page_status(run, Spec("onnx")) is None
 
 
 @pytest.mark.parametrize(

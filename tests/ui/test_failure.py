@@ -36,7 +36,7 @@ from segskd.distill.training.networks import MetaNetworks, Networks, check_step_
 from segskd.distill.training.ranks import Ranks
 from segskd.distill.training.trainer import Trainer
 from segskd.errors import UserError, full_disk, in_labels
-from segskd.events import ErrorEvent, StoppedEvent, WarningEvent, Written
+from segskd.events import ErrorEvent, StoppedEvent, WarningEvent, WrittenEvent
 from segskd.files import writing
 from segskd.models.adapters import Adapters
 from segskd.models.build import create
@@ -64,7 +64,7 @@ def failed(error: BaseException) -> RunView:
     return heard(ErrorEvent(**vars(ErrorEvent.of(full_disk(error) or error)) | {"time": 1.0}))
 
 
-def heard(event: Written, **changes: Any) -> RunView:
+def heard(event: WrittenEvent, **changes: Any) -> RunView:
     progress = RunProgress()
     progress.apply(event)
     return replace(VIEW, progress=progress, **changes)

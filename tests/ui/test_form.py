@@ -124,7 +124,7 @@ def test_every_problem_stands_beside_its_field() -> None:
     with pytest.raises(FieldError) as caught:
         form.recipe()
     assert caught.value.problems == {
-        "size": "'big' is no size: write HEIGHTxWIDTH, such as 192x256",
+        "size": "'big' is not a size: write HEIGHTxWIDTH, such as 192x256",
         "epochs": "must be a whole number",
         "batch": "must be at least 1",
         "lr": "must be a number",
@@ -161,7 +161,7 @@ def test_the_command_starts_the_same_recipe(form: Form, carried: Carried, tmp_pa
     run_line(form.command(str(tmp_path / "my run")))
     ((recipe, folder),) = carried
     assert recipe == form.recipe()
-    assert folder == tmp_path / "my run"
+    assert folder == str(tmp_path / "my run")
 
 
 def test_what_flags_cannot_say_goes_by_the_recipe(
@@ -239,10 +239,10 @@ def test_names_say_what_a_run_is_about() -> None:
 
 def test_fields_explain_themselves_in_the_recipes_words() -> None:
     assert SCHEMA["batch"].help == "images a step"
-    assert SCHEMA["threads"].help == "CPU threads; all cores, shared out among the processes"
-    assert SCHEMA["threads"].empty == "all cores, shared out among the processes"
+    assert SCHEMA["threads"].help == "CPU threads; all cores, divided among the processes"
+    assert SCHEMA["threads"].empty == "all cores, divided among the processes"
     assert SCHEMA["batch"].empty == ""
-    assert all(field.description and field.label for field in SCHEMA if field.shown)
+    assert all(field.description and field.label for field in SCHEMA if field.display)
     assert SCHEMA["select"].choices == ["last", "best"]
     assert SCHEMA["store"].choices == ["auto", "memory", "disk", "recompute"]
     assert [SCHEMA[name].default for name in ("batch", "size", "epochs")] == [8, "192x256", None]
@@ -267,13 +267,13 @@ def test_every_name_in_a_message_is_a_field() -> None:
     source = "".join(path.read_text() for path in Path(segskd.__file__).parent.rglob("*.py"))
     paths = set(re.findall(r"""named\(["']([\w.]+)["']\)""", source))
     assert len(paths) > 10
-    assert paths <= {field.dotted for field in SCHEMA if field.shown}
+    assert paths <= {field.dotted for field in SCHEMA if field.display}
 
 
 def test_a_pruned_run_is_no_form() -> None:
     pruned = {"prune": {"run": "/runs/big", "ratio": 0.3}, "method": "stagewise", "options": {}}
     content = FULL.recipe().model_dump(mode="json") | pruned
-    with pytest.raises(FieldError, match="begun on Export, from the run that it prunes"):
+    with pytest.raises(FieldError, match="start a pruned run on the Export tab"):
         Form.from_recipe(make_recipe(content))
 
 
@@ -292,7 +292,7 @@ def test_options_are_names_and_numbers(text: str, options: dict[str, float]) -> 
 
 @pytest.mark.parametrize("text", ["temperature", "temperature two", "2", "soft 0.5 temperature 2"])
 def test_what_is_no_option_stands_beside_its_field(text: str) -> None:
-    with pytest.raises(FieldError, match="is no option: write a name and a number") as caught:
+    with pytest.raises(FieldError, match="is not an option: write a name and a number") as caught:
         Form(Choice(), teacher="t", method="hinton", options=text).recipe()
     assert caught.value.field == "options"
 

@@ -121,14 +121,14 @@ def test_a_finished_demo_is_not_repeated(
     assert context.jobs.waiting() == []
     assert guide.finished
     assert states(guide) == ["finished", "finished", "ready", "ready"]
-    monkeypatch.setattr(module, "any_exported", lambda run: run.name == STUDENT)
+    monkeypatch.setattr(module, "has_export", lambda run: run.name == STUDENT)
     assert states(guide)[3] == "finished"
 
 
 def test_a_folder_of_somebody_elses_is_left_alone(guide: Guide, context: Context) -> None:
     (context.runs / TEACHER).mkdir()
     (context.runs / TEACHER / "model.safetensors").write_text("mine")
-    with pytest.raises(UserError, match=r"holds model\.safetensors and is no run"):
+    with pytest.raises(UserError, match=r"is no run and holds model\.safetensors"):
         guide.start()
     assert (context.runs / TEACHER / "model.safetensors").read_text() == "mine"
 

@@ -119,12 +119,12 @@ def test_a_student_waits_for_its_teacher(jobs: Jobs, recipe: Callable[..., Any])
     Run.create(jobs.runs / "big", make_recipe(plain | {"kind": "teach", "method": "supervised", "teacher": None}))
     jobs.submit(recipe(teacher=str(jobs.runs / "big"), optimisation={"epochs": 1}), "small")
     jobs.submit(recipe(optimisation={"epochs": 1}), "other")
-    assert jobs.awaited("small") == "big"
+    assert jobs.unfinished_teacher("small") == "big"
     wait_until(lambda: jobs.state("other") == "finished", "the run behind it")
     assert jobs.waiting() == ["small"]
     jobs.resume("big")
     wait_until(lambda: jobs.state("small") == "finished", "the student")
-    assert jobs.awaited("small") is None
+    assert jobs.unfinished_teacher("small") is None
     assert Run(jobs.runs / "small").events()[0].time > Run(jobs.runs / "big").events()[-1].time
 
 

@@ -16,7 +16,7 @@ from segskd.events import DoneEvent
 from segskd.runs import Run
 from ui.context import Context
 from ui.jobs import Jobs
-from ui.served import MISFIT, served
+from ui.server_functions import UNPROCESSABLE, checked_functions
 
 Tree = dict[str, tuple[int, int]]
 Function = Callable[[Any], Any]
@@ -137,8 +137,8 @@ def test_a_function_gets_what_its_annotation_says_and_no_more() -> None:
     def second(_: dict[str, Any]) -> object:
         raise UserError("no such run")
 
-    one, other = served(first, second)
+    one, other = checked_functions(first, second)
     assert one({"run": "a", "count": 2, "other": 3}) == {"run": "a", "count": 2}
     for junk in (None, [], {"count": True}, {"count": "2"}, {"run": None}):
         assert "first: " in answer(one, junk)["refused"]
-    assert answer(other, {}) == {"refused": "no such run", "status": MISFIT}
+    assert answer(other, {}) == {"refused": "no such run", "status": UNPROCESSABLE}

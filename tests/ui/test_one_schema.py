@@ -15,10 +15,12 @@ import segskd
 
 ROOT = Path(segskd.__file__).parents[1]
 BEFORE = "    patience: Annotated["
-ADDED = """    warm_up: Annotated[int | None, Shown("Warm-up", "no warm-up", shared=True)] = Field(
+ADDED = """    warm_up: Annotated[int | None, Display("Warm-up", "no warm-up", shared=True)] = Field(
         default=None, ge=0, le=9, description="epochs in which the rate rises"
     )
-    sharp: Annotated[bool, Shown("Sharp", commands=("distill",))] = Field(default=False, description="edges count more")
+    sharp: Annotated[bool, Display("Sharp", commands=("distill",))] = Field(
+        default=False, description="edges count more"
+    )
 """
 ASK = """
 import contextlib, io, json, sys

@@ -71,7 +71,7 @@ def test_labels_and_further_images_are_counted(recipe: Callable[..., Any], data:
     made = recipe(data={"unlabelled": str(tmp_path)}, subset={"labels": 0.25})
     made = made.model_copy(update={"optimisation": made.optimisation.model_copy(update={"epochs": None})})
     found = outline(made, data)
-    assert (found.total, found.images, found.labelled, found.further) == (12, 13, 3, 1)
+    assert (found.total, found.images, found.labelled, found.unlabelled) == (12, 13, 3, 1)
     assert found.epochs == default_epochs(13)
     assert found.phases[-1].epochs == round(default_epochs(13) * 13 / 3)
 
@@ -130,7 +130,7 @@ def test_folders_of_images_are_those_of_the_server(card_path: Path, tmp_path: Pa
         "/",
         "drives",
     ):
-        with pytest.raises(UserError, match="from a folder directly below this server's data"):
+        with pytest.raises(UserError, match="in a folder directly below this server's data"):
             check_unlabelled(context, str(path))
 
 

@@ -22,7 +22,7 @@ Built = Callable[[Context], gr.Blocks]
 def distill(context: Context, built: Built, teacher_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Distill:
     """The tab of a server with a teacher; its pre-flights measure nothing, `verdict` is what they say."""
     shutil.copytree(teacher_folder, context.runs / "mine")
-    (adopted,) = (function.fn for function in built(context).fns.values() if function.name == "_adopted")
+    (adopted,) = (function.fn for function in built(context).fns.values() if function.name == "_on_look")
     made = adopted.__self__  # type: ignore[union-attr]
     assert isinstance(made, Distill)
     verdict = {"state": "running", "problem": None, "result": None}
@@ -49,32 +49,40 @@ def known(distill: Distill, updates: dict[Any, Any]) -> dict[str, Any]:
 
 def test_proposals_are_made_one_after_the_other(context: Context, built: Built) -> None:
     """The tab is opened and Data's choice arrives at once: two answers, the later laid over what was chosen between."""
-    proposing = [function for function in built(context).fns.values() if function.name == "_adopted"]
+    proposing = [function for function in built(context).fns.values() if function.name == "_on_look"]
     assert [(len(function.targets), function.trigger_mode) for function in proposing] == [(1, "always_last")]
 
 
 def test_answers_come_in_the_order_of_their_questions(context: Context, built: Built) -> None:
     """An answer that waited, to what was chosen before, would hide the fields of what is chosen by now."""
     every = built(context).fns.values()
-    (changed,) = (function for function in every if function.name == "_changed")
+    (changed,) = (function for function in every if function.name == "_on_change")
     answering = [function for function in every if set(changed.outputs) <= set(function.outputs)]
     names = {function.name for function in answering}
-    assert {"_adopted", "_moved", "_changed", "_started", "_proceeded", "_uploaded", "_cloned"} <= names
+    assert {
+        "_on_look",
+        "_on_server_change",
+        "_on_change",
+        "_on_start",
+        "_on_preflight_end",
+        "_on_upload_end",
+        "_on_clone",
+    } <= names
     assert {function.concurrency_id for function in answering} == {"distill"}
     assert {function.concurrency_limit for function in answering} == {1}
 
 
 def test_a_list_that_is_read_anew_chooses_nobody(distill: Distill, card_path: Path) -> None:
     """Another teacher may have been chosen while the answer was on its way; one that is gone is chosen no longer."""
-    assert "value" not in known(distill, distill._adopted("", "", *form(distill, card_path)))
-    assert "value" not in known(distill, distill._moved(*form(distill, card_path)))
-    gone = known(distill, distill._moved(*form(distill, card_path, known="runs/gone")))
+    assert "value" not in known(distill, distill._on_look("", "", *form(distill, card_path)))
+    assert "value" not in known(distill, distill._on_server_change(*form(distill, card_path)))
+    gone = known(distill, distill._on_server_change(*form(distill, card_path, known="runs/gone")))
     assert gone["value"] is None
     assert [key for _, key in gone["choices"]] == ["runs/mine"]
 
 
 def test_a_clone_on_its_way_is_not_proposed_over(distill: Distill, card_path: Path) -> None:
-    assert distill._adopted("", "some-run", *form(distill, card_path)) == {}
+    assert distill._on_look("", "some-run", *form(distill, card_path)) == {}
 
 
 def start_of(distill: Distill, updates: dict[Any, Any]) -> Any:
@@ -88,42 +96,42 @@ def test_what_was_started_is_what_stood_there_then(
     """Two runs started while the pre-flight measures, and a third name typed: both begin, the third stays typed."""
     first, second = (form(distill, card_path, name=name) for name in ("one", "two"))
     typed = form(distill, card_path, name="three")
-    starts = [start_of(distill, distill._started(*given)) for given in (first, second)]
+    starts = [start_of(distill, distill._on_start(*given)) for given in (first, second)]
     assert context.jobs.waiting() == []
     distill.verdict["state"] = "fits"  # type: ignore[attr-defined]
     for event, said in zip(starts, ("one was", "two was"), strict=True):
-        updates = distill._proceeded(event, *typed)
+        updates = distill._on_preflight_end(event, *typed)
         assert updates[distill.fields.notices["form"]]["text"].startswith(said)
         assert distill.page.tabs not in updates
         assert not {distill.fields.inputs["epochs"], distill.fields.inputs["size"]} & {
             component for component, update in updates.items() if getattr(update, "value", None) is not None
         }
     assert context.jobs.waiting() == ["one", "two"]
-    assert distill._proceeded(starts[0], *typed) == {}
+    assert distill._on_preflight_end(starts[0], *typed) == {}
 
 
 def test_a_start_that_nobody_touched_opens_watch(distill: Distill, context: Context, card_path: Path) -> None:
     given = form(distill, card_path, name="one")
-    event = start_of(distill, distill._started(*given))
+    event = start_of(distill, distill._on_start(*given))
     distill.verdict["state"] = "fits"  # type: ignore[attr-defined]
-    updates = distill._proceeded(event, *given)
+    updates = distill._on_preflight_end(event, *given)
     assert updates[distill.page.run] == "one"
     assert distill.page.tabs in updates
 
 
 def test_a_start_that_does_not_fit_is_told_by_name(distill: Distill, context: Context, card_path: Path) -> None:
-    event = start_of(distill, distill._started(*form(distill, card_path, name="one")))
+    event = start_of(distill, distill._on_start(*form(distill, card_path, name="one")))
     distill.verdict |= {"state": "refused", "problem": "too much memory"}  # type: ignore[attr-defined]
-    updates = distill._proceeded(event, *form(distill, card_path, name="two"))
+    updates = distill._on_preflight_end(event, *form(distill, card_path, name="two"))
     assert "one was not started: too much memory" in updates[distill.fields.notices["form"]]["text"]
     assert context.jobs.waiting() == []
 
 
 def test_a_pre_flight_that_failed_is_not_asked_for_ever(distill: Distill, context: Context, card_path: Path) -> None:
     given = form(distill, card_path, name="one")
-    event = start_of(distill, distill._started(*given))
+    event = start_of(distill, distill._on_start(*given))
     distill.verdict |= {"state": "failed", "problem": "it broke down"}  # type: ignore[attr-defined]
-    updates = distill._proceeded(event, *given)
+    updates = distill._on_preflight_end(event, *given)
     assert distill.asked == ["key"]  # type: ignore[attr-defined]
     assert updates[distill.fields.notices["form"]]["text"] == "Not started: it broke down."
     assert updates[distill.unchecked]._constructor_args[0]["visible"] is True

@@ -93,7 +93,7 @@ def test_counts_that_cannot_be_had_are_a_problem(
     opened = counted.open(choice().card)
     task = counted.reading_task(opened.place)
     assert task is not None
-    task.result = type(task.result)(task.result.found, None, "mask train/masks/b01.png has value 77")
+    task.result = type(task.result)(task.result.report, None, "mask train/masks/b01.png has value 77")
     answer = picker.select(choice(rule="balanced"))
     assert answer["waiting"] is None
     assert "b01.png has value 77" in answer["problem"]
@@ -204,8 +204,8 @@ def test_a_teacher_is_asked_in_a_process_of_its_own(
     answer = image_statistics_in_worker(question, lambda *step: heard.append(step))
     assert answer.names == tuple(f"b{number:02}" for number in range(12))
     assert answer.features.shape == (12, 96)
-    assert heard[0] == ("waking the teacher", 0, None)
-    assert heard[-1] == ("asking the teacher", 12, 12)
+    assert heard[0] == ("loading the teacher", 0, None)
+    assert heard[-1] == ("the teacher looks at the images", 12, 12)
 
 
 def test_a_teacher_that_cannot_be_loaded_is_a_message(

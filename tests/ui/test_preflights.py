@@ -15,8 +15,8 @@ from segskd.config import Recipe, named
 from segskd.errors import ErrorRecord, UserError
 from ui.context import Context
 from ui.jobs import Jobs
-from ui.state import preflight
-from ui.state.preflight import Preflights, read_outcome, recipe_key
+from ui.state import preflights as preflight
+from ui.state.preflights import Preflights, read_outcome, recipe_key
 
 PATIENCE = 300.0
 GOOD = json.dumps({"fits": True, "problem": None, "seconds": 1.5})
@@ -134,7 +134,7 @@ def test_what_was_found_grows_old(
     program("print('segskd: no room', file=sys.stderr); sys.exit(2)")
     key = flights.ask(recipe())
     wait_until(lambda: flights.state(key)["state"] == "refused")
-    monkeypatch.setattr(preflight, "FRESH_SECONDS", {"refused": 0})
+    monkeypatch.setattr(preflight, "VALID_SECONDS", {"refused": 0})
     assert flights.state(key)["state"] == "unknown"
     assert flights.state("nonsense")["state"] == "unknown"
 

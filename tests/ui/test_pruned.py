@@ -81,7 +81,7 @@ def test_epochs_that_the_number_of_images_chose_are_repeated_too(
 
 @pytest.mark.parametrize("ratio", [None, 0, 1, 0.35, "0.3", [0.3], True, float("nan")])
 def test_shares_that_are_not_offered(context: Context, base: Run, ratio: object) -> None:
-    with pytest.raises(UserError, match="none of the shares"):
+    with pytest.raises(UserError, match="not one of the shares"):
         begin_pruned(context.jobs, base, ratio)
     assert context.jobs.waiting() == []
 

@@ -17,7 +17,7 @@ from segskd.cli import main
 from segskd.cli.ui_command import PageFlags
 from segskd.errors import UserError
 from ui import server
-from ui.server import choose_port, read_auth, serve, tells_of_a_fault
+from ui.server import choose_port, is_fault, read_auth, serve
 
 LOCAL = "127.0.0.1"
 
@@ -47,8 +47,8 @@ def test_names_and_passwords(auth: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "names nobody: write a line NAME:PASSWORD"),
-        ("# ann:secret\n", "names nobody"),
+        ("", "has no names: write a line NAME:PASSWORD"),
+        ("# ann:secret\n", "has no names"),
         ("ann:a\nbob\n", "line 2: write NAME:PASSWORD"),
         (":a\n", "line 1: write NAME:PASSWORD"),
         ("ann:\n", "line 1: write NAME:PASSWORD"),
@@ -82,7 +82,7 @@ def test_a_file_that_can_not_be_read(auth: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", "", "127.0.0.2"])
 def test_another_host_needs_names(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "choose_port", lambda *_: pytest.fail("it would have listened"))
-    with pytest.raises(UserError, match="lets other machines in: say who may, with --auth FILE"):
+    with pytest.raises(UserError, match="lets other machines in: name who may come in, with --auth FILE"):
         serve(PageFlags(host=host))
 
 
@@ -128,7 +128,7 @@ def test_a_port_that_is_none(port: int) -> None:
 
 
 def test_a_host_that_is_not_this_machine() -> None:
-    with pytest.raises(UserError, match=r"--host 192\.0\.2\.1 is no address of this machine to listen on"):
+    with pytest.raises(UserError, match=r"--host 192\.0\.2\.1 is not an address of this machine"):
         choose_port("192.0.2.1", None)
 
 
@@ -174,7 +174,7 @@ def test_what_was_exempted_before_stays_so(proxied: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("option", ["runs", "data"])
 def test_a_folder_that_is_a_file(tmp_path: Path, option: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=f"--{option} .*file is no folder: name another one"):
+    with pytest.raises(UserError, match=f"--{option} .*file is not a folder: name another one"):
         serve(PageFlags(**{option: tmp_path / "file"}))  # type: ignore[arg-type]
 
 
@@ -197,4 +197,4 @@ def test_what_can_not_be_is_one_line_and_status_2(busy: int, capsys: pytest.Capt
 def test_a_page_that_was_closed_is_no_fault(error: Exception, cause: Exception | None, told: bool) -> None:
     error.__cause__ = cause
     record = logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, "", None, (type(error), error, None))
-    assert tells_of_a_fault(record) is told
+    assert is_fault(record) is told

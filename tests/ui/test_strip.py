@@ -14,7 +14,7 @@ from segskd.errors import UserError
 from segskd.events import StoppedEvent
 from segskd.runs import STUDY, Run
 from ui.context import Context
-from ui.handlers import answered, known, looked
+from ui.handlers import existing_run, open_run, problem_of
 from ui.state.follow import Followers
 from ui.strip import strip
 
@@ -143,22 +143,22 @@ def test_a_problem_is_the_answer() -> None:
     def refuse() -> None:
         raise UserError("no such thing")
 
-    assert answered(refuse) == {"problem": "no such thing"}
-    assert answered(lambda: 5) == {"problem": None}
+    assert problem_of(refuse) == {"problem": "no such thing"}
+    assert problem_of(lambda: 5) == {"problem": None}
 
 
 @pytest.mark.parametrize("name", ["../good", "good/", "/good", "", None, 5, ["good"], "<b>", "GOOD", "good\n"])
 def test_a_name_that_is_no_run_is_none(context: Context, make_run: Make, name: object) -> None:
     make_run("good")
-    assert known(context, "good") == "good"
-    assert known(context, name) == ""
+    assert existing_run(context, "good") == "good"
+    assert existing_run(context, name) == ""
 
 
 def test_a_run_is_opened_in_a_tab(context: Context, make_run: Make) -> None:
     make_run("good")
 
     def opened(**data: object) -> tuple[object, object]:
-        run, tab = looked(context, gr.EventData(None, data))
+        run, tab = open_run(context)(gr.EventData(None, data))
         return run, tab.selected if isinstance(tab, gr.Tabs) else tab
 
     assert opened(run="good", tab="watch") == ("good", "watch")

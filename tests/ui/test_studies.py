@@ -225,7 +225,7 @@ def test_the_one_begun_last_comes_first_and_what_is_gone_is_forgotten(
     assert [study["name"] for study in studies.answer()["studies"]] == ["b", "c", "a"]
     shutil.rmtree(studies._context.runs / "b")
     assert [study["name"] for study in studies.answer()["studies"]] == ["c", "a"]
-    assert sorted(studies._kept) == ["a", "c"]
+    assert sorted(studies._cache) == ["a", "c"]
 
 
 def test_without_studies_there_are_none(studies: Studies, make_run: Callable[..., Run]) -> None:
@@ -318,7 +318,7 @@ def test_a_path_is_no_file_of_a_study(studies: Studies, make_study_folder: Make,
     place = make_study_folder()
     (place.path / "table.md").write_text("a table")
     end(place, FIRST, 0.5)
-    with pytest.raises(UserError, match="none of a study's files"):
+    with pytest.raises(UserError, match="not one of a study's files"):
         studies.content("grid", name)
 
 
@@ -331,16 +331,16 @@ def test_neither_a_study_nor_its_cells_are_among_the_runs(
     end_first_three(make_study_folder())
     make_run("alone")
     assert [row.name for row in Catalogue(context.jobs).rows()] == ["alone"]
-    with pytest.raises(UserError, match="no run grid on this server"):
+    with pytest.raises(UserError, match="this server has no run grid"):
         context.run("grid")
 
 
 def test_a_studys_name_is_taken(context: Context, make_study_folder: Make, make_run: Callable[..., Run]) -> None:
     make_study_folder()
     run = make_run("alone")
-    with pytest.raises(UserError, match="grid already"):
+    with pytest.raises(UserError, match="a run grid exists already"):
         run_admin.rename(run, "grid")
-    with pytest.raises(UserError, match=r"holds study\.yaml and is no run"):
+    with pytest.raises(UserError, match=r"is no run and holds study\.yaml"):
         context.jobs.submit(run.recipe, "grid")
     assert context.jobs.waiting() == []
 

@@ -247,7 +247,7 @@ def test_broken_uploads_leave_nothing(
 def test_files_that_are_no_model(context: Context, tmp_path: Path, teacher_folder: Path) -> None:
     (tmp_path / "weights.pt").write_bytes(b"x")
     (tmp_path / "a.zip").write_bytes(b"no zip")
-    with pytest.raises(UserError, match=r"weights\.pt is no part of a model"):
+    with pytest.raises(UserError, match=r"weights\.pt doesn't belong to a model"):
         add_upload([tmp_path / "weights.pt", teacher_folder / "config.json"], context.runs)
     with pytest.raises(
         UserError, match=r"model\.safetensors is a file of weights: .* or upload its config\.json with it"
@@ -276,7 +276,7 @@ def test_a_file_of_weights_is_uploaded_with_the_network_that_it_is_for(context: 
     torch.save(
         {"state_dict": {f"module.{key}": value for key, value in model.state_dict().items()}}, tmp_path / "w.pth"
     )
-    with pytest.raises(UserError, match=r"^w\.pth is a file of weights: write beside it what network"):
+    with pytest.raises(UserError, match=r"^w\.pth is a file of weights: name their network"):
         add_upload([tmp_path / "w.pth"], context.runs)
     with pytest.raises(UserError, match=r"^w\.pth "):
         add_upload([tmp_path / "w.pth"], context.runs, "linknet:resnet34")

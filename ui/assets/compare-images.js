@@ -28,7 +28,7 @@ const show = async (target) => {
   const frame = await frameOf(key, target.upload ? { upload: target.upload } : requestOf(target.image));
   if (wanted !== target) return;
   if (frame.closed) {
-    about = null; // the server started anew: the run is loaded again, and then this image
+    comparison = null; // the server started anew: the run is loaded again, and then this image
     linked = target.image;
     return;
   }
@@ -72,7 +72,7 @@ const step = (by) => {
 };
 const drawCaption = () => {
   const names = gallery.names();
-  const row = about.images.find(([name]) => name === current.image);
+  const row = comparison.images.find(([name]) => name === current.image);
   caption.replaceChildren(node("strong", "", current.image ?? loaded.name));
   if (current.upload) caption.append(node("span", "hint", `your own image, seen at ${loaded.height} × ${loaded.width}${loaded.tile ? `, by tiles of ${loaded.tile.join(" × ")}` : ""}`));
   if (!row) return;
@@ -81,7 +81,7 @@ const drawCaption = () => {
   caption.append(node("span", "hint", `mIoU ${figure(row[1])} / ${figure(row[2])}`));
 };
 const filter = async (name) => {
-  const answer = name ? await server.compare_gaps({ run, class: name }) : { images: about.images };
+  const answer = name ? await server.compare_gaps({ run, class: name }) : { images: comparison.images };
   if (!answer?.images) {
     say(answer?.problem ?? DOWN);
     return;

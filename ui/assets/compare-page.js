@@ -7,12 +7,12 @@ const MODES = {
   agreement: ["Agreement", "Who is right where"],
   errors: ["First errors", "At which stage errors begin"],
   stages: ["Stages", "The mask after each stage"],
-  before: ["Before", "The run that this one began from"],
+  before: ["Before", "The run from which this one began"],
 };
 const TEACHER = "Teacher";
 
 let run = "";
-let about = null;
+let comparison = null;
 let again = false;
 let current = null;
 let wanted = null;
@@ -23,7 +23,7 @@ let linked = address.get("image");
 let listed = null;
 const hidden = new Set();
 const frames = new Map();
-const asked = { runs: 0, open: 0, stages: 0, shares: 0, frame: 0 };
+const askedAt = { runs: 0, open: 0, stages: 0, shares: 0, frame: 0 };
 
 // -- the parts of the page
 const part = (tag, className, parent) => {
@@ -51,36 +51,36 @@ const legend = part("div", "compare-legend", left);
 const side = part("section", "compare-side card", right);
 const family = part("section", "compare-family card", right);
 const table = part("section", "compare-table card", right);
-const shelf = part("section", "compare-gallery card", root);
+const galleryPlace = part("section", "compare-gallery card", root);
 
-const className = (value) => about.classes[value]?.name ?? (value === about.ignore ? "ignored" : "–");
+const className = (value) => comparison.classes[value]?.name ?? (value === comparison.ignore ? "ignored" : "–");
 const at = (map, x, y) => map[y * loaded.width + x];
-const sure = (who, x, y) => `${className(at(loaded.maps[who], x, y))} ${at(loaded.maps[`${who}_confidence`], x, y)} %`;
+const classAndConfidence = (who, x, y) => `${className(at(loaded.maps[who], x, y))} ${at(loaded.maps[`${who}_confidence`], x, y)} %`;
 const kindAt = (x, y) => {
   const truth = at(loaded.maps.truth, x, y);
-  if (truth === about.ignore) return "ignored";
+  if (truth === comparison.ignore) return "ignored";
   const right = ["teacher", "student"].map((who) => at(loaded.maps[who], x, y) === truth);
-  return about.agreement.kinds[(right[0] ? 0 : 2) + (right[1] ? 0 : 1)];
+  return comparison.agreement.kinds[(right[0] ? 0 : 2) + (right[1] ? 0 : 1)];
 };
-const blamed = (value) => {
+const firstErrorText = (value) => {
   if (value === 0) return "right";
-  if (value === about.marks.ignored) return "ignored";
-  return value === about.marks.teacher_too ? "the teacher is wrong, too" : `wrong from ${about.stages[value - 1]} on`;
+  if (value === comparison.marks.ignored) return "ignored";
+  return value === comparison.marks.teacher_too ? "the teacher is wrong, too" : `wrong from ${comparison.stages[value - 1]} on`;
 };
-const lastWords = (x, y) => {
+const studentReadout = (x, y) => {
   const { extra } = loaded;
   if (mode === "agreement") return kindAt(x, y);
-  if (mode === "errors") return extra?.maps ? blamed(at(extra.maps["first errors"], x, y)) : "";
-  if (mode === "stages") return extra?.maps ? className(at(extra.maps[about.stages[slider.value()]], x, y)) : "";
-  return sure("student", x, y);
+  if (mode === "errors") return extra?.maps ? firstErrorText(at(extra.maps["first errors"], x, y)) : "";
+  if (mode === "stages") return extra?.maps ? className(at(extra.maps[comparison.stages[slider.value()]], x, y)) : "";
+  return classAndConfidence("student", x, y);
 };
 const readout = (key, x, y) => {
   if (!loaded) return "";
   if (key === "image") return `${x}, ${y}`;
   if (key === "truth") return loaded.maps.truth ? className(at(loaded.maps.truth, x, y)) : "";
-  if (key === "student") return lastWords(x, y);
+  if (key === "student") return studentReadout(x, y);
   if (mode === "before") return loaded.before ? className(at(loaded.before, x, y)) : "";
-  return sure("teacher", x, y);
+  return classAndConfidence("teacher", x, y);
 };
 const announced = (x, y) =>
   `column ${x}, row ${y}. ` + ["truth", "teacher", "student"].map((key) => readout(key, x, y) && `${key}: ${readout(key, x, y)}`).filter(Boolean).join(". ");
@@ -147,8 +147,8 @@ for (const [key, words] of [
   ["n  p", "next and previous image, in the gallery's order"],
   ["m", "masks, agreement, first errors, stages"],
   ["?", "show or hide this"],
-  ["mouse", "wheel zooms, drag moves, double click zooms in (with Shift out)"],
-  ["touch", "two fingers zoom and move, after zooming in one finger moves, a tap sets the cursor"],
+  ["mouse", "the wheel zooms, dragging moves, a double click zooms in (with Shift: out)"],
+  ["touch", "two fingers zoom and move; after zooming in, one finger moves; a tap sets the cursor"],
 ]) keys.append(node("dt", "", key), node("dd", "", words));
 
 // -- the side and the tables
@@ -170,7 +170,7 @@ const errors = makeErrors(errorsPlace, {
 });
 const slider = makeSlider(sliderPlace, () => paint());
 const retention = makeRetention(table, (name) => filter(name));
-const gallery = makeGallery(shelf, (name) => open(name), () => filter(null), async (images) => {
+const gallery = makeGallery(galleryPlace, (name) => open(name), () => filter(null), async (images) => {
   const answer = await server.compare_thumbnails({ run, images });
   return answer?.pictures;
 });

@@ -1,17 +1,17 @@
 // The Compare tab: draws layers over the pictures, and switches between its modes.
 const classTable = () => {
   const colors = new Uint32Array(256);
-  about.classes.forEach(({ color }, place) => {
+  comparison.classes.forEach(({ color }, place) => {
     if (!hidden.has(place)) colors[place] = rgba(color);
   });
   return colors;
 };
 const agreementLayer = () => {
   const { truth, teacher, student } = loaded.maps;
-  const colors = about.agreement.colors.map((color) => rgba(color));
+  const colors = comparison.agreement.colors.map((color) => rgba(color));
   const made = new Uint32Array(truth.length);
   for (let i = 0; i < truth.length; i += 1) {
-    if (truth[i] === about.ignore || hidden.has(truth[i])) continue;
+    if (truth[i] === comparison.ignore || hidden.has(truth[i])) continue;
     made[i] = colors[(teacher[i] === truth[i] ? 0 : 2) + (student[i] === truth[i] ? 0 : 1)];
   }
   return made;
@@ -19,31 +19,31 @@ const agreementLayer = () => {
 const errorTable = () => {
   const colors = new Uint32Array(256);
   const only = errors.chosen();
-  about.stages.forEach((name, place) => {
-    if (!only || only === name) colors[place + 1] = rgba(about.stage_colors[place]);
+  comparison.stages.forEach((name, place) => {
+    if (!only || only === name) colors[place + 1] = rgba(comparison.stage_colors[place]);
   });
-  if (!only || only === "teacher") colors[about.marks.teacher_too] = rgba(TOO_GREY);
+  if (!only || only === "teacher") colors[comparison.marks.teacher_too] = rgba(TOO_GREY);
   return colors;
 };
 const paint = () => {
-  if (!about || !loaded) return;
+  if (!comparison || !loaded) return;
   const colors = classTable();
   const { maps, extra } = loaded;
   viewer.layer("truth", maps.truth ? coloured(maps.truth, colors) : null);
   viewer.layer("teacher", mode !== "before" ? coloured(maps.teacher, colors) : loaded.before ? coloured(loaded.before, colors) : null);
-  const title = { masks: `Student · ${about.student.name}`, before: `After · ${run}`, agreement: "Agreement", errors: "First errors", stages: `After ${about.stages[slider.value()]}` }[mode];
-  viewer.title("teacher", mode === "before" ? `Before · ${parent()?.run}` : `${TEACHER} · ${about.teacher.name}`);
+  const title = { masks: `Student · ${comparison.student.name}`, before: `After · ${run}`, agreement: "Agreement", errors: "First errors", stages: `After ${comparison.stages[slider.value()]}` }[mode];
+  viewer.title("teacher", mode === "before" ? `Before · ${parent()?.run}` : `${TEACHER} · ${comparison.teacher.name}`);
   viewer.title("student", title);
   viewer.note("truth", maps.truth ? "" : "No truth for your own image");
   const problem = ["errors", "stages"].includes(mode) ? extra?.problem ?? (extra?.maps ? "" : "looking at each stage …") : "";
   viewer.note("student", problem);
   if (mode === "agreement") viewer.layer("student", agreementLayer());
   else if (mode === "errors") viewer.layer("student", extra?.maps ? coloured(extra.maps["first errors"], errorTable()) : null, { dim: 0.5 });
-  else if (mode === "stages") viewer.layer("student", extra?.maps ? coloured(extra.maps[about.stages[slider.value()]], colors) : null);
+  else if (mode === "stages") viewer.layer("student", extra?.maps ? coloured(extra.maps[comparison.stages[slider.value()]], colors) : null);
   else viewer.layer("student", coloured(maps.student, colors));
 };
 const drawLegend = () => {
-  const chips = about.classes.map(({ name, color }, place) => {
+  const chips = comparison.classes.map(({ name, color }, place) => {
     const made = button("", () => {
       if (!hidden.delete(place)) hidden.add(place);
       made.setAttribute("aria-pressed", String(!hidden.has(place)));
@@ -56,7 +56,7 @@ const drawLegend = () => {
   });
   const every = (shown) => {
     hidden.clear();
-    if (!shown) about.classes.forEach((_, place) => hidden.add(place));
+    if (!shown) comparison.classes.forEach((_, place) => hidden.add(place));
     drawLegend();
     paint();
   };
@@ -66,14 +66,14 @@ const drawLegend = () => {
 // -- modes
 const parent = () => relatives.find((pair) => pair.after.run === run)?.before;
 const why = () => {
-  if (!about) return {};
-  const own = wanted?.upload ? "Your own image has no truth, and stages are kept for the dataset's images only" : "";
+  if (!comparison) return {};
+  const own = wanted?.upload ? "Your own image has no truth, and stages are stored for the dataset's images only" : "";
   return {
     masks: "",
     agreement: own,
-    errors: own || about.no_grafts || (about.first_errors ? "" : "First errors come with the last stage"),
-    stages: own || about.no_grafts || "",
-    before: own || (parent() ? "" : "This run did not begin from another one"),
+    errors: own || comparison.no_grafts || (comparison.first_errors ? "" : "First errors come with the last stage"),
+    stages: own || comparison.no_grafts || "",
+    before: own || (parent() ? "" : "This run did not begin from another run"),
   };
 };
 const drawModes = () => {
@@ -89,7 +89,7 @@ const drawModes = () => {
 };
 const choose = (key) => {
   mode = key;
-  if (about && why()[mode]) mode = "masks";
+  if (comparison && why()[mode]) mode = "masks";
   drawModes();
   drawSide();
   paint();
@@ -104,8 +104,8 @@ const cycle = () => {
 const drawSide = () => {
   if (sidePlaces[mode] === agreementPlace && loaded?.agreement) {
     agreementPlace.replaceChildren(node("h3", "", "Who is right where"));
-    agreement.show(about, loaded.agreement, "This image");
-    agreement.show(about, about.agreement.pixels, `All ${count(about.images.length)} images`);
+    agreement.show(comparison, loaded.agreement, "This image");
+    agreement.show(comparison, comparison.agreement.pixels, `All ${count(comparison.images.length)} images`);
   }
   if (mode === "errors") errors.image(loaded?.extra?.shares ?? null);
 };

@@ -11,8 +11,8 @@ const bar = (color, share, title) => {
 const TOO_GREY = [148, 148, 148];
 
 const makeAgreement = (place) => ({
-  show(about, pixels, what) {
-    const { kinds, colors } = about.agreement;
+  show(comparison, pixels, what) {
+    const { kinds, colors } = comparison.agreement;
     const all = kinds.reduce((sum, kind) => sum + pixels[kind], 0) || 1;
     const stack = node("div", "compare-stack");
     stack.setAttribute("aria-hidden", "true");
@@ -33,15 +33,15 @@ const makeAgreement = (place) => ({
 
 // First errors by stage, for this image or for all images, and the button that trains again from a stage.
 const makeErrors = (place, ask) => {
-  let about = null;
+  let comparison = null;
   let rows = null;
   let whole = { state: "idle" };
   let scope = "image";
   let chosen = null;
-  let picked = false;
+  let stageChosen = false;
   let sending = false;
   const title = node("h3", "", "Where errors begin");
-  const explained = node("p", "hint", "Each pixel that the student gets wrong has the colour of the first stage whose graft gets it wrong.");
+  const explained = node("p", "hint", "A wrong pixel of the student has the colour of the first stage whose graft is wrong there.");
   const scopes = node("div", "compare-modes");
   scopes.setAttribute("role", "group");
   scopes.setAttribute("aria-label", "Which images are counted");
@@ -60,7 +60,7 @@ const makeErrors = (place, ask) => {
   problem.hidden = true;
   const fields = node("div", "compare-retrain-fields");
   fields.append("from ", stages, " for ", epochs, " epochs each");
-  form.append(node("h4", "", "Train it again, where errors begin"), fields, send, problem);
+  form.append(node("h4", "", "Train again from the stage where errors begin"), fields, send, problem);
   place.append(title, explained, scopes, list, form);
   const name = () => {
     const can = epochs.checkValidity();
@@ -86,14 +86,14 @@ const makeErrors = (place, ask) => {
       chosen = chosen === row.stage ? null : row.stage;
       if (own && chosen) {
         stages.value = row.stage;
-        picked = true;
+        stageChosen = true;
         name();
       }
       draw();
       ask.isolate(chosen);
     }, "compare-share");
     made.setAttribute("aria-pressed", String(chosen === row.stage));
-    made.title = own ? `Show only the errors that begin at ${row.stage}` : "Show only those that the teacher makes, too";
+    made.title = own ? `Show only the errors that begin at ${row.stage}` : "Show only errors that the teacher makes, too";
     made.append(
       swatch(color),
       node("span", "compare-share-name", own ? row.stage : "teacher, too"),
@@ -118,12 +118,12 @@ const makeErrors = (place, ask) => {
     if (found) {
       const most = Math.max(...found.map((row) => row.share), 1e-9);
       const sum = found.reduce((total, row) => total + row.pixels, 0);
-      const own = about.stage_colors;
+      const own = comparison.stage_colors;
       list.replaceChildren(
-        node("p", "hint", sum ? `${count(sum)} wrong pixels, by the stage that they begin at` : "The student gets no pixel wrong here."),
+        node("p", "hint", sum ? `${count(sum)} wrong pixels, by the stage at which the error begins` : "The student gets no pixel wrong here."),
         ...found.map((row, place) => line(row, own[place] ?? TOO_GREY, most)),
       );
-      if (!picked) {
+      if (!stageChosen) {
         const worst = found.filter((row) => row.stage !== "teacher").reduce((a, b) => (b.pixels > a.pixels ? b : a));
         stages.value = worst.stage;
         name();
@@ -133,7 +133,7 @@ const makeErrors = (place, ask) => {
     if (focus >= 0) place.querySelectorAll("button")[focus]?.focus();
   };
   stages.addEventListener("change", () => {
-    picked = true;
+    stageChosen = true;
     name();
   });
   epochs.addEventListener("input", () => warn(name() ? "" : `Epochs: a whole number from 1 to ${count(Number(epochs.max))}.`));
@@ -148,15 +148,15 @@ const makeErrors = (place, ask) => {
   });
   return {
     open(found) {
-      about = found;
+      comparison = found;
       rows = null;
       whole = { state: "idle" };
       scope = "image";
       chosen = null;
-      picked = false;
+      stageChosen = false;
       problem.hidden = true;
-      stages.replaceChildren(...about.stages.map((stage) => new Option(stage, stage)));
-      epochs.value = about.epochs ?? 20;
+      stages.replaceChildren(...comparison.stages.map((stage) => new Option(stage, stage)));
+      epochs.value = comparison.epochs ?? 20;
       name();
     },
     image(found) {
@@ -184,24 +184,24 @@ const makeSlider = (place, changed) => {
   const ticks = node("div", "compare-ticks");
   label.append(words, range);
   place.append(title, hint, label, ticks);
-  const told = () => {
+  const update = () => {
     const stage = stages[range.valueAsNumber];
     words.textContent = `after ${stage}`;
     range.setAttribute("aria-valuetext", `after ${stage}`);
     [...ticks.children].forEach((tick, place) => tick.classList.toggle("on", place === range.valueAsNumber));
     changed(range.valueAsNumber);
   };
-  range.addEventListener("input", told);
+  range.addEventListener("input", update);
   return {
-    open(about) {
-      stages = about.stages;
+    open(comparison) {
+      stages = comparison.stages;
       range.max = stages.length - 1;
       range.value = stages.length - 1;
       ticks.replaceChildren(...stages.map((stage, place) => button(stage, () => {
         range.value = place;
-        told();
+        update();
       }, "compare-tick")));
-      if (stages.length) told();
+      if (stages.length) update();
     },
     value: () => range.valueAsNumber,
   };

@@ -87,7 +87,7 @@ const makeGallery = (place, open, clear, fetchPictures) => {
   let shown = 0;
   let current = null;
   let order = "gap";
-  let about = "";
+  let filterName = "";
   let cards = new Map();
   const pictures = new Map();
   const wanted = [];
@@ -99,7 +99,7 @@ const makeGallery = (place, open, clear, fetchPictures) => {
   for (const [key, words] of Object.entries(GALLERY_ORDERS)) orders.append(new Option(words, key));
   const all = button("Show all images", clear);
   const hint = node("p", "hint");
-  hint.append("Tinted where one network alone is right: ", node("span", "swatch teacher-only"), " the teacher, ", node("span", "swatch student-only"), " the student.");
+  hint.append("Tinted where only one network is right: ", node("span", "swatch teacher-only"), " the teacher, ", node("span", "swatch student-only"), " the student.");
   head.append(title, orders, all);
   const list = node("ul", "compare-cards");
   const end = node("li", "compare-end");
@@ -180,8 +180,8 @@ const makeGallery = (place, open, clear, fetchPictures) => {
     wanted.length = 0;
     list.replaceChildren();
     list.scrollTop = 0;
-    title.textContent = about ? `${count(images.length)} images with ${about}` : `${count(images.length)} images`;
-    all.hidden = !about;
+    title.textContent = filterName ? `${count(images.length)} images with ${filterName}` : `${count(images.length)} images`;
+    all.hidden = !filterName;
     more();
   };
   orders.addEventListener("change", () => {
@@ -191,7 +191,7 @@ const makeGallery = (place, open, clear, fetchPictures) => {
   return {
     show(found, className = "") {
       images = found;
-      about = className;
+      filterName = className;
       draw();
     },
     forget: () => pictures.clear(),

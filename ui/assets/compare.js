@@ -5,7 +5,7 @@ const tell = (text, actions = []) => {
   row.append(...actions);
   if (actions.length) message.append(row);
   message.hidden = false;
-  bench.hidden = shelf.hidden = true;
+  bench.hidden = galleryPlace.hidden = true;
 };
 const goTo = (tab, words) => button(words, () => trigger("look", { tab }), "compare-button primary");
 const working = (state) => {
@@ -14,7 +14,7 @@ const working = (state) => {
     tell("");
     bar = part("progress", "", message);
     bar.setAttribute("aria-label", "images looked at");
-    part("p", "hint", message).textContent = "This happens once for each run. The answers are stored, so that every image then opens at once.";
+    part("p", "hint", message).textContent = "This happens once for each run. The masks are stored, so every image then opens at once.";
   }
   if (state.total) Object.assign(bar, { max: state.total, value: state.done });
   else bar.removeAttribute("value");
@@ -22,13 +22,13 @@ const working = (state) => {
 };
 const drawScores = () => {
   scores.replaceChildren();
-  if (!about) return;
+  if (!comparison) return;
   for (const [who, word] of [["teacher", TEACHER], ["student", "Student"]]) {
     const made = part("div", "compare-score", scores);
-    made.append(node("span", "hint", `${word} · ${about[who].name}`), node("strong", "", figure(about[who].miou)), node("span", "hint", "mIoU"));
+    made.append(node("span", "hint", `${word} · ${comparison[who].name}`), node("strong", "", figure(comparison[who].miou)), node("span", "hint", "mIoU"));
   }
   const kept = part("div", "compare-score", scores);
-  kept.append(node("span", "hint", "Kept"), node("strong", "", percent(about.student.miou / about.teacher.miou)), node("span", "hint", `on ${count(about.images.length)} images`));
+  kept.append(node("span", "hint", "Kept"), node("strong", "", percent(comparison.student.miou / comparison.teacher.miou)), node("span", "hint", `on ${count(comparison.images.length)} images`));
 };
 const drawFamily = () => {
   family.hidden = !relatives.length;
@@ -50,19 +50,19 @@ const drawFamily = () => {
   }
 };
 const ready = (state) => {
-  about = state;
-  say(Object.keys(about.unreadable).length ? `Left out, as they can't be read: ${Object.values(about.unreadable).slice(0, 3).join("; ")}` : "", "hint");
+  comparison = state;
+  say(Object.keys(comparison.unreadable).length ? `Left out, since they can't be read: ${Object.values(comparison.unreadable).slice(0, 3).join("; ")}` : "", "hint");
   message.hidden = true;
-  bench.hidden = shelf.hidden = false;
+  bench.hidden = galleryPlace.hidden = false;
   drawScores();
   drawLegend();
-  gallery.colors(about.agreement.colors);
-  gallery.show(about.images);
-  retention.show(about.retention, about.classes);
+  gallery.colors(comparison.agreement.colors);
+  gallery.show(comparison.images);
+  retention.show(comparison.retention, comparison.classes);
   retention.choose(null);
-  errors.open(about);
-  slider.open(about);
-  const image = about.images.some(([name]) => name === linked) ? linked : about.images[0]?.[0];
+  errors.open(comparison);
+  slider.open(comparison);
+  const image = comparison.images.some(([name]) => name === linked) ? linked : comparison.images[0]?.[0];
   if (linked && image !== linked) say(`There is no image '${linked}' in this run's validation images.`, "hint");
   linked = null;
   if (wanted?.upload) show(wanted);
@@ -71,14 +71,14 @@ const ready = (state) => {
 const ask = async () => {
   const for_ = run;
   const state = await server.compare_open({ run, again });
-  if (run !== for_ || about) return;
+  if (run !== for_ || comparison) return;
   again = false;
   if (!state) say(DOWN);
   else if (state.state === "ready") ready(state);
   else if (state.state === "working") working(state);
   else if (state.state === "elsewhere") tell(state.text, [goTo(state.tab, state.tab === "watch" ? "Open it in Watch" : "Go to Distill")]);
   else if (state.state === "problem") {
-    tell(state.text, state.again ? [button("Try again", () => { again = true; asked.open = 0; }, "compare-button primary")] : []);
+    tell(state.text, state.again ? [button("Try again", () => { again = true; askedAt.open = 0; }, "compare-button primary")] : []);
   }
   if (state && state.state !== "ready") say("");
 };
@@ -107,7 +107,7 @@ const askRuns = async () => {
   if (JSON.stringify(answer.relatives) !== JSON.stringify(relatives)) {
     relatives = answer.relatives;
     drawFamily();
-    if (about) drawModes();
+    if (comparison) drawModes();
   }
   if (run) return;
   if (first && listed.length && !address.get("run")) trigger("look", { run: listed[0].run });
@@ -150,10 +150,10 @@ const askBefore = async () => {
   if (frame === loaded) paint();
 };
 
-const due = () => Object.assign(asked, { stages: 0 });
+const due = () => Object.assign(askedAt, { stages: 0 });
 const late = (what, milliseconds) => {
-  if (Date.now() - asked[what] < milliseconds) return false;
-  asked[what] = Date.now();
+  if (Date.now() - askedAt[what] < milliseconds) return false;
+  askedAt[what] = Date.now();
   return true;
 };
 const visible = () => !document.hidden && element.offsetParent !== null;
@@ -161,19 +161,19 @@ const poll = async () => {
   if (!element.isConnected) return;
   if (visible()) {
     if (late("runs", 5000)) await askRuns();
-    if (run && !about && late("open", 700)) await ask();
-    if (about && current?.image && loaded && wanted === current) {
+    if (run && !comparison && late("open", 700)) await ask();
+    if (comparison && current?.image && loaded && wanted === current) {
       if (["errors", "stages"].includes(mode) && !loaded.extra && late("stages", 400)) await askStages();
       if (mode === "before" && !loaded.before && parent() && late("stages", 400)) await askBefore();
     }
-    if (about && errors.counting() && late("shares", 1000)) await shares(false);
-    if (about && wanted?.late && late("frame", 1000)) await show(wanted);
+    if (comparison && errors.counting() && late("shares", 1000)) await shares(false);
+    if (comparison && wanted?.late && late("frame", 1000)) await show(wanted);
   }
   setTimeout(poll, 150);
 };
 const changed = () => {
   const value = props.value ?? {};
-  if (value.upload && value.run === run && about) {
+  if (value.upload && value.run === run && comparison) {
     show({ upload: value.upload });
     stage.scrollIntoView({ block: "nearest" });
     return;
@@ -181,7 +181,7 @@ const changed = () => {
   if (!value.upload && (value.run ?? "") === run) return;
   run = value.run ?? "";
   if (!linked) window.segskdLink({ image: null });
-  about = current = wanted = loaded = null;
+  comparison = current = wanted = loaded = null;
   frames.clear();
   gallery.forget();
   hidden.clear();
@@ -190,7 +190,7 @@ const changed = () => {
   drawScores();
   if (listed) drawRuns();
   tell(run ? `Opening ${run} …` : "");
-  Object.assign(asked, { runs: 0, open: 0 });
+  Object.assign(askedAt, { runs: 0, open: 0 });
 };
 watch("value", changed);
 drawFamily();

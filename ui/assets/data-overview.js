@@ -4,7 +4,7 @@ const WORDS = {
   incomplete: ["⚠", "incomplete"],
   draw: ["✎", "to be drawn"],
   download: ["↓", "to be downloaded"],
-  hand: ["☞", "to be fetched by hand"],
+  hand: ["☞", "to be downloaded by hand"],
   broken: ["⚠", "its card is broken"],
 };
 const SPLITS = { train: "training", val: "validation", test: "test" };
@@ -30,7 +30,7 @@ const absent = (view, act) => {
   const texts = {
     draw: ["These scenes are not drawn yet: ", `${view.how}.`],
     download: ["This dataset is not on this server yet. It comes from ", `${view.how}.`],
-    hand: ["This dataset has to be fetched by hand: ", `${view.how}.`],
+    hand: ["Download this dataset by hand: ", `${view.how}.`],
     broken: ["", view.how],
   };
   const buttons = { draw: "Draw the scenes", download: "Download it" };

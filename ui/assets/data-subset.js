@@ -2,8 +2,8 @@
 const RULES = {
   random: ["Random", "Drawn by the seed; the same images on every machine."],
   balanced: ["Balanced by class", "Drawn by the seed, but images with rare classes come first."],
-  diverse: ["Most diverse", "Images that the teacher sees as most unlike each other (k-centre on its deepest features)."],
-  hardest: ["Hardest", "Images on which the teacher is least sure (mean entropy of its answer)."],
+  diverse: ["Most diverse", "Images whose features in the teacher differ most (k-centre on its deepest features)."],
+  hardest: ["Hardest", "Images on which the teacher is least sure (mean entropy of its output)."],
   hand: ["By hand", "Exactly the images that you tick in the gallery."],
 };
 const ASKING = ["diverse", "hardest"];
@@ -92,11 +92,11 @@ class SubsetControls {
     const working = task && task.state === "working";
     const failed = task && task.state === "failed";
     const button = el("button", { type: "button", class: "main", onclick: this.ask }, "Ask the teacher");
-    const heard = el("span", { class: "good" }, "✓ The teacher was asked: both rules answer at once.");
+    const done = el("span", { class: "good" }, "✓ The teacher has looked at the images.");
     this.teacherRow.replaceChildren(
       el("label", { for: "data-teacher" }, "Teacher"),
       this.teachers,
-      working ? progress(task, this.stop) : waiting ? button : heard,
+      working ? progress(task, this.stop) : waiting ? button : done,
       ...(failed ? [message(task.problem)] : []),
     );
   }

@@ -47,7 +47,7 @@ const picker = el(
     el("div", { class: "above" }, filters, el("label", { class: "masks" }, masks, el("span", {}, "Show masks"))),
     change,
     gallery.element,
-    el("p", { class: "quiet" }, "A click or the space bar ticks an image and makes the rule «by hand»; arrow keys move."),
+    el("p", { class: "quiet" }, "A click or the space bar ticks an image and changes the rule to «by hand». Arrow keys move."),
   ),
   el("div", { class: "bottom" }, summary, distill),
 );
@@ -313,7 +313,7 @@ function drawSubset() {
   const rule = RULES[page.choice.rule][0].toLowerCase();
   summary.textContent =
     waiting === "teacher" ? `${rule}: a teacher of this dataset is needed`
-      : waiting === "answer" ? `${rule}: the run asks the teacher itself if you go on now`
+      : waiting === "answer" ? `${rule}: if you go on now, the run asks the teacher itself`
       : `${chosen.length.toLocaleString("en")} of ${plural(names.length, "image", "images")} · ${rule}`;
   distill.disabled = !usable();
 }

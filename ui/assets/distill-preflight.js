@@ -193,12 +193,12 @@ async function follow() {
   }
 }
 
-let heard = "";
+let lastValue = "";
 function changed() {
   const value = props.value || {};
   const now = JSON.stringify(value);
-  if (now === heard) return render();
-  heard = now;
+  if (now === lastValue) return render();
+  lastValue = now;
   if (value.key !== shown) {
     shown = value.key || null;
     last = null;

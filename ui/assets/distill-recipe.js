@@ -7,16 +7,16 @@ const make = (tag, className, text) => {
 };
 
 async function copy(text, button, code) {
-  const said = button.textContent;
+  const label = button.textContent;
   try {
     await navigator.clipboard.writeText(text);
     button.textContent = "Copied";
   } catch {
     // Without https scripts can't use the clipboard. The text is selected, so that the person can press Ctrl+C.
     window.getSelection().selectAllChildren(code);
-    button.textContent = "Marked: press Ctrl+C";
+    button.textContent = "Selected: press Ctrl+C";
   }
-  setTimeout(() => { button.textContent = said; }, 2000);
+  setTimeout(() => { button.textContent = label; }, 2000);
 }
 
 function download(text, name) {
@@ -46,7 +46,7 @@ function render() {
   const box = element.querySelector(".panel");
   const { command, recipe, name } = props.value || {};
   if (!command || !recipe) {
-    box.replaceChildren(make("p", "summary", "Mend the fields that are marked, and both appear here."));
+    box.replaceChildren(make("p", "summary", "Correct the marked fields. Both then appear here."));
     return;
   }
   const save = make("button", "small", "Download");

@@ -2,9 +2,9 @@
 // `begin(ratio, whole)` takes the ratio and whether all epochs are repeated. `look` and `follow` take a run's name.
 const makePruning = ({ begin, look, follow }) => {
   const ratio = make("select", { "aria-label": "share of every layer's channels" });
-  const long = make("select", { "aria-label": "how long the rest is repaired" });
-  const go = button("Prune and repair", () => begin(Number(ratio.value), long.value === "1"), "export-go again");
-  const hint = make("p", { class: "hint", text: "Whole channels are taken away, then every stage is repaired against the teacher, as a run of its own." });
+  const long = make("select", { "aria-label": "how long the rest is trained" });
+  const go = button("Prune and train", () => begin(Number(ratio.value), long.value === "1"), "export-go again");
+  const hint = make("p", { class: "hint", text: "Whole channels are removed. Then another run trains every stage on the teacher's features again." });
   const list = make("ul", { class: "export-pruned" });
   const asking = make("div", { class: "export-choice" }, [ratio, long, go]);
   const root = make("fieldset", { class: "export-kinds export-prune" }, [make("legend", { text: "Smaller and faster still" }), hint, asking, list]);
@@ -14,11 +14,11 @@ const makePruning = ({ begin, look, follow }) => {
   };
   const item = (run) => {
     const done = run.state === "finished";
-    const open = button(done ? "Take it along" : "Watch it", () => (done ? look : follow)(run.name));
+    const open = button(done ? "Export it" : "Watch it", () => (done ? look : follow)(run.name));
     return make("li", { title: run.name }, [make("span", {}, [make("strong", { text: `${Math.round(100 * run.pruned)} %` }), ` ${words(run)}`]), open]);
   };
   const drawRatios = onChange((ratios) => {
-    ratio.replaceChildren(...ratios.map((value) => make("option", { value, text: `take ${Math.round(100 * value)} % of channels away` })));
+    ratio.replaceChildren(...ratios.map((value) => make("option", { value, text: `remove ${Math.round(100 * value)} % of the channels` })));
     ratio.value = "0.3";
   });
   const drawTimes = onChange((seconds) => {

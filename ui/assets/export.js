@@ -24,8 +24,8 @@ const option = (key, words, title) => {
   return { input, label: make("label", { title }, [input, make("span", { text: words })]) };
 };
 const options = {
-  int8: option("int8", "INT8: a quarter of the bytes, and faster", "Weights and activations in eight bits, calibrated on the images that the student was trained on"),
-  pixels: option("pixels", "pixels go in: the file normalises and pads by itself", "uint8 images as they are decoded; the masks come out, too"),
+  int8: option("int8", "INT8: a quarter of the bytes, and faster", "Weights and activations in eight bits, calibrated on the student's training images"),
+  pixels: option("pixels", "Pixels go in: the file normalises and pads them", "uint8 images go in, and masks come out, too"),
 };
 const extras = make("div", { class: "export-extras" }, Object.values(options).map(({ label }) => label));
 const about = make("div", { class: "export-about" });
@@ -33,9 +33,9 @@ const pruning = makePruning({ begin: (ratio, whole) => prune(ratio, whole), look
 const go = button("Export", () => start(), "export-go");
 const line = make("p", { class: "hint export-line", role: "status" });
 const bar = make("progress", { "aria-label": "exporting" });
-const told = make("div", { class: "notice", role: "alert" });
-const title = make("h3", { text: "Take the student along" });
-const left = make("section", { class: "card" }, [title, choosing, kinds, extras, about, go, line, bar, told, pruning.root]);
+const errorBox = make("div", { class: "notice", role: "alert" });
+const title = make("h3", { text: "Export the student" });
+const left = make("section", { class: "card" }, [title, choosing, kinds, extras, about, go, line, bar, errorBox, pruning.root]);
 const right = make("section", { class: "card export-proof" });
 const empty = make("section", { class: "card empty export-empty" });
 left.hidden = right.hidden = empty.hidden = true;
@@ -97,7 +97,7 @@ const drawAbout = onChange((row, now) => {
     ["mIoU", isNumber(row.miou) && percent(row.miou) + kept],
     ["parameters", isNumber(row.parameters) && `${(row.parameters / 1e6).toFixed(2)} M`],
     ["weights", isNumber(row.bytes) && megabytes(row.bytes) + (smaller && `, ${smaller} smaller than its teacher`)],
-    ["the file will weigh", isNumber(row.bytes) && `about ${megabytes(row.bytes * (now.int8 ? INT8_SHARE : 1))}`],
+    ["size of the file", isNumber(row.bytes) && `about ${megabytes(row.bytes * (now.int8 ? INT8_SHARE : 1))}`],
     ["latency", isNumber(row.latency_ms) && `${row.latency_ms.toFixed(1)} ms where it was trained${faster && `, ${faster} faster`}`],
     ["in the zip", "the network, predict.py that runs it, classes and colours, the certificate, recipe, result, README"],
     ["as a command", `python -m segskd export ${row.name} ${flags()}`],
@@ -105,7 +105,7 @@ const drawAbout = onChange((row, now) => {
 });
 const drawTask = (row, task, made, formats) => {
   const done = row.state === "finished", working = task?.state === "working";
-  setText(title, row.kind === "teach" ? "Take the network along" : "Take the student along");
+  setText(title, row.kind === "teach" ? "Export the network" : "Export the student");
   about.hidden = go.hidden = kinds.hidden = !done;
   extras.hidden = !done || !formats.find((one) => one.name === wish.format).quantizes;
   setText(go, working ? "Exporting …" : made ? "Export again" : "Export");
@@ -114,7 +114,7 @@ const drawTask = (row, task, made, formats) => {
   bar.hidden = !working;
   if (!done) say(line, `${row.name} is ${row.state === "interrupted" ? "stopped" : row.state}: it can be exported when it is finished.`);
   else say(line, working ? `${task.name}: ${task.stage || "starting"} · ${Math.round(task.seconds)} s` : "");
-  say(told, problem || (task?.state === "failed" ? task.problem : ""));
+  say(errorBox, problem || (task?.state === "failed" ? task.problem : ""));
 };
 const drawProof = onChange((made) => {
   right.hidden = !made;
@@ -129,11 +129,11 @@ const drawProof = onChange((made) => {
   const quantization = proof.quantization;
   right.replaceChildren(
     make("h3", { text: "Certificate" }),
-    make("p", { class: "export-passed", text: exact ? "✓ Opened by its own runtime in a fresh process, the file gives the checkpoint's masks." : "✓ Opened by its own runtime in a fresh process, the file keeps within its limits." }),
+    make("p", { class: "export-passed", text: exact ? "✓ In a new process with its own runtime, the file gives the checkpoint's masks." : "✓ In a new process with its own runtime, the file differs from the checkpoint by less than its limits." }),
     facts([
       ["file", `${made.file}, ${megabytes(made.bytes)}`],
       ["masks", `${count(proof.pixels_differing)} of ${count(proof.pixels)} pixels differ${share}, on ${proof.images} validation images${proof.sizes.length > 1 ? ", some at other sizes, too" : ""}`],
-      ["sizes", proof.only_size && `it takes images of ${proof.only_size.join(" × ")} alone`],
+      ["sizes", proof.only_size && `it takes only images of ${proof.only_size.join(" × ")}`],
       ["difference of logits", `${small(proof.max_logit_difference)} at most, ${small(proof.mean_logit_difference)} on average`],
       ["mIoU", `${percent(proof.miou_before)} before, ${percent(proof.miou_after)} after`],
       ["network in it", `${megabytes(proof.model_bytes)}${proof.precision === "int8" ? `, ${times(proof.float_bytes, proof.model_bytes)} smaller than in float` : ""}`],

@@ -6,15 +6,15 @@ function makePanel(panel, does) {
   let busy = "";
   const title = make("h3");
   const facts = make("p", { class: "hint" });
-  const told = make("div", { class: "notice", role: "alert" });
+  const errorBox = make("div", { class: "notice", role: "alert" });
   const why = make("div", { class: "notice hint" });
   const actions = make("div", { class: "runs-actions" });
   const close = button("Close", () => does.close(), "strip-button runs-close");
   const fields = {
     name: field("Name", "Rename", 100, (value) => value !== row.name && does.rename(row.name, value)),
-    note: field("Note", "Keep the note", 2000, (value) => does.note(row.name, value)),
+    note: field("Note", "Save the note", 2000, (value) => does.note(row.name, value)),
   };
-  panel.append(make("div", { class: "runs-head" }, [title, close]), facts, told, why, actions, fields.name.form, fields.note.form);
+  panel.append(make("div", { class: "runs-head" }, [title, close]), facts, errorBox, why, actions, fields.name.form, fields.note.form);
   panel.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
     if (asked) answer(null);
@@ -65,7 +65,7 @@ function makePanel(panel, does) {
     }
     if (state === "waiting") made.push(act("Take out of the queue", () => does.stop(name)));
     if (["running", "starting"].includes(state)) {
-      const text = `Stop ${name} now? What it has learnt is kept.`;
+      const text = `Stop ${name} now? Its training so far is saved.`;
       made.push(act("Stop now", ask("Stop now", text, "Stop it", "Keep going", () => does.stop(name))));
     }
     if (state !== "damaged") {
@@ -73,7 +73,7 @@ function makePanel(panel, does) {
       made.push(act(busy || "Download", () => does.pack(name)));
     }
     if (["running", "starting", "waiting"].includes(state)) return made;
-    const text = `Delete ${name} and all that came of it? That can't be undone.`;
+    const text = `Delete ${name} with all its results? This can't be undone.`;
     const remove = ask("Delete", text, "Delete it", "Keep it", () => does.remove(name));
     return [...made, act("Delete", remove, "strip-button strip-danger")];
   }
@@ -91,15 +91,15 @@ function makePanel(panel, does) {
   });
   const say = (node, text) => { setText(node, text); node.hidden = !text; };
 
-  say(told, "");
+  say(errorBox, "");
   return {
     // The error of the last change, "" for none.
-    say: (problem) => say(told, problem),
+    say: (problem) => say(errorBox, problem),
     // The label of the download button while the zip is being made.
     busy: (text) => { busy = text; if (row) drawActions(); },
     draw(next) {
       panel.hidden = !next;
-      if (next?.name !== row?.name) say(told, "");
+      if (next?.name !== row?.name) say(errorBox, "");
       row = next;
       if (!row) return;
       setText(title, row.name);

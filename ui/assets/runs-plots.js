@@ -64,15 +64,15 @@ function pointsOf(rows, axis) {
 }
 
 function marked(point, title, best, cx, cy, open) {
-  const told = `${point.name}: mIoU ${point.y.toFixed(1)} %, ${point.x.toFixed(1)} ${title}`;
+  const label = `${point.name}: mIoU ${point.y.toFixed(1)} %, ${point.x.toFixed(1)} ${title}`;
   if (!point.run) {
-    const diamond = shape("path", { d: `M${cx} ${cy - 7}l7 7l-7 7l-7 -7z`, class: "teacher", role: "img", "aria-label": told });
-    diamond.append(shape("title", {}, told));
+    const diamond = shape("path", { d: `M${cx} ${cy - 7}l7 7l-7 7l-7 -7z`, class: "teacher", role: "img", "aria-label": label });
+    diamond.append(shape("title", {}, label));
     return diamond;
   }
-  const dot = shape("circle", { cx, cy, r: best ? 6.5 : 5, class: best ? "dot best" : "dot", tabindex: 0, role: "button", "aria-label": told });
+  const dot = shape("circle", { cx, cy, r: best ? 6.5 : 5, class: best ? "dot best" : "dot", tabindex: 0, role: "button", "aria-label": label });
   dot.dataset.key = `dot ${point.name}`;
-  dot.append(shape("title", {}, told));
+  dot.append(shape("title", {}, label));
   dot.addEventListener("click", () => open(point.name));
   dot.addEventListener("keydown", (event) => {
     if (![" ", "Enter"].includes(event.key)) return;
@@ -123,7 +123,7 @@ function curvePlot(box, curves, measure) {
   const staged = begun.filter((line) => line.phases.length > 1);
   const stages = [...new Set((staged.length ? staged : begun).flatMap((line) => line.phases.map((phase) => phase.phase)))];
   const all = lines.flatMap((line) => line.phases.map((phase) => phase[measure] * factor));
-  const { svg, x, y } = axes(box, "runs over one another", ["stage", title], stages.map((_, i) => i), all, stages.map(shortStage));
+  const { svg, x, y } = axes(box, "curves of several runs", ["stage", title], stages.map((_, i) => i), all, stages.map(shortStage));
   const legend = make("ul", { class: "runs-legend" });
   lines.forEach((line, number) => {
     const [stroke, dash] = LINES[number % LINES.length];

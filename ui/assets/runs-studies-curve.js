@@ -48,7 +48,7 @@ const spread = (mean, deviation, digits, unit = "") => {
 const share = (fraction) => `${Number((100 * fraction).toPrecision(6))}\u00a0%`;
 const imagesOf = (row) => (isNumber(row.images) ? `${row.images} images (${share(row.fraction)})` : `${share(row.fraction)} of the images`);
 const seedsOf = (row) => `${row.seeds} ${row.seeds === 1 ? "seed" : "seeds"}`;
-const told = (row) => {
+const describeRow = (row) => {
   const deviation = isNumber(row.miou_std) ? ` ± ${(100 * row.miou_std).toFixed(1)}` : "";
   const kept = isNumber(row.percent_mean) ? `, ${row.percent_mean.toFixed(1)}\u00a0% of the teacher` : "";
   return `${row.line}, ${imagesOf(row)}: mIoU ${(100 * row.miou_mean).toFixed(1)}${deviation}\u00a0%${kept}, ${seedsOf(row)}`;
@@ -186,7 +186,7 @@ function makeCurve(host) {
     ring.setAttribute("cx", x);
     ring.setAttribute("cy", y);
     tip.hidden = false;
-    setText(tip, told(row));
+    setText(tip, describeRow(row));
     tip.style.left = `${Math.max(0, Math.min(frame.clientWidth - tip.offsetWidth, x - tip.offsetWidth / 2))}px`;
     tip.style.top = `${y - tip.offsetHeight - 14 > 0 ? y - tip.offsetHeight - 12 : y + 14}px`;
   };

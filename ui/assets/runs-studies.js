@@ -1,6 +1,6 @@
 // Studies below the list of runs: how far each is, its table, its curve, its files.
 const STUDY_STATES = { running: "▶ running", finished: "✓ finished", failed: "✕ failed", stopped: "‖ stopped" };
-const STUDY_NOTE = "Mean ± sample standard deviation over the seeds; the last epoch’s weights, nothing chosen on a split.";
+const STUDY_NOTE = "Mean ± sample standard deviation over the seeds. Weights of the last epoch; nothing was chosen on a split.";
 
 function saveBytes(base64, name) {
   const content = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
@@ -29,19 +29,19 @@ function makeStudy(name, open, fetchFile) {
   const curve = makeCurve(curveBox);
   const note = make("p", { class: "hint", text: STUDY_NOTE });
   const files = make("div", { class: "runs-actions" });
-  const told = make("div", { class: "notice", role: "alert" });
+  const errorBox = make("div", { class: "notice", role: "alert" });
   const opens = make("p", { class: "hint" });
-  const sideways = make("p", { class: "hint studies-sideways", text: "The table goes on to the right." });
+  const sideways = make("p", { class: "hint studies-sideways", text: "Scroll to the right for more columns." });
   const read = make("div", { class: "studies-read" }, [make("div", { class: "studies-rows" }, [sideways, tableBox, note]), curveBox]);
-  body.append(shared, now, why, read, files, told, opens);
+  body.append(shared, now, why, read, files, errorBox, opens);
   const measure = () => { sideways.hidden = tableBox.scrollWidth <= tableBox.clientWidth + 8; }; // less is padding
   new ResizeObserver(measure).observe(tableBox);
-  told.hidden = true;
+  errorBox.hidden = true;
 
-  const said = (node, text) => { setText(node, text); node.hidden = !text; };
+  const setNotice = (node, text) => { setText(node, text); node.hidden = !text; };
   const save = async (file) => {
     const answer = await fetchFile({ study: name, file });
-    said(told, answer ? answer.problem ?? "" : "no answer from the server: try again in a moment");
+    setNotice(errorBox, answer ? answer.problem ?? "" : "no answer from the server: try again in a moment");
     if (answer?.base64) saveBytes(answer.base64, `${name}-${file}`);
   };
   const drawFiles = onChange((names) => {
@@ -50,7 +50,7 @@ function makeStudy(name, open, fetchFile) {
   });
   const drawWhy = (study) => {
     const failed = study.failed.map(({ name: cell, error }) => make("li", { text: `✕ ${cell} failed${error ? `: ${error}` : ""}` }));
-    const stopped = study.go_on && study.state === "stopped" ? "It was stopped; this goes on with it: " : "To try again what failed: ";
+    const stopped = study.go_on && study.state === "stopped" ? "It was stopped. This command goes on with it: " : "This command tries the failed cells again: ";
     const goes = study.go_on ? [make("p", {}, [stopped, make("code", { text: study.go_on })])] : [];
     why.hidden = !failed.length && !goes.length;
     why.classList.toggle("hint", !failed.length);

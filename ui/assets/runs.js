@@ -98,7 +98,7 @@ const drawName = (row) => {
   return cell;
 };
 const drawRow = (row) => {
-  const tick = make("input", { type: "checkbox", "aria-label": `Lay the curves of ${row.name} over others` });
+  const tick = make("input", { type: "checkbox", "aria-label": `Show the curves of ${row.name} in the plot` });
   tick.checked = ticked.has(row.name);
   tick.dataset.key = `tick ${row.name}`;
   tick.addEventListener("change", () => {

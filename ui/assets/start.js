@@ -4,7 +4,7 @@ const SIGNS = {
   finished: "✓", running: "▶", starting: "◔", waiting: "…", ready: "→", failed: "✕", interrupted: "‖", paused: "‖", damaged: "✕",
 };
 const WORDS = {
-  finished: "done", running: "at work", starting: "starting", waiting: "waits its turn", ready: "ready",
+  finished: "done", running: "training", starting: "starting", waiting: "waits in the queue", ready: "ready",
   failed: "failed", interrupted: "stopped", paused: "paused", new: "not started", damaged: "its files are damaged",
 };
 const word = (state) => WORDS[state] ?? state;

@@ -27,7 +27,7 @@ let dialog = null; // that asks whether to stop a run
 const stopAsking = (run) => {
   const made = make("dialog", { class: "strip-dialog", "aria-label": `Stop ${run}?` });
   made.dataset.run = run;
-  made.append(make("p", { text: `Stop ${run} now? What it has learnt is kept, and Resume goes on from there.` }));
+  made.append(make("p", { text: `Stop ${run} now? Its training so far is saved, and Resume goes on from there.` }));
   const yes = () => { made.close(); ask(server.strip_stop, { run, epoch: false }); };
   made.append(button("Stop now", yes, "strip-button strip-danger"), button("Keep going", () => made.close()));
   made.addEventListener("close", () => made.remove());
@@ -53,7 +53,7 @@ const forget = onChange(() => setText(problem, ""));
 const figures = (state) => [
   state.state === "running" && isNumber(state.seconds_left) && `about ${duration(state.seconds_left)} left`,
   state.memory && `${bytes(state.memory)} of memory`,
-  state.others && `${state.others} more at work`,
+  state.others && `${state.others} more training`,
   state.waiting && `${state.waiting} waiting`,
 ].filter(Boolean).join(" · ");
 
@@ -67,7 +67,7 @@ const draw = (state) => {
   forget(state.run, state.state);
   if (!state.run) {
     setText(rest, "");
-    return setText(what, state.study ? `The study ${state.study} is being carried out; Runs shows it` : "Nothing is running");
+    return setText(what, state.study ? `The study ${state.study} trains; Runs shows it` : "Nothing is running");
   }
   setText(name, state.run);
   const doing = state.state === "running" ? state.doing : WORDS[state.state] ?? state.state;

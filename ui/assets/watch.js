@@ -72,7 +72,7 @@ function hintsOf({ run, runs, problem, lately, failure }) {
   const other = runs.find((one) => one.state === "running" && one.name !== run.name);
   if (other) say(`${other.name} is training now.`, { watch: other.name });
   if (!runs.some((one) => [...WORKING, "waiting"].includes(one.state))) {
-    say(chosen ? "Nothing is running. This is the run that you chose." : "Nothing is running. This is what ran last.", { train: true });
+    say(chosen ? "Nothing is running. This is the run that you chose." : "Nothing is running. This is the last run.", { train: true });
   }
   if (run.state === "waiting") {
     const when = run.awaited ? `its teacher ${run.awaited} is finished` : "the device is free";
@@ -102,7 +102,7 @@ const drawFailure = onChange((failure, name) => {
   card.hidden = !failure;
   if (!failure) return card.replaceChildren();
   const buttons = make("div", { class: "acts" });
-  if (failure.halve) buttons.append(action("Retry at half the batch", () => retry(name, true), "main"));
+  if (failure.halve) buttons.append(action("Retry with half the batch", () => retry(name, true), "main"));
   if (failure.retry) buttons.append(action("Retry", () => retry(name, false), failure.halve ? "" : "main"));
   if (!failure.retry && failure.kind === "loss") buttons.append(action("New run like this one", () => trigger("again", { run: name }), "main"));
   buttons.append(action("Download the log", downloadLog));
@@ -149,7 +149,7 @@ const drawResult = onChange((result, run) => {
   if (isNumber(kept)) head.append(large(percent(kept / 100), "of the teacher’s"));
   head.append(large(duration(result.seconds), "of training"));
   const on = result.chosen_on || "nothing";
-  const counts = on.startsWith("nothing") ? "The last epoch of each phase counts." : `Which epoch counts was chosen on ${on}.`;
+  const counts = on.startsWith("nothing") ? "Each phase ends with its last epoch’s weights." : `The best epoch of each phase was chosen on ${on}.`;
   const words = `Measured on ${result.split} at ${(result.size || []).join("×")}; ${result.device}. ${counts}`;
   const acts = make("div", { class: "acts" });
   if (result.models.teacher) acts.append(action("Compare", () => openTab("compare", run.name), "main"));
@@ -174,19 +174,19 @@ const drawTable = onChange((phases, teacher) => {
 
 // -- curves ---------------------------------------------------------------------------------------
 
-let curvesAsked = "";
-let curvesFresh = 0; // until then the curves that stand there do, while one phase trains
+let curvesDrawn = "";
+let curvesValidUntil = 0; // until then the curves that stand there do, while one phase trains
 async function drawCurves(run) {
   part("all").hidden = run.phases.length < 2;
   const shown = allPhases && run.phases.length > 1 ? "" : phase || run.phases[run.stage - 1]?.name || "";
   const now = run.phases.find((one) => one.name === shown);
   const signature = `${run.name}|${shown}|${run.phases.map((one) => `${one.version} ${one.graft_miou}`).join()}`;
-  const same = curvesAsked.startsWith(`${run.name}|${shown}|`) && run.state === "running";
-  if (signature === curvesAsked || (same && performance.now() < curvesFresh)) return;
+  const same = curvesDrawn.startsWith(`${run.name}|${shown}|`) && run.state === "running";
+  if (signature === curvesDrawn || (same && performance.now() < curvesValidUntil)) return;
   const curves = await server.watch_curves({ run: run.name, phase: shown });
   if (!curves) return;
-  curvesAsked = signature;
-  curvesFresh = curves.steps.length ? performance.now() + 3000 : 0;
+  curvesDrawn = signature;
+  curvesValidUntil = curves.steps.length ? performance.now() + 3000 : 0;
   setText(part("loss-title"), now ? `Loss of ${now.name}${curves.epochs.length ? ", thin: each step" : ""}` : "Loss, all stages");
   lossChart(now ? lossOfOne(curves, now) : lossOfAll(curves, run));
   const whole = run.phases.length === 1;
@@ -281,7 +281,7 @@ function drawPreviews() {
   const none = run.phases.length === 0 ? "The first masks appear when the first stage is done."
     : run.phases.find((one) => one.name === shown)?.state === "done" ? `The masks after ${shown} are not in the run’s folder.`
     : whole ? "The first masks come after some epochs."
-    : `The masks after ${shown} appear when it is done. The student’s trained stages, followed by the teacher’s remaining stages, make them.`;
+    : `The masks after ${shown} appear when it is done. They are made by the student’s trained stages, followed by the teacher’s remaining stages.`;
   previews.update(run.name, shown, has ? drawn[shown] : "", whole ? "network" : `graft after ${shown}`, none);
   return shown;
 }

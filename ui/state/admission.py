@@ -1,4 +1,4 @@
-"""Recipes from outside: files, clones and scripts, brought to this server's own datasets, teachers and runs."""
+"""Recipes from files, from other runs and from scripts. They may use only this server's datasets, teachers and runs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from segskd.run_admin import SOURCE_RUNS
 
 from ..context import Context
 from .form import FIELDS, SHARED, Form, TeachForm
-from .outline import beside
+from .outline import errors_beside
 from .teachers import check_hub_id, find_teacher, list_teachers
 
 
-def fill(context: Context, recipe: Recipe) -> dict[str, Any]:
-    """Values for the page's fields, "choice" included, that ask for that recipe.
+def form_values(context: Context, recipe: Recipe) -> dict[str, Any]:
+    """Values of the page's fields that give that recipe, and of "choice".
 
-    A teacher that is not on this server is left for a person to choose. Raises FieldError for all else.
+    If the teacher is not on this server, its field stays empty. Raises FieldError for anything else that is missing.
     """
-    recipe = _at_home(context, recipe)
+    recipe = _on_this_server(context, recipe)
     if recipe.kind == "teach":
         teach, form = TeachForm.from_recipe(recipe)
         own = {f"teach_{name}": value for name, value in asdict(teach).items()}
@@ -37,7 +37,7 @@ def fill(context: Context, recipe: Recipe) -> dict[str, Any]:
 
 
 def _source(context: Context, teacher: str | None) -> dict[str, Any]:
-    """The page's teacher fields for a recipe's teacher."""
+    """Values of the page's teacher fields for a recipe's teacher."""
     if teacher is None:
         return {"teacher_from": "none", "known": None, "hub": ""}
     if found := find_teacher(list_teachers(context), teacher):
@@ -48,37 +48,37 @@ def _source(context: Context, teacher: str | None) -> dict[str, Any]:
         return {"teacher_from": "known", "known": None, "hub": ""}
 
 
-def _at_home(context: Context, recipe: Recipe) -> Recipe:
-    """The recipe on this server's data. Raises FieldError when its dataset is none of them."""
-    with beside("data"):
+def _on_this_server(context: Context, recipe: Recipe) -> Recipe:
+    """The recipe with this server's data folder. Raises FieldError if this server doesn't have its dataset."""
+    with errors_beside("data"):
         check_card(context, recipe.data.card)
         load_card(recipe.data.card)
-    with beside("unlabelled"):
+    with errors_beside("unlabelled"):
         check_unlabelled(context, recipe.data.unlabelled)
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"folder": str(context.data)})})
 
 
 def admit(context: Context, recipe: Recipe) -> Recipe:
-    """A recipe from outside, its dataset, teacher and earlier run being this server's own. Raises FieldError.
+    """The recipe with this server's dataset, teacher and source run. Raises FieldError if one of them is missing.
 
-    Teachers may be named by their run, by their place in the server's list, or by a hub id.
+    A teacher may be named by its run, by its folder in the server's list, or by a hub id.
     """
-    recipe = _at_home(context, recipe)
+    recipe = _on_this_server(context, recipe)
     changes: dict[str, Any] = {}
     if recipe.teacher is not None:
         changes["teacher"] = teacher_place(context, recipe.teacher)
     for key in SOURCE_RUNS:
         if part := getattr(recipe, key):
-            with beside(key):
+            with errors_beside(key):
                 changes[key] = part.model_copy(update={"run": str(context.run(Path(part.run).name).path)})
     return recipe.model_copy(update=changes)
 
 
 def teacher_place(context: Context, text: str) -> str:
-    """Where the teacher of a recipe from outside lies: one of this server's list, or a hub id. Raises FieldError."""
+    """The place of a recipe's teacher: a folder of this server's list, or a hub id. Raises FieldError."""
     if found := find_teacher(list_teachers(context), text):
         return str(found.place)
-    with beside("teacher"):
+    with errors_beside("teacher"):
         try:
             return check_hub_id(text)
         except UserError as error:
@@ -86,15 +86,15 @@ def teacher_place(context: Context, text: str) -> str:
 
 
 def check_unlabelled(context: Context, folder: str | None) -> None:
-    """Raises UserError for a path to anything but a folder of `unlabelled_folders`."""
+    """Raises UserError for a folder that is not one of `unlabelled_folders`."""
     if folder and Path(folder) not in unlabelled_folders(context):
         raise UserError(
-            "images without labels are taken from a folder directly below this server's data that is no dataset's"
+            "images without labels must be in a folder directly below this server's data folder that no dataset uses"
         )
 
 
 def unlabelled_folders(context: Context) -> list[Path]:
-    """The folders directly below this server's data that are no dataset's own, sorted by name."""
+    """The folders directly below this server's data folder that no dataset uses, sorted by name."""
     if not context.data.is_dir():
         return []
     roots = [entry.card.root(context.data) for entry in list_cards(context.data) if entry.card]
@@ -104,7 +104,7 @@ def unlabelled_folders(context: Context) -> list[Path]:
 
 
 def check_card(context: Context, card: str) -> None:
-    """Raises UserError for a path to anything but a card that lies directly below this server's data."""
+    """Raises UserError for the path of a card that is not directly below this server's data folder."""
     path = Path(card)
     if (len(path.parts) > 1 or path.suffix in (".yaml", ".yml")) and path.parent not in (context.data, CARDS_FOLDER):
         raise UserError("this dataset is not on this server: add it on Data, and name it by its card's name")

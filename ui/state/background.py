@@ -1,4 +1,4 @@
-"""Work that takes longer than an answer of the page may: each task has a thread of its own, and a key to ask for it."""
+"""Work that takes too long for one answer of the server. Each task has a thread of its own and a key."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from segskd.callbacks import OnActivity
 from segskd.errors import Stopped, UserError, in_labels
 
-Report = Callable[[str, int, int | None], None]
-"""Called with what is being done, how many pieces of it are done, and how many there are, None if that is unknown."""
-
 TaskState = Literal["working", "done", "failed", "stopped"]
-MOST_KEPT = 50
+MOST_STORED = 50
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Task:
-    """One piece of work: how far it is and, in the end, its result or what went wrong."""
+    """One piece of work: how far it is and, at the end, its result or its error."""
 
     key: str
     state: TaskState = "working"
@@ -36,7 +34,7 @@ class Task:
     _stop: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def report(self, stage: str, done: int, total: int | None) -> None:
-        """Called by the work as it goes on. Raises Stopped when the task was asked to stop."""
+        """The work calls this as it goes on. Raises Stopped if the task was asked to stop."""
         if self._stop.is_set():
             raise Stopped(self.key)
         self.stage, self.done, self.total = stage, done, total
@@ -46,11 +44,11 @@ class Task:
         self._stop.set()
 
     def wait(self, seconds: float) -> bool:
-        """Waits for its end, for so many seconds at most; whether it is over."""
+        """Waits for its end for at most so many seconds. Returns whether it is over."""
         return self._over.wait(seconds)
 
-    def run(self, work: Callable[[Report], Any]) -> None:
-        """Does the work in the thread that calls this."""
+    def run(self, work: Callable[[OnActivity], Any]) -> None:
+        """Does the work in the calling thread."""
         try:
             self.result = work(self.report)
             self.state = "done"
@@ -65,7 +63,7 @@ class Task:
             self._over.set()
 
     def as_dict(self) -> dict[str, Any]:
-        """What the page shows of it."""
+        """Plain data for the page."""
         return {
             "state": self.state,
             "stage": self.stage,
@@ -84,8 +82,8 @@ class Tasks:
         self._tasks: dict[str, Task] = {}
         self._lock = threading.Lock()
 
-    def start(self, key: str, work: Callable[[Report], Any]) -> Task:
-        """The task of that key: the one that is at work, else a new one that does `work`."""
+    def start(self, key: str, work: Callable[[OnActivity], Any]) -> Task:
+        """The task of that key, if it is working; else a new one that does `work`."""
         with self._lock:
             task = self._tasks.get(key)
             if task is not None and task.state == "working":
@@ -98,10 +96,10 @@ class Tasks:
         return task
 
     def get(self, key: str) -> Task | None:
-        """The last task of that key, None when there was none."""
+        """The last task of that key, None if there was none."""
         return self._tasks.get(key)
 
     def _forget_old(self) -> None:
         over = [key for key, task in self._tasks.items() if task.state != "working"]
-        for key in over[: max(0, len(self._tasks) - MOST_KEPT)]:
+        for key in over[: max(0, len(self._tasks) - MOST_STORED)]:
             del self._tasks[key]

@@ -1,8 +1,7 @@
-"""The runs of this server in a list: what each is, how far it came, what it cost."""
+"""The list of this server's runs: what each run is, how far it is, and its figures."""
 
 from __future__ import annotations
 
-import os
 import threading
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,13 +18,13 @@ from segskd.run_admin import note
 from segskd.runs import RUN_NAME, Run, list_runs
 
 from ..jobs import Jobs, JobState
+from .file_stamp import Stamp, stamp
 from .follow import Followers
 
 COSTS = ("bytes", "gmacs", "latency_ms")
-READ = ("recipe.yaml", "result.json")
+CACHED_FILES = ("recipe.yaml", "result.json")
 STOPPED = "It was stopped; Resume goes on from its last checkpoint."
-DIED = "Its worker died without a word; Resume goes on from its last checkpoint."
-Stamp = tuple[int, int, int]
+DIED = "Its worker died without a message; Resume goes on from its last checkpoint."
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Row:
     size: str = ""
     seed: int | None = None
     epochs: int | None = None
-    """Of each stage, where the recipe names them or the run is finished."""
+    """Epochs of each stage, if the recipe names them or the run is finished."""
     images: int | None = None
     miou: FiniteFloat | None = None
     teacher_miou: FiniteFloat | None = None
@@ -59,15 +58,15 @@ class Row:
     begun_from: str | None = None
     pruned_from: str | None = None
     pruned: FiniteFloat | None = None
-    """Share of the channels that were taken away."""
+    """Share of the channels that were removed."""
     problem: str | None = None
     """What is wrong with its files."""
     doing: str = ""
-    """What a run at work does now."""
+    """What a run that trains does now."""
     share: float | None = None
-    """How much of its training is over, for a run that was begun and is not finished."""
+    """How much of its training is over. None for a run that has not begun or is finished."""
     ended: str = ""
-    """Why a run that is not finished stands still."""
+    """Why an unfinished run does not train."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for the page."""
@@ -78,40 +77,40 @@ _ROW = TypeAdapter(Row)
 
 
 class Catalogue:
-    """Reads the runs' directories; what has not changed since is not read again.
+    """Reads the runs' directories. A run is read again only if its files have changed.
 
-    Without followers rows say nothing of how far a run is.
+    Without followers the rows don't say how far a run is.
     """
 
     def __init__(self, jobs: Jobs, followers: Followers | None = None) -> None:
         self._jobs = jobs
         self._followers = followers
-        self._kept: dict[str, tuple[tuple[Stamp | None, ...], Row]] = {}
+        self._cache: dict[str, tuple[tuple[Stamp | None, ...], Row]] = {}
         self._lock = threading.Lock()
 
     def rows(self) -> list[Row]:
-        """All runs, those that changed last first. A folder that can't be a run's name is none."""
+        """All runs, the last changed first. Folders whose names can't be those of runs are left out."""
         names = [run.name for run in list_runs(self._jobs.runs) if RUN_NAME.fullmatch(run.name)]
         with self._lock:
-            self._kept = {name: kept for name, kept in self._kept.items() if name in names}
+            self._cache = {name: cached for name, cached in self._cache.items() if name in names}
         rows = [row for name in names if (row := self.row(name)) is not None]
         return sorted(rows, key=lambda row: -row.changed)
 
     def row(self, name: str) -> Row | None:
-        """One run as it stands now, None when it is gone."""
+        """One run as it is now, None if it was deleted."""
         run = Run(self._jobs.runs / name)
-        stamps = tuple(stamp(run.path / file) for file in READ)
+        stamps = tuple(stamp(run.path / file) for file in CACHED_FILES)
         if stamps[0] is None:
             return None
         with self._lock:
-            kept = self._kept.get(name)
-            if kept is None or kept[0] != stamps:
-                kept = self._kept[name] = (stamps, _read(run))
+            cached = self._cache.get(name)
+            if cached is None or cached[0] != stamps:
+                cached = self._cache[name] = (stamps, _read(run))
         times = [seen[0] for seen in (*stamps, stamp(run.path / EVENTS)) if seen]
-        row = replace(kept[1], changed=max(times) / 1e9, note=note(run))
+        row = replace(cached[1], changed=max(times) / 1e9, note=note(run))
         try:
             return row if row.problem else self._with_state(row)
-        except UserError:  # gone while it was read
+        except UserError:  # deleted while it was read
             return None
 
     def finished_students(self) -> list[Row]:
@@ -129,7 +128,7 @@ class Catalogue:
         ended = {
             "failed": progress.error.record.in_labels if progress.error else "",
             "interrupted": STOPPED if progress.ended else DIED,
-            "paused": f"It stopped where it was told to; Resume goes on with stage {progress.stage + 1}.",
+            "paused": f"It paused where it was asked to. Resume goes on with stage {progress.stage + 1}.",
         }
         doing = view.doing if state in ("starting", "running") else ""
         return replace(row, state=state, doing=doing, share=progress.share, ended=ended.get(state, ""))
@@ -182,11 +181,11 @@ def _teacher_name(place: str | None) -> str | None:
 
 
 def _pruned_from(run: Run, recipe: Recipe) -> str | None:
-    """The run of the same folder that it was pruned from; a branch goes by the run it begins from."""
+    """The run below the same folder whose student was pruned. None for a branch, which has `begun_from`."""
     if recipe.prune is None or recipe.begin is not None:
         return None
-    earlier = Path(recipe.prune.run)
-    return earlier.name if earlier.parent == run.path.parent.resolve() else None
+    source = Path(recipe.prune.run)
+    return source.name if source.parent == run.path.parent.resolve() else None
 
 
 def _begun_from(recipe: Recipe) -> str | None:
@@ -198,12 +197,3 @@ def _card_name(place: str) -> str:
         return load_card(place).name
     except UserError:
         return Path(place).stem
-
-
-def stamp(path: Path) -> Stamp | None:
-    """Time (nanoseconds), size and inode of a file, None when it is not there."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -1,4 +1,4 @@
-"""What the Data tab chose and the Distill tab trains on: a card and a subset."""
+"""The choice of the Data tab, on which the Distill tab trains: a card and a subset."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Choice:
     seed: int = 0
     names: tuple[str, ...] | None = None
     teacher: str | None = None
-    """Whom `diverse` and `hardest` ask: a run's name or a model's folder; Distill takes it for its teacher."""
+    """The teacher that `diverse` and `hardest` use: a run's name or a model's folder. Distill proposes it, too."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for the page."""
@@ -26,7 +26,7 @@ class Choice:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any] | None) -> Choice:
-        """What `as_dict` gave; the default for None."""
+        """The choice from what `as_dict` gave; the default for None."""
         content = dict(content or {})
         names = content.pop("names", None)
         return cls(**content, names=tuple(names) if names is not None else None)

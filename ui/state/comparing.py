@@ -1,4 +1,4 @@
-"""Runs beside their teachers, as the Compare tab shows them: loaded in the background, the last ones kept."""
+"""Runs and their teachers side by side, for the Compare tab. They load in the background; the last ones stay loaded."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from segskd.callbacks import OnActivity
 from segskd.data.pixels import read_upload
 from segskd.distill.running.branch import branch_recipe
 from segskd.errors import UserError, in_labels
@@ -20,16 +21,16 @@ from segskd.runs import Run, free_name
 
 from ..context import Context
 from ..jobs import JobState
-from .background import Report, Task, Tasks
+from .background import Task, Tasks
 from .catalogue import Catalogue, Row
 from .frames import packed, picture_url, stage_colours, thumbnail
 
-KEPT_RUNS = 3
+MOST_RUNS = 3
 MOST_EPOCHS = 100_000
-KEPT_UPLOADS = 8
-KEPT_THUMBNAILS = 2000
+MOST_UPLOADS = 8
+MOST_CACHED_THUMBNAILS = 2000
 MOST_THUMBNAILS = 12
-SOON_SECONDS = 0.12
+SHORT_WAIT_SECONDS = 0.12
 LOADING, COMPARING, COUNTING = "loading both networks", "both networks look at the images", "counting first errors"
 DOING: dict[JobState, str] = {
     "waiting": "waits in the queue",
@@ -44,15 +45,15 @@ DOING: dict[JobState, str] = {
 
 @dataclass
 class OpenComparison:
-    """A run that is loaded and compared: what the page is told of it at once, and its thumbnails so far."""
+    """A run that is loaded and compared: its summary for the page, and the thumbnails that were drawn so far."""
 
     side: SideBySide
-    about: dict[str, Any]
+    summary: dict[str, Any]
     thumbnails: dict[str, str] = field(default_factory=dict)
 
 
 class NotOpen(UserError):
-    """The run is not loaded (any more): the page asks for `state` again."""
+    """The run is not loaded (any more). The page then asks for `state` again."""
 
 
 class Comparisons:
@@ -73,7 +74,7 @@ class Comparisons:
         return [_choice(row) for row in self._catalogue.finished_students()]
 
     def relatives(self, name: object) -> list[dict[str, Any]]:
-        """Pairs of finished runs, one begun from a stage of the other, that this run belongs to, and their figures."""
+        """Pairs of finished runs with figures. One is this run, and one began from a stage of the other."""
         rows = {row.name: row for row in self._catalogue.rows()}
         pairs = []
         for row in rows.values():
@@ -85,10 +86,10 @@ class Comparisons:
             pairs.append({"stage": stage, "before": figures[0], "after": figures[1]})
         return pairs
 
-    def state(self, name: object, again: bool = False) -> dict[str, Any]:
-        """What there is to see of a run: "ready" with all about it, "working", or why there is nothing.
+    def state(self, name: object, retry: bool = False) -> dict[str, Any]:
+        """The state of a comparison: "ready" with its summary, "working", or the reason why there is none.
 
-        Loading begins with the first call; `again` repeats it after it failed.
+        The first call begins to load the run. `retry` loads it again after a failure.
         """
         if not name:
             return {"state": "none"}
@@ -102,9 +103,9 @@ class Comparisons:
             return {"state": "problem", "text": in_labels(error)}
         opened = self._get(key)
         if opened:
-            return {"state": "ready", **opened.about}
+            return {"state": "ready", **opened.summary}
         task = self._tasks.get(key)
-        if task is None or task.state in ("done", "stopped") or (again and task.state == "failed"):
+        if task is None or task.state in ("done", "stopped") or (retry and task.state == "failed"):
             task = self._tasks.start(key, lambda report: self._load(run, key, report))
         if task.state == "failed":
             return {"state": "problem", "text": task.problem, "again": True}
@@ -116,27 +117,27 @@ class Comparisons:
         except UserError as error:
             raise UserError(f"the files of {run.name} are damaged: {error}") from error
         if recipe.kind == "teach":
-            return _elsewhere(f"{run.name} is a teacher. Distill a student from it, then compare the two.", "distill")
+            return _other_tab(f"{run.name} is a teacher. Distill a student from it, then compare the two.", "distill")
         if recipe.teacher is None:
-            return _elsewhere(
-                f"{run.name} was trained on labels alone, without a teacher, so there is nothing beside it. "
+            return _other_tab(
+                f"{run.name} was trained on labels alone, so it has no teacher to be compared with. "
                 "Choose a run that was distilled.",
                 "distill",
             )
         state = self._context.jobs.state(run.name)
         if state == "finished":
             if not (run.model_folder / "config.json").is_file():
-                raise UserError(f"the trained network of {run.name} is gone: put its folder student/ back")
+                raise UserError(f"the trained network of {run.name} is missing: put its folder student/ back")
             return None
-        return _elsewhere(f"{run.name} {DOING.get(state, state)}. Compare shows it when it is finished.", "watch")
+        return _other_tab(f"{run.name} {DOING.get(state, state)}. Compare shows it when it is finished.", "watch")
 
-    def _load(self, run: Run, key: str, report: Report) -> None:
+    def _load(self, run: Run, key: str, report: OnActivity) -> None:
         report(LOADING, 0, None)
         side = SideBySide(run)
         side.predict(lambda done, total: report(COMPARING, done, total))
         with self._lock:
-            self._opened[key] = OpenComparison(side, about(side))
-            while len(self._opened) > KEPT_RUNS:
+            self._opened[key] = OpenComparison(side, summary(side))
+            while len(self._opened) > MOST_RUNS:
                 self._opened.popitem(last=False)
 
     def _get(self, key: str) -> OpenComparison | None:
@@ -146,7 +147,7 @@ class Comparisons:
             return self._opened.get(key)
 
     def opened(self, name: object) -> OpenComparison:
-        """A run that is ready. Raises NotOpen when it is not, UserError when there is no such run."""
+        """A loaded run. Raises NotOpen if it is not loaded, UserError if there is no such run."""
         run = self._context.run(name)
         opened = self._get(_key(run))
         if opened is None:
@@ -161,40 +162,40 @@ class Comparisons:
         return {**_frame(side.frame(image)), "agreement": side.agreement(image)}
 
     def upload(self, name: object, path: Path, native: bool = False) -> str:
-        """Shows an uploaded picture to both networks, at the run's size or, where `native`, at its own by tiles.
+        """Runs both networks on an uploaded picture, at the run's size or, with `native`, at its own size by tiles.
 
-        A word under which `uploaded` gives it. Raises UserError.
+        Returns a key for `uploaded`. Raises UserError.
         """
         try:
             opened = self.opened(name)
         except NotOpen as error:
-            raise UserError("no run is open yet: wait until its images are here, then give your image again") from error
+            raise UserError("no run is open yet: wait until its images are shown, then upload yours again") from error
         found = opened.side.predict_image(read_upload(path, opened.side.card), native)
-        word = secrets.token_hex(8)
+        key = secrets.token_hex(8)
         with self._lock:
-            self._uploads[word] = path.name, found
-            while len(self._uploads) > KEPT_UPLOADS:
+            self._uploads[key] = path.name, found
+            while len(self._uploads) > MOST_UPLOADS:
                 self._uploads.popitem(last=False)
-        return word
+        return key
 
-    def uploaded(self, word: str) -> dict[str, Any]:
-        """An uploaded picture as `frame` gives one. Raises UserError when it is forgotten."""
+    def uploaded(self, key: str) -> dict[str, Any]:
+        """An uploaded picture, in the form of `frame`. Raises UserError if it is no longer stored."""
         with self._lock:
-            kept = self._uploads.get(word)
+            kept = self._uploads.get(key)
         if kept is None:
-            raise UserError("your image is no longer kept: upload it again")
+            raise UserError("your image is no longer stored: upload it again")
         return {**_frame(kept[1]), "name": kept[0], "agreement": None, "tile": kept[1].tile}
 
     def stages(self, name: object, image: str) -> dict[str, Any]:
-        """The grafts' masks and the first errors of an image; "working" until they are there. Raises UserError."""
+        """The grafts' masks and the first errors of an image; "working" while they are computed. Raises UserError."""
         run = self._context.run(name)
         side = self.opened(name).side
         task = self._once(f"stages {_key(run)} {image}", lambda report: _stages(side, image))
-        task.wait(SOON_SECONDS)
-        return _told(task)
+        task.wait(SHORT_WAIT_SECONDS)
+        return _task_answer(task)
 
     def thumbnails(self, name: object, images: list[str]) -> dict[str, str | None]:
-        """A small picture of each image by name, MOST_THUMBNAILS at once; None where a file can't be read."""
+        """Thumbnails by the images' names, MOST_THUMBNAILS at once; None for a file that can't be read."""
         opened = self.opened(name)
         return {image: _thumbnail(opened, image) for image in images[:MOST_THUMBNAILS]}
 
@@ -205,27 +206,27 @@ class Comparisons:
         return [list(gap) for gap in self.opened(name).side.gaps(class_name or None)]
 
     def shares(self, name: object, begin: bool) -> dict[str, Any]:
-        """First errors by stage over all images: "idle" until somebody lets it begin. Raises UserError."""
+        """First errors by stage over all images. The state is "idle" until a call with `begin`. Raises UserError."""
         run = self._context.run(name)
         side = self.opened(name).side
         key = f"shares {_key(run)}"
 
-        def count(report: Report) -> dict[str, Any]:
+        def count(report: OnActivity) -> dict[str, Any]:
             return {"shares": side.error_shares(report=lambda done, total: report(COUNTING, done, total))}
 
         task = self._once(key, count) if begin else self._tasks.get(key)
-        return {"state": "idle"} if task is None or task.state == "stopped" else _told(task)
+        return {"state": "idle"} if task is None or task.state == "stopped" else _task_answer(task)
 
     def stop_shares(self, name: object) -> dict[str, Any]:
-        """Ends the count over all images; what it found out about single images is kept. Raises UserError."""
+        """Stops the count over all images. The results for single images are kept. Raises UserError."""
         task = self._tasks.get(f"shares {_key(self._context.run(name))}")
         if task:
             task.stop()
-            task.wait(SOON_SECONDS)
+            task.wait(SHORT_WAIT_SECONDS)
         return self.shares(name, begin=False)
 
     def retrain(self, name: object, stage: str, epochs: object) -> str:
-        """Queues a run that trains `stage` and those after it for `epochs` more; its name. Raises UserError."""
+        """Queues a run that trains `stage` and the later ones for `epochs` more. Returns its name. Raises UserError."""
         run = self._context.run(name)
         if type(epochs) is not int or not 1 <= epochs <= MOST_EPOCHS:
             raise UserError(f"epochs must be a whole number from 1 to {MOST_EPOCHS:,}")
@@ -235,16 +236,16 @@ class Comparisons:
 
     # -- inside -------------------------------------------------------------------------------------
 
-    def _once(self, key: str, work: Callable[[Report], Any]) -> Task:
-        """The task of that key, begun unless it is at work or done."""
+    def _once(self, key: str, work: Callable[[OnActivity], Any]) -> Task:
+        """The task of that key. It is started unless it is working or done."""
         task = self._tasks.get(key)
         if task is not None and task.state in ("working", "done"):
             return task
         return self._tasks.start(key, work)
 
 
-def about(side: SideBySide) -> dict[str, Any]:
-    """What the page is told of a compared run: classes, scores, images by gap, retention, agreement, stages."""
+def summary(side: SideBySide) -> dict[str, Any]:
+    """A compared run for the page: classes, scores, images by gap, retention, agreement, stages."""
     card, recipe = side.card, side.run.recipe
     teacher, student = side.scores()
     return {
@@ -291,14 +292,14 @@ def _thumbnail(opened: OpenComparison, image: str) -> str | None:
     if found is None:
         try:
             found = picture_url(thumbnail(opened.side.frame(image), opened.side.card.ignore_index))
-        except UserError:  # opening the image says what is wrong with its file
+        except UserError:  # opening the image reports what is wrong with its file
             return None
-        if len(opened.thumbnails) < KEPT_THUMBNAILS:
+        if len(opened.thumbnails) < MOST_CACHED_THUMBNAILS:
             opened.thumbnails[image] = found
     return found
 
 
-def _told(task: Task) -> dict[str, Any]:
+def _task_answer(task: Task) -> dict[str, Any]:
     return task.as_dict() | (task.result if task.state == "done" else {})
 
 
@@ -306,7 +307,7 @@ def _choice(row: Row) -> dict[str, Any]:
     return {"run": row.name, "dataset": row.dataset, "student": row.student, "miou": row.miou}
 
 
-def _elsewhere(text: str, tab: str) -> dict[str, Any]:
+def _other_tab(text: str, tab: str) -> dict[str, Any]:
     return {"state": "elsewhere", "text": text, "tab": tab}
 
 
@@ -316,7 +317,7 @@ def _figures(run: Run) -> dict[str, Any]:
 
 
 def _key(run: Run) -> str:
-    """The run as it was finished: another training of that name is another key."""
+    """A key of the finished run. Another training under the same name has another key."""
     try:
         return f"{run.name} {(run.path / 'result.json').stat().st_mtime_ns}"
     except OSError as error:

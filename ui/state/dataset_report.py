@@ -1,4 +1,4 @@
-"""What reading every file of a dataset found, as the page shows it: shares of the pixels, problems by file name."""
+"""The check of a dataset as the page shows it: shares of the pixels, and problems by file name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHOWN_SIZES = 3
 
 
 def plain_report(found: CheckReport, root: Path) -> Json:
-    """A check's report for the page: pixels by split, the first problems by file name below `root`, all counted."""
+    """A check's report as plain data: pixels by split, the number of problems, and the first ones with file names."""
     kinds: dict[str, int] = {}
     for problem in found.problems:
         kinds[problem.kind] = kinds.get(problem.kind, 0) + 1
@@ -25,7 +25,11 @@ def plain_report(found: CheckReport, root: Path) -> Json:
             "count": len(found.problems),
             "kinds": kinds,
             "shown": [
-                {"kind": problem.kind, "file": without(root, problem.file), "text": without(root, problem.text)}
+                {
+                    "kind": problem.kind,
+                    "file": without_folder(root, problem.file),
+                    "text": without_folder(root, problem.text),
+                }
                 for problem in found.problems[:SHOWN_PROBLEMS]
             ],
         },
@@ -33,13 +37,13 @@ def plain_report(found: CheckReport, root: Path) -> Json:
 
 
 def shares(pixels: list[int]) -> list[float]:
-    """Each class's share of the pixels that count; zeros when there are none."""
+    """Each class's share of the pixels with a class; zeros if there are none."""
     total = sum(pixels)
     return [count / total if total else 0.0 for count in pixels]
 
 
-def shown(found: Json) -> Json:
-    """What the page shows of a plain report."""
+def report_for_page(found: Json) -> Json:
+    """The part of a plain report that the page shows."""
     sizes = list(found["sizes"].items())
     return {
         "shares": {split: shares(pixels) for split, pixels in found["pixels"].items()},
@@ -49,6 +53,6 @@ def shown(found: Json) -> Json:
     }
 
 
-def without(root: Path, text: str) -> str:
-    """A message with file names below the dataset's folder instead of this server's paths."""
+def without_folder(root: Path, text: str) -> str:
+    """A message without the path of the dataset's folder."""
     return text.replace(f"{root}/", "")

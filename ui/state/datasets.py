@@ -1,4 +1,4 @@
-"""The Data tab's datasets: which there are, what each holds, how a missing one is brought here, new ones added."""
+"""The datasets of the Data tab: a list of them, what each holds, how to download one, and how to add one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import get_args
 from urllib.parse import urlsplit
 
+from segskd.callbacks import OnActivity
 from segskd.data.adding import Added, add_archive, add_folder, candidate_folders
 from segskd.data.cards import Card, CardEntry, list_cards
 from segskd.data.check import ProblemKind, check
@@ -20,15 +21,15 @@ from segskd.data.pixel_counts import PixelCounts, pixel_counts
 from segskd.errors import UserError, in_labels
 from segskd.files import write_whole
 
-from .background import Report, Task, Tasks
-from .dataset_report import Json, plain_report, shown, without
+from .background import Task, Tasks
+from .dataset_report import Json, plain_report, report_for_page, without_folder
 
 QUICK_SECONDS = 0.4
 
 
 @dataclass(frozen=True)
 class OpenDataset:
-    """A dataset that is on the disk: its listings by split, and what tells this state of its files from another."""
+    """A dataset that is on the disk. `version` changes when its files do."""
 
     place: str
     card: Card
@@ -45,19 +46,19 @@ class OpenDataset:
 
 @dataclass(frozen=True)
 class Reading:
-    """What reading every file of a dataset gave.
+    """The result of reading every file of a dataset.
 
-    `found` is plain data: images, sizes, pixels by split and class, problems. `pixel_counts` is None when the
-    training masks can't be counted; `problem` then says why.
+    `report` is plain data: images, sizes, pixels by split and class, problems. `pixel_counts` is None if the training
+    masks can't be counted; `problem` then says why.
     """
 
-    found: Json
+    report: Json
     pixel_counts: PixelCounts | None
     problem: str | None = None
 
 
 class Datasets:
-    """The datasets of this server. Places come from the page: only those that the server itself lists are taken."""
+    """The datasets of this server. Places come from the page, so only those of the server's own list are accepted."""
 
     def __init__(self, data: Path, cache: Path, tasks: Tasks) -> None:
         self.data = data
@@ -68,34 +69,34 @@ class Datasets:
     # -- which there are ----------------------------------------------------------------------------
 
     def tiles(self) -> list[Json]:
-        """One entry a dataset, the built-in scenes first, then one's own, then those that are here."""
+        """An entry for each dataset: first the built-in scenes, then the user's own, then others on this server."""
         tiles = [_tile(entry, self.data) for entry in list_cards(self.data)]
         return sorted(tiles, key=lambda tile: (not tile["built_in"], not tile["own"], tile["state"] != "ready"))
 
     def entry(self, place: object) -> CardEntry:
-        """The entry of that place. Raises UserError for a place that isn't one of this server's."""
+        """The entry of that place. Raises UserError if this server has no such dataset."""
         for entry in list_cards(self.data):
             if entry.place == place:
                 return entry
         raise UserError(f"this server has no dataset {str(place)!r}: choose one from the list")
 
     def card(self, place: object) -> Card:
-        """The card of that place. Raises UserError when it is none of this server's, or broken."""
+        """The card of that place. Raises UserError if this server doesn't have it, or if it is broken."""
         entry = self.entry(place)
         if entry.card is None:
             raise UserError(entry.problem or f"the card {place} can't be read")
         return entry.card
 
     def folders(self) -> list[str]:
-        """Folders below the server's data folder that no card names, yet."""
+        """Folders below the server's data folder that no card uses yet."""
         return candidate_folders(self.data)
 
     # -- one of them --------------------------------------------------------------------------------
 
-    def open(self, place: object, fresh: bool = False) -> OpenDataset:
-        """The dataset's files, listed anew where asked for. Raises UserError when they are not here."""
+    def open(self, place: object, reread: bool = False) -> OpenDataset:
+        """The dataset's files; with `reread` they are listed again. Raises UserError if they are not on this server."""
         key = str(place)
-        if fresh or key not in self._opened:
+        if reread or key not in self._opened:
             card = self.card(place)
             here = [split for split in card.splits if split == "train" or has_split(card, self.data, split)]
             listings: dict[str, Listing] = {split: list_split(card, self.data, split) for split in here}
@@ -103,10 +104,10 @@ class Datasets:
         return self._opened[key]
 
     def read(self, opened: OpenDataset) -> Task:
-        """The task that reads every file; its result is a `Reading`. What was read before is kept on disk."""
+        """The task that reads every file. Its result is a `Reading`. Reports are stored on disk."""
 
-        def work(report: Report) -> Reading:
-            found = self._kept(opened) or self._check(opened, report)
+        def work(report: OnActivity) -> Reading:
+            found = self._saved_report(opened) or self._check(opened, report)
             try:
                 counted = pixel_counts(
                     opened.card,
@@ -115,7 +116,7 @@ class Datasets:
                     lambda done, total: report("counting the classes of each mask", done, total),
                 )
             except UserError as error:
-                return Reading(found, None, without(opened.root, in_labels(error)))
+                return Reading(found, None, without_folder(opened.root, in_labels(error)))
             return Reading(found, counted)
 
         key = f"read {opened.version}"
@@ -123,17 +124,17 @@ class Datasets:
         return before if before is not None and before.state == "done" else self.tasks.start(key, work)
 
     def reading(self, opened: OpenDataset) -> Reading | None:
-        """What `read` gave, None while it is still at it or when it failed."""
+        """The result of `read`, None while it works or if it failed."""
         task = self.tasks.get(f"read {opened.version}")
         return task.result if task is not None and task.state == "done" else None
 
     def reading_task(self, place: str) -> Task | None:
-        """The last task of `read` for the dataset as it was opened last."""
+        """The last task of `read` for the dataset as it was last opened."""
         opened = self._opened.get(place)
         return self.tasks.get(f"read {opened.version}") if opened else None
 
     def overview(self, place: object) -> Json:
-        """Everything that the page shows of a dataset but its pictures; begins to read one that is here."""
+        """Everything that the page shows of a dataset, without pictures. Begins to read a dataset on this server."""
         card = self.card(place)
         base = {
             "place": str(place),
@@ -144,9 +145,9 @@ class Datasets:
             **_state(card, self.data),
         }
         try:
-            opened = self.open(place, fresh=True)
+            opened = self.open(place, reread=True)
         except UserError as error:
-            return base | {"names": [], "problem": None if base["state"] in HOW else in_labels(error)}
+            return base | {"names": [], "problem": None if base["state"] in ABSENT_STATES else in_labels(error)}
         task = self.read(opened)
         task.wait(QUICK_SECONDS)
         reading = self.reading(opened)
@@ -155,7 +156,7 @@ class Datasets:
             "names": [pair.name for pair in opened.pairs()],
             "images": {split: len(listing.pairs) for split, listing in opened.listings.items()},
             "reading": task.as_dict(),
-            "found": reading and shown(reading.found),
+            "found": reading and report_for_page(reading.report),
         }
 
     def fetch(self, place: object) -> Task:
@@ -183,13 +184,13 @@ class Datasets:
         )
 
     def _add(self, key: str, add: Callable[[Callable[[int, int], None]], Added]) -> Task:
-        def work(report: Report) -> Json:
+        def work(report: OnActivity) -> Json:
             try:
                 added = add(lambda done, total: report("unpacking and reading", done, total))
             except UserError as error:
-                raise UserError(without(self.data, str(error))) from error
-            opened = self.open(str(added.place), fresh=True)
-            found = self._keep(opened, plain_report(added.report, opened.root))
+                raise UserError(without_folder(self.data, str(error))) from error
+            opened = self.open(str(added.place), reread=True)
+            found = self._save_report(opened, plain_report(added.report, opened.root))
             return {
                 "place": str(added.place),
                 "name": added.card.name,
@@ -201,18 +202,18 @@ class Datasets:
 
         return self.tasks.start(key, work)
 
-    # -- what is kept -------------------------------------------------------------------------------
+    # -- stored reports -----------------------------------------------------------------------------
 
-    def _check(self, opened: OpenDataset, report: Report) -> Json:
+    def _check(self, opened: OpenDataset, report: OnActivity) -> Json:
         found = check(opened.card, self.data, lambda done, total: report("reading every image and mask", done, total))
-        return self._keep(opened, plain_report(found, opened.root))
+        return self._save_report(opened, plain_report(found, opened.root))
 
-    def _keep(self, opened: OpenDataset, found: Json) -> Json:
+    def _save_report(self, opened: OpenDataset, found: Json) -> Json:
         write_whole(self._file(opened), json.dumps(found).encode())
         return found
 
-    def _kept(self, opened: OpenDataset) -> Json | None:
-        with suppress(OSError, ValueError):  # not read yet, or damaged: read anew
+    def _saved_report(self, opened: OpenDataset) -> Json | None:
+        with suppress(OSError, ValueError):  # not read yet, or damaged
             kept: Json = json.loads(self._file(opened).read_text(encoding="utf-8"))
             return kept
         return None
@@ -221,8 +222,8 @@ class Datasets:
         return self.cache / f"check-{opened.version}.json"
 
 
-HOW = ("draw", "download", "hand", "broken")
-"""States of a dataset that is not here, or can't be read."""
+ABSENT_STATES = ("draw", "download", "hand", "broken")
+"""States of a dataset that is not on this server, or can't be read."""
 
 
 def _tile(entry: CardEntry, data: Path) -> Json:
@@ -246,7 +247,7 @@ def _tile(entry: CardEntry, data: Path) -> Json:
 
 
 def _state(card: Card, data: Path) -> Json:
-    """Whether the dataset is here ("ready", "incomplete"), else how it is to be brought here."""
+    """Whether the dataset is on this server ("ready", "incomplete"), else how to get it."""
     lacking = missing(card, data)
     if not lacking:
         return {"state": "ready", "how": None}
@@ -264,19 +265,19 @@ def _state(card: Card, data: Path) -> Json:
 
 
 def _version(card: Card, listings: dict[str, Listing]) -> str:
-    """What changes when a file comes, goes or changes, or more is looked for in it."""
+    """Changes if a file is added, deleted or changed, or if checks look for more kinds of problems."""
     digest = hashlib.sha256((card.model_dump_json() + str(get_args(ProblemKind))).encode())
     for split, listing in listings.items():
         digest.update(f"{split} {len(listing.pairs)} {listing.listed_but_missing}".encode())
-        lonely = [*listing.images_without_mask, *listing.masks_without_image]
-        for path in [path for pair in listing.pairs for path in pair[1:]] + lonely:
+        unpaired = [*listing.images_without_mask, *listing.masks_without_image]
+        for path in [path for pair in listing.pairs for path in pair[1:]] + unpaired:
             stat = path.stat() if path.exists() else path.lstat()  # a link may lead nowhere
             digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}".encode())
     return digest.hexdigest()[:32]
 
 
 def short_digest(text: str) -> str:
-    """A file name's worth of sha256."""
+    """A sha256 that is short enough for a file name."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -1,4 +1,4 @@
-"""Pictures as data URLs, which a page shows without asking again."""
+"""Pictures as data URLs, which need no further request."""
 
 from __future__ import annotations
 

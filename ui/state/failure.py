@@ -1,4 +1,4 @@
-"""Why a run did not get to its end, in plain words, and what can be done about it."""
+"""Why a run failed or stopped, in plain words, and what to do about it."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from segskd.errors import ErrorRecord
 
 from .follow import RunView
 
-Kind = Literal[
+FailureKind = Literal[
     "memory", "disk", "teacher", "data", "loss", "device", "setting", "killed", "restarted", "damaged", "bug"
 ]
 BUG_LINES = 30
-SAID = "segskd: "
+MESSAGE_PREFIX = "segskd: "
 TRACEBACK = "Traceback (most recent call last):"
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What a person is told: what happened, what to do, and which buttons help."""
+    """A message for a person: what happened, what to do, and which buttons help."""
 
-    kind: Kind
+    kind: FailureKind
     title: str
     mend: str
     said: str = ""
-    """The core's own line."""
+    """The core's own message."""
     retry: bool = True
     halve: bool = False
     """Whether half the batch may help."""
     lines: tuple[str, ...] = ()
-    """The last lines of the log, where nothing else explains it."""
+    """The last lines of the log, if nothing else explains the failure."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for the page."""
@@ -43,13 +43,13 @@ class Failure:
 MEMORY = Failure(
     "memory",
     "Memory ran out.",
-    "Try again at half the batch; stages that are done stay. Or close other programs and try again as it is.",
+    "Try again with half the batch; finished stages stay. Or close other programs and try again as it is.",
     halve=True,
 )
 KILLED = Failure(
     "killed",
-    "Its process was killed by the system or by somebody, without a word; most often memory had run out.",
-    "It goes on from the last checkpoint. If it happens again, try at half the batch.",
+    "The system or a person killed its process. Most often the reason is that memory ran out.",
+    "It goes on from the last checkpoint. If it happens again, try half the batch.",
     halve=True,
 )
 RESTARTED = Failure(
@@ -58,30 +58,32 @@ RESTARTED = Failure(
 NOT_AS_SET_UP = Failure(
     "setting",
     "The run can't go on as it is set up.",
-    "What it said tells what to change; then try again, or begin a new run.",
+    "Change what its message names; then try again, or begin a new run.",
 )
 STORE = Failure(
     "memory",
     "The feature store is larger than the free memory.",
     "Close other programs and try again, or begin a new run whose store lies on disk, or with fewer views.",
 )
-DEVICE = Failure("device", "The run asks for a device that this machine hasn't.", "Make it available, then try again.")
-# By the field of the recipe that the error is about, then by the error's class.
+DEVICE = Failure(
+    "device", "The run needs a device that this machine doesn't have.", "Make it available, then try again."
+)
+# By the recipe's field that caused the error, then by the error's class.
 BY_FIELD: dict[str, Failure] = {
     "store.kind": STORE,
     "teacher": Failure(
-        "teacher", "The teacher is gone, has changed, or doesn't fit the data.", "Put it back, then try again."
+        "teacher", "The teacher is missing, has changed, or doesn't fit the data.", "Put it back, then try again."
     ),
     "trust_teacher": Failure(
         "teacher",
         "The teacher doesn't fit the data.",
-        "Mend it as the line below says, and begin a new run with it; «Trust teacher» takes it as it is.",
+        "Correct it as the line below says, and begin a new run. With «Trust teacher» it is used as it is.",
         retry=False,
     ),
     "optimisation.lr": Failure(
         "loss",
-        "Training went astray: the loss is no number any more.",
-        "Begin a new run with a smaller learning rate, or with precision 32; trying again as it is ends alike.",
+        "Training diverged: the loss is not a number any more.",
+        "Begin a new run with a smaller learning rate, or with precision 32. The same run would fail again.",
         retry=False,
     ),
     "device": DEVICE,
@@ -92,23 +94,23 @@ BY_CLASS: dict[str, Failure] = {
     "NoRoom": MEMORY,
     "DiskError": Failure(
         "disk",
-        "The disk is full, or refuses to be written.",
+        "The disk is full or can't be written.",
         "Free some space, or make the run's folder writable, then try again: it goes on from the last checkpoint.",
     ),
     "DataError": Failure(
-        "data", "The data are gone or have changed.", "Put the files back or mend them, then try again."
+        "data", "The data are missing or have changed.", "Put the files back or correct them, then try again."
     ),
 }
 
 
 def diagnose(view: RunView, log: Sequence[str] = (), worker_began: bool = False) -> Failure | None:
-    """Why the run stands still; None when it does not, or when somebody stopped it.
+    """Why the run does not train; None if it does, or if somebody stopped it.
 
-    `log` are the last lines of its log, `worker_began` says that a worker was started for it.
+    `log` holds the last lines of its log. `worker_began` says whether a worker was started for it.
     """
     if view.state == "damaged":
-        mend = "Mend or delete its folder; the other runs are not concerned."
-        return Failure("damaged", "The run's files are damaged or gone.", mend, view.problem, retry=False)
+        mend = "Correct or delete its folder. Other runs are not affected."
+        return Failure("damaged", "The run's files are damaged or missing.", mend, view.problem, retry=False)
     error = view.progress.error
     if view.state == "failed" and error:
         return _of_record(error.record) if error.record.expected else _bug(error.message, log)
@@ -120,7 +122,7 @@ def diagnose(view: RunView, log: Sequence[str] = (), worker_began: bool = False)
 
 
 def _of_record(error: ErrorRecord) -> Failure:
-    """Of an error that a person can mend; one of an older version, which doesn't say what it is about, is a setting."""
+    """Of an error that a person can put right. One of an older version, which names no field, counts as a setting."""
     known = BY_FIELD.get(error.about) or BY_CLASS.get(error.error) or NOT_AS_SET_UP
     return replace(known, said=error.in_labels)
 
@@ -128,7 +130,7 @@ def _of_record(error: ErrorRecord) -> Failure:
 def _bug(message: str, log: Sequence[str]) -> Failure:
     return Failure(
         "bug",
-        "This is a mistake in SegSKD, not yours.",
+        "This is an error in SegSKD, not yours.",
         "It goes on from the last checkpoint; if it fails again, report it with the log.",
         message,
         lines=tuple(_last_traceback(log)),
@@ -136,10 +138,10 @@ def _bug(message: str, log: Sequence[str]) -> Failure:
 
 
 def _without_event(view: RunView, log: Sequence[str]) -> Failure:
-    """Of a worker that ended before it could write an event: its log, or the machine, must tell."""
+    """Of a worker that ended without an event. Its log or the machine's start tells why."""
     last = log[-1] if log else ""
-    if last.startswith(SAID):
-        return replace(NOT_AS_SET_UP, said=last.removeprefix(SAID))
+    if last.startswith(MESSAGE_PREFIX):
+        return replace(NOT_AS_SET_UP, said=last.removeprefix(MESSAGE_PREFIX))
     if TRACEBACK in log:
         return _bug(last, log)
     if view.progress.updated is not None and view.progress.updated < psutil.boot_time():

@@ -1,4 +1,4 @@
-"""Follows runs while they train: reads only what is new in their folders, however often it is asked."""
+"""The state of runs while they train. Each call reads only what is new in their folders."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from segskd.runs import Run
 
 from ..context import Context
 from ..jobs import QUEUE, WORKER, JobState
+from .file_stamp import Stamp, stamp
 from .form import write_options
 
-AT_REST = ("finished", "failed", "paused", "interrupted", "damaged")
+IDLE = ("finished", "failed", "paused", "interrupted", "damaged")
 WORKING = ("starting", "running")
-# What changes when a run at rest is begun again, moved or finished.
-TELLTALES = ("recipe.yaml", EVENTS, "result.json", WORKER, "stop")
-Stamp = tuple[int, int, int]
+# At least one of these files changes when an idle run is started again, replaced or finished.
+WATCHED_FILES = ("recipe.yaml", EVENTS, "result.json", WORKER, "stop")
 
 
 @dataclass(frozen=True)
 class RunView:
-    """What is known of a run at one moment. Shares are fractions of one, times seconds, memory bytes."""
+    """A run at one moment. Shares lie between 0 and 1, times are seconds, memory is bytes."""
 
     name: str
     state: JobState
@@ -40,12 +40,12 @@ class RunView:
     percent_of_teacher: float | None = None
     options: str = ""
     labels: str = ""
-    """Which images are trained on with theirs, where these are not all."""
+    """Which images are used with their labels, if not all are."""
     memory: int | None = None
     place: int | None = None
-    """In the queue; the next one is 1."""
+    """Place in the queue; the next run has 1."""
     awaited: str | None = None
-    """The run that is to be its teacher and has not finished."""
+    """The unfinished run that trains its teacher."""
     result: dict[str, Any] | None = None
     problem: str = ""
     """What is wrong with its files."""
@@ -61,7 +61,7 @@ class RunView:
 
     @property
     def doing(self) -> str:
-        """What it does, as a sentence's middle: "training encoder.1, epoch 3 of 75"."""
+        """What it does, as part of a sentence: "training encoder.1, epoch 3 of 75"."""
         if self.state == "waiting":
             if self.awaited:
                 return f"waiting for its teacher {self.awaited}"
@@ -89,7 +89,7 @@ class RunView:
 
 
 class Followers:
-    """The runs of one server, each followed from the moment it was first asked for."""
+    """The runs of one server. A run is followed from its first request on."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -97,11 +97,11 @@ class Followers:
         self._lock = threading.Lock()
 
     def get(self, name: object) -> RunView:
-        """What is known of that run now. Raises UserError when there is no such run."""
+        """The run as it is now. Raises UserError if there is no such run."""
         return self._follower(name).view()
 
     def state(self, name: object) -> JobState:
-        """What that run does, and nothing more: cheap for a list of many. Raises UserError as `get` does."""
+        """The run's state alone, which is cheap enough for long lists. Raises UserError as `get` does."""
         return self._follower(name).state()
 
     def _follower(self, name: object) -> _Follower:
@@ -116,7 +116,7 @@ class Followers:
 
 
 class _Follower:
-    """One run: what was read of its files, and how far."""
+    """One run: the content of its files, as far as they were read."""
 
     def __init__(self, run: Run, context: Context) -> None:
         self._run = run
@@ -124,7 +124,7 @@ class _Follower:
         self._lock = threading.Lock()
         self._events = EventReader(run.path / EVENTS)
         self._progress = RunProgress()
-        self._shown = self._progress.copy()
+        self._latest = self._progress.copy()
         self._recipe = _FileContent(run.path / "recipe.yaml")
         self._result = _FileContent(run.path / "result.json")
         self._state: tuple[object, JobState] | None = None
@@ -137,30 +137,30 @@ class _Follower:
         with self._lock:
             state = self._read_state()
             self._read_events()
-            return self._made(state)
+            return self._make_view(state)
 
     def _read_events(self) -> None:
-        anew, events = self._events.read()
-        if anew:
+        restarted, events = self._events.read()
+        if restarted:
             self._progress = RunProgress()
         for event in events:
             self._progress.apply(event)
-        if anew or events:
-            self._shown = self._progress.copy()
+        if restarted or events:
+            self._latest = self._progress.copy()
 
     def _read_state(self) -> JobState:
-        """A run at rest is asked again only when one of its files has changed: a list of runs must be cheap."""
+        """An idle run is read again only if one of its files has changed, so that lists of runs are cheap."""
         stamps = (
-            _stamp(self._run.path.parent / QUEUE),
-            *(_stamp(self._run.path / telltale) for telltale in TELLTALES),
+            stamp(self._run.path.parent / QUEUE),
+            *(stamp(self._run.path / name) for name in WATCHED_FILES),
         )
-        if self._state and self._state[0] == stamps and self._state[1] in AT_REST:
+        if self._state and self._state[0] == stamps and self._state[1] in IDLE:
             return self._state[1]
         state = self._jobs.state(self._run.name)
         self._state = (stamps, state)
         return state
 
-    def _made(self, state: JobState) -> RunView:
+    def _make_view(self, state: JobState) -> RunView:
         problem = ""
         recipe: Recipe | None = None
         result: dict[str, Any] | None = None
@@ -172,13 +172,13 @@ class _Follower:
         view = RunView(
             name=self._run.name,
             state="damaged" if recipe is None and state not in WORKING else state,
-            progress=self._shown,
+            progress=self._latest,
             **_of_recipe(recipe),
-            teacher_miou=self._shown.teacher_miou,
-            miou=self._shown.miou,
+            teacher_miou=self._latest.teacher_miou,
+            miou=self._latest.miou,
             memory=self._jobs.memory(self._run.name) if state in WORKING else None,
             place=self._place() if state == "waiting" else None,
-            awaited=self._jobs.awaited(self._run.name) if state == "waiting" else None,
+            awaited=self._jobs.unfinished_teacher(self._run.name) if state == "waiting" else None,
             problem=problem,
         )
         return _with_result(view, result)
@@ -189,7 +189,7 @@ class _Follower:
 
 
 class _FileContent:
-    """A file's content, read again when the file has changed."""
+    """A file's content, which is read again when the file has changed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -197,21 +197,13 @@ class _FileContent:
         self._content: Any = None
 
     def read(self, load: Any) -> Any:
-        stamp = _stamp(self._path)
-        if stamp is None:
+        now = stamp(self._path)
+        if now is None:
             self._stamp, self._content = None, None
-        elif stamp != self._stamp:
+        elif now != self._stamp:
             self._content = load()
-            self._stamp = stamp
+            self._stamp = now
         return self._content
-
-
-def _stamp(path: Path) -> Stamp | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _of_recipe(recipe: Recipe | None) -> dict[str, Any]:
@@ -236,7 +228,7 @@ def _labels(recipe: Recipe) -> str:
 
 
 def _with_result(view: RunView, result: dict[str, Any] | None) -> RunView:
-    """What result.json says outweighs what the events said."""
+    """The view with the figures of result.json, which replace those of the events."""
     if not isinstance(result, dict):
         return view
     return replace(

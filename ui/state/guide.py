@@ -13,7 +13,7 @@ from segskd.errors import UserError
 from segskd.runs import Run
 
 from ..jobs import Jobs, JobState
-from .exports import any_exported
+from .exports import has_export
 from .follow import RunView
 
 UNFINISHED = ("interrupted", "paused", "failed", "new")
@@ -22,7 +22,7 @@ WORKING = ("running", "starting", "waiting")
 
 @dataclass(frozen=True)
 class DemoStep:
-    """One step of the demo. `done` is the share that is over, between 0 and 1; `doing` what its run does now."""
+    """One step of the demo. `done` is the finished share, from 0 to 1. `doing` says what its run does now."""
 
     title: str
     text: str
@@ -35,7 +35,7 @@ class DemoStep:
 
 
 class Guide:
-    """Starts the demo and tells how far it is."""
+    """Starts the demo and says how far it is."""
 
     def __init__(self, jobs: Jobs, data: Path, view: Callable[[str], RunView]) -> None:
         self._jobs = jobs
@@ -45,11 +45,11 @@ class Guide:
         self._teacher, self._student = (name for name, _ in demo_recipes(data, jobs.runs))
 
     def start(self) -> str:
-        """Queues the runs that the demo still lacks. Returns the run to look at, "" for whichever trains.
+        """Queues the runs of the demo that are not finished. Returns the run to show, "" for the one that trains.
 
-        A demo that has finished is not repeated. Raises UserError when one of its folders holds something else.
+        A finished demo is not repeated. Raises UserError if one of its folders holds something else.
         """
-        with self._lock:  # when two pages ask at once, the second finds the runs of the first
+        with self._lock:  # if two pages ask at once, the second finds the runs of the first
             for name, recipe in demo_recipes(self._data, self._jobs.runs):
                 state = self.state(name)
                 if state is None:
@@ -60,23 +60,23 @@ class Guide:
 
     @property
     def finished(self) -> bool:
-        """Whether the demo's student is there to be compared."""
+        """Whether the demo's student is finished and can be compared."""
         return self.state(self._student) == "finished"
 
     def state(self, name: str) -> JobState | None:
-        """What a run of the demo is doing, None when it is not there."""
+        """The state of a run of the demo, None if there is no such run."""
         return self._jobs.state(name) if (self._jobs.runs / name / "recipe.yaml").is_file() else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Steps and whether they were begun, for the page."""
+        """The steps and their states, as plain data for the page."""
         states = [self.state(self._teacher), self.state(self._student)]
         ready = "ready" if states[1] == "finished" else "to come"
-        taken = "finished" if ready == "ready" and any_exported(Run(self._jobs.runs / self._student)) else ready
+        exported = "finished" if ready == "ready" and has_export(Run(self._jobs.runs / self._student)) else ready
         steps = [
-            self._trained("Teach", "A large network learns the built-in scenes.", self._teacher, states[0]),
-            self._trained("Distill", "A small one learns from it, stage by stage.", self._student, states[1]),
+            self._training_step("Teach", "A large network learns the built-in scenes.", self._teacher, states[0]),
+            self._training_step("Distill", "A small one learns from it, stage by stage.", self._student, states[1]),
             DemoStep("Compare", "Both masks side by side.", ready, self._student, "compare"),
-            DemoStep("Export", "The small network as a file.", taken, self._student, "export"),
+            DemoStep("Export", "The small network as a file.", exported, self._student, "export"),
         ]
         return {
             "steps": [asdict(step) for step in steps],
@@ -85,7 +85,7 @@ class Guide:
             "finished": ready == "ready",
         }
 
-    def _trained(self, title: str, text: str, run: str, state: JobState | None) -> DemoStep:
+    def _training_step(self, title: str, text: str, run: str, state: JobState | None) -> DemoStep:
         step = DemoStep(title, text, state or "to come", run, "watch")
         try:
             view = self._view(run) if state else None

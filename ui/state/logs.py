@@ -1,4 +1,4 @@
-"""The end of a run's log, read from the end."""
+"""The last lines of a run's log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LINES = 200
 
 
 def tail(path: Path, lines: int = LINES) -> list[str]:
-    """The last lines of a text file, at most MOST_BYTES of them; none when there is no such file."""
+    """The last lines of a text file, MOST_BYTES at most; an empty list if there is no such file."""
     try:
         with path.open("rb") as file:
             start = file.seek(0, 2)
@@ -23,5 +23,5 @@ def tail(path: Path, lines: int = LINES) -> list[str]:
     except FileNotFoundError:
         return []
     found = content.decode("utf-8", errors="replace").split("\n")
-    whole = found if start == 0 else found[1:]  # the first is cut off on the left
+    whole = found if start == 0 else found[1:]  # the first line is incomplete
     return (whole[:-1] if whole and whole[-1] == "" else whole)[-lines:]

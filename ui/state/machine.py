@@ -1,4 +1,4 @@
-"""What this machine has to compute with, in words for the Start tab."""
+"""The hardware of this machine, for the Start tab."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GIB = 2**30
 
 
 def machine(runs: Path) -> dict[str, Any]:
-    """Device, arithmetic, and what is free, sizes in GiB."""
+    """Device, precision, and free memory and disk in GiB."""
     device = choose_device("auto")
     place = next(parent for parent in (runs, *runs.parents) if parent.exists())
     return {

@@ -1,4 +1,4 @@
-"""What a recipe amounts to before anything is loaded: its images, its phases, and whether the parts go together."""
+"""A recipe's images and phases, and whether its parts fit each other, computed without loading a network."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from segskd.models.stages import HEAD, StagedNetwork, meta_copy
 
 from .form import FieldError, write_options
 
-LISTED_SECONDS = 10.0
-_listed: dict[tuple[str, Path], tuple[float, int]] = {}
+COUNT_SECONDS = 10.0
+_counts: dict[tuple[str, Path], tuple[float, int]] = {}
 
 
 @dataclass(frozen=True)
 class Outline:
-    """Images and phases of a run to be.
+    """Images and phases of a run that has not started.
 
-    Of the `images` `further` ones come from a folder without masks; `epochs` are those of one stage, and `chosen`
-    says that nobody named them.
+    `unlabelled` of the `images` come from a folder without masks. `epochs` are those of one stage; `epochs_chosen` says
+    that SegSKD chose them.
     """
 
     card: Card
@@ -46,9 +46,9 @@ class Outline:
     images: int
     held_out: int
     labelled: int
-    further: int
+    unlabelled: int
     epochs: int
-    chosen: bool
+    epochs_chosen: bool
     phases: list[Phase]
 
     def as_dict(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Outline:
             "held_out": self.held_out,
             "labelled": self.labelled,
             "epochs": self.epochs,
-            "chosen": self.chosen,
+            "chosen": self.epochs_chosen,
             "phases": [
                 {"name": phase.name, "epochs": phase.epochs, "on": _learns_from(phase), "beside": _trains_with(phase)}
                 for phase in self.phases
@@ -69,23 +69,23 @@ class Outline:
 
 
 def outline(recipe: Recipe, data: Path) -> Outline:
-    """Images and phases of a recipe whose datasets lie in `data`. Raises FieldError for parts that can't be."""
-    with beside("data"):
+    """Images and phases of a recipe whose datasets lie in `data`. Raises FieldError for wrong fields."""
+    with errors_beside("data"):
         card = load_card(recipe.data.card)
         total = count_images(card, data)
         size = subset_images(recipe, total)
-    with beside("labels"):
+    with errors_beside("labels"):
         labelled = labelled_size(total, recipe.subset.labels, size)
-    with beside("unlabelled"):
+    with errors_beside("unlabelled"):
         further = count_unlabelled(Path(recipe.data.unlabelled), card, data) if recipe.data.unlabelled else 0
-    with beside("select"):
+    with errors_beside("select"):
         held_out = held_out_size(recipe, labelled)
     images = size - held_out + further
-    with beside("student"):
+    with errors_beside("student"):
         stages = stage_names(recipe.student)
-    with beside("size"):
+    with errors_beside("size"):
         _check_takes(recipe.student, padded_size(recipe.data.size))
-    with beside("teacher"):
+    with errors_beside("teacher"):
         teachers, partners = _teachers(recipe), _partners(recipe, stages)
     try:
         settled = for_images(recipe, images)
@@ -98,15 +98,15 @@ def outline(recipe: Recipe, data: Path) -> Outline:
         images=images,
         held_out=held_out,
         labelled=labelled - held_out,
-        further=further,
+        unlabelled=further,
         epochs=filled_in(settled.optimisation.epochs),
-        chosen=recipe.optimisation.epochs is None,
+        epochs_chosen=recipe.optimisation.epochs is None,
         phases=phases,
     )
 
 
 def count_images(card: Card, data: Path) -> int:
-    """Training images of a dataset; those of one that draws itself are known before it is drawn."""
+    """The number of a dataset's training images. For scenes that SegSKD draws it is known before they are drawn."""
     expected = card.split("train").count
     if card.generator and expected and not card.root(data).is_dir():
         return expected
@@ -114,41 +114,41 @@ def count_images(card: Card, data: Path) -> int:
 
 
 def count_unlabelled(folder: Path, card: Card, data: Path) -> int:
-    """Images of a folder without masks. Raises UserError when there are none, or the dataset's own."""
+    """The number of images in a folder without masks. Raises UserError if there are none, or if the dataset uses it."""
     return _counted((f"{UNLABELLED} {card.name}", folder), lambda: len(list_further(folder, card, data)))
 
 
 def _counted(key: tuple[str, Path], count: Callable[[], int]) -> int:
-    """A count that holds for LISTED_SECONDS: a page asks with every key that is pressed."""
-    seen = _listed.get(key)
-    if seen is None or time.monotonic() - seen[0] > LISTED_SECONDS:
-        seen = _listed[key] = (time.monotonic(), count())
+    """A count that is stored for COUNT_SECONDS, since the page asks at every key press."""
+    seen = _counts.get(key)
+    if seen is None or time.monotonic() - seen[0] > COUNT_SECONDS:
+        seen = _counts[key] = (time.monotonic(), count())
     return seen[1]
 
 
 @lru_cache(maxsize=64)
 def stage_names(spec: str) -> tuple[str, ...]:
-    """Stages of a network by its name. Raises UserError for one that has none."""
+    """The names of a network's stages. Raises UserError for a network without stages."""
     return tuple(_built(spec).names)
 
 
 @lru_cache(maxsize=8)
 def _built(spec: str) -> StagedNetwork:
-    """A network by its name, without storage."""
+    """A network by its name, whose weights take no memory."""
     return cut(meta_copy(create(*parse_spec(spec), classes=2)))
 
 
 @lru_cache(maxsize=64)
 def _check_takes(student: str, size: Size) -> None:
-    """Raises UserError where the student doesn't take images of the padded size."""
+    """Raises UserError if the student can't take images of the padded size."""
     check_size(_built(student), size, f"student {student}")
 
 
 def _partners(recipe: Recipe, stages: tuple[str, ...]) -> tuple[str, ...]:
-    """The teacher's stages, called as the student's; all of these as long as the teacher can't be asked."""
+    """The student's stages that have a partner in the teacher; all of them while the teacher can't be loaded."""
     try:
         folder = model_folder(recipe.teacher) if recipe.teacher else None
-    except UserError:  # a teacher that is yet to be trained; a wrong one is told of elsewhere
+    except UserError:  # a teacher that is not trained yet; other checks report a wrong one
         folder = None
     if folder is None:
         return stages
@@ -158,7 +158,7 @@ def _partners(recipe: Recipe, stages: tuple[str, ...]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=64)
 def _paired_names(student: str, teacher: Path, changed: int, size: Size) -> tuple[str, ...]:
-    """Of the teacher in a folder whose config was last `changed` then."""
+    """The names for the teacher in a folder. `changed` is the time of its config, so that a new one is read."""
     network = cut(meta_copy(load(teacher)))
     check_size(network, size, f"teacher {teacher.name}")
     return tuple(paired(network, _built(student), size).names)
@@ -166,29 +166,29 @@ def _paired_names(student: str, teacher: Path, changed: int, size: Size) -> tupl
 
 @lru_cache(maxsize=64)
 def parameters(spec: str) -> int:
-    """Values that a network learns, by its name, for a typical number of classes."""
+    """The number of a network's parameters, for a typical number of classes."""
     return sum(parameter.numel() for parameter in create(*parse_spec(spec), classes=12).parameters())
 
 
 def method_sentences() -> dict[str, str]:
-    """What each method does, in one sentence."""
+    """A sentence for each method, which says what it does."""
     return {name: summary_of(name) for name in METHODS}
 
 
 def method_options(name: str) -> str:
-    """A method's options with their defaults, as the page's field takes them; "" for none."""
+    """A method's options with their defaults, as text for the page's field; "" for a method without options."""
     return write_options({option: one.default for option, one in options_of(name).items()}) if name in METHODS else ""
 
 
 def option_sentences(name: str) -> str:
-    """What each option of a method means, one after the other; "" for a method without any."""
+    """The meanings of a method's options; "" for a method without options."""
     options = options_of(name) if name in METHODS else {}
     return "; ".join(f"{option}: {one.meaning}" for option, one in options.items())
 
 
 @contextmanager
-def beside(field: str) -> Iterator[None]:
-    """Puts a UserError beside the field that it is about, or beside `field` where it doesn't say so."""
+def errors_beside(field: str) -> Iterator[None]:
+    """Turns a UserError into a FieldError at the field that caused it, or at `field` if it names none."""
     try:
         yield
     except FieldError:
@@ -205,7 +205,7 @@ def _teachers(recipe: Recipe) -> list[str]:
 
 
 def _trains_with(phase: Phase) -> str:
-    """The stages before the one that the phase is called by, where they train in it; a snapshot's name may follow."""
+    """The stages that train with the one that names the phase. A snapshot's name may follow the stage's name."""
     *before, last = phase.trained
     return ", ".join(before) if phase.name == last or phase.name.startswith(f"{last}-") else ""
 
@@ -214,10 +214,10 @@ def _learns_from(phase: Phase) -> str:
     features = [name for name in phase.features if name != HEAD]
     whose = {comparison.teacher for comparison in phase.compared}
     owner = "the teacher's" if whose <= {TEACHER} else f"{', '.join(sorted(whose))}'s"
-    apart = ", each stage by itself" if phase.fed_by == TEACHER else ""
+    separately = ", each stage by itself" if phase.fed_by == TEACHER else ""
     sources = [f"{owner} feature{'s' * (len(features) > 1)}"] if features else []
     sources += [f"{owner} answers"] if HEAD in phase.features else []
     sources += ["a discriminator"] if any(comparison.discriminator for comparison in phase.compared) else []
     sources += ["labels"] if phase.labels else []
     listed = " and ".join([", ".join(sources[:-1]), sources[-1]]) if len(sources) > 1 else "".join(sources)
-    return listed + apart
+    return listed + separately

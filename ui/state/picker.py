@@ -1,4 +1,4 @@
-"""The subset picker: which images a rule takes, and what they hold beside the whole training split."""
+"""The subset picker: which images a rule takes, and their classes compared with the whole training split."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from segskd.callbacks import OnActivity
 from segskd.config import first_problem
-from segskd.data.cards import Card
 from segskd.data.dataset import Pair
 from segskd.data.pixel_counts import PixelCounts
 from segskd.data.subset import ASK_TEACHER, MINIMUM, pick_subset, subset_order, subset_size
@@ -18,17 +18,17 @@ from segskd.evaluate.statistics_worker import Question, image_statistics_in_work
 from segskd.files import write_whole
 from segskd.models.build import WEIGHTS_FILES, model_folder
 
-from .background import Report, Task
+from .background import Task
 from .choice import Choice
 from .dataset_report import Json
 from .datasets import Datasets, OpenDataset, short_digest
-from .teachers import Teacher, best_teacher, find_teacher
+from .teachers import Teacher, best_teacher, find_teacher, fits
 
 _CHOICES = TypeAdapter(Choice)
 
 
 class Picker:
-    """Chooses subsets of the server's datasets. What was chosen is a `Choice`, which the page holds."""
+    """Chooses subsets of the server's datasets. The page stores the result, a `Choice`."""
 
     def __init__(self, datasets: Datasets, list_teachers: Callable[[], list[Teacher]]) -> None:
         self._datasets = datasets
@@ -37,11 +37,11 @@ class Picker:
         self._teachers: dict[str, list[Teacher]] = {}
 
     def select(self, choice: Choice) -> Json:
-        """Which images the choice takes, by their place in the sorted names and in the rule's order.
+        """The images of a choice, in the rule's order, as places in the sorted list of names.
 
-        `waiting` says what the rule lacks to choose by ("counts", "teacher", "answer"), `problem` what is wrong
-        with the choice; both are None when it holds. `classes` has what the subset holds beside the whole.
-        Raises UserError when the dataset is not here.
+        `waiting` names what the rule still needs ("counts", "teacher", "answer"), `problem` says what is wrong with the
+        choice; both are None if the choice is valid. `classes` compares the subset with the whole split. Raises
+        UserError if the dataset is not on this server.
         """
         opened = self._datasets.open(choice.card)
         pairs = opened.pairs()
@@ -68,7 +68,7 @@ class Picker:
         }
 
     def _lacking(self, opened: OpenDataset, choice: Choice, counted: PixelCounts | None) -> str | None:
-        """What the rule needs and hasn't got."""
+        """What the rule still needs, None if it has all."""
         if choice.rule == "balanced" and counted is None:
             return "counts"
         if choice.rule in ASK_TEACHER:
@@ -91,17 +91,17 @@ class Picker:
     # -- teachers -----------------------------------------------------------------------------------
 
     def teachers(self, place: str) -> list[Teacher]:
-        """Whom `diverse` and `hardest` can ask about this dataset, the best first."""
+        """The teachers that `diverse` and `hardest` can use for this dataset, the best first."""
         card = self._datasets.card(place)
-        known = [teacher for teacher in self._list_teachers() if teacher.ready and _has_classes(teacher, card)]
+        known = [teacher for teacher in self._list_teachers() if teacher.ready and fits(teacher, card)]
         best = best_teacher(known, card)
         self._teachers[place] = sorted(known, key=lambda teacher: teacher != best)
         return self._teachers[place]
 
     def ask(self, place: str, teacher: object) -> Task:
-        """The task that has a teacher look at every training image.
+        """The task in which a teacher computes statistics of every training image.
 
-        Raises UserError for one that isn't of this dataset's.
+        Raises UserError for a teacher that doesn't fit this dataset.
         """
         opened = self._datasets.open(place)
         asked = self._teacher(place, teacher)
@@ -109,7 +109,7 @@ class Picker:
         key = _key(opened, asked)
         marker = self._marker(key)
 
-        def work(report: Report) -> ImageStatistics:
+        def work(report: OnActivity) -> ImageStatistics:
             answer = image_statistics_in_worker(question, report)
             write_whole(marker, b"")
             return answer
@@ -118,11 +118,11 @@ class Picker:
         return before if before is not None and before.state == "done" else self._datasets.tasks.start(key, work)
 
     def asking(self, place: str, teacher: object) -> Task | None:
-        """The last task that `ask` started for them."""
+        """The last task that `ask` started for this dataset and teacher."""
         return self._datasets.tasks.get(_key(self._datasets.open(place), self._teacher(place, teacher)))
 
     def answer(self, opened: OpenDataset, teacher: object) -> ImageStatistics | None:
-        """What the teacher said, None while it is to be asked. What an earlier server heard is fetched from disk."""
+        """The teacher's statistics of the images, None while there are none. Those of an earlier server are on disk."""
         key = _key(opened, self._teacher(opened.place, teacher))
         task = self._datasets.tasks.get(key)
         if task is None and self._marker(key).exists():
@@ -141,7 +141,7 @@ class Picker:
 
 
 def read_choice(content: object) -> Choice:
-    """A choice that came from the page; the default for None. Raises UserError for what can't be one."""
+    """A choice from the page; the default for None. Raises UserError for anything else."""
     try:
         choice = _CHOICES.validate_python(content or {})
     except ValidationError as error:
@@ -152,7 +152,7 @@ def read_choice(content: object) -> Choice:
 
 
 def images_of(total: int, fraction: float) -> int:
-    """How many of `total` images a share is. Raises UserError when that is no number of images to train on."""
+    """The number of images in a share of `total`. Raises UserError if it is too small for training."""
     if not 0 < fraction <= 1:
         raise UserError("the share must lie above 0 and be at most 100 %")
     if int(total * fraction + 1e-9) < MINIMUM:
@@ -168,7 +168,7 @@ def by_hand(pairs: Sequence[Pair], names: Sequence[str]) -> list[str]:
 
 
 def class_rows(counted: PixelCounts, whole: Sequence[str], subset: Sequence[str]) -> list[Json]:
-    """One row a class: images that hold it and its share of the pixels, in the subset and in the whole split."""
+    """A row for each class: images that hold it and its share of the pixels, in the subset and in the whole split."""
     columns = (
         counted.images_with(subset),
         counted.images_with(whole),
@@ -179,14 +179,6 @@ def class_rows(counted: PixelCounts, whole: Sequence[str], subset: Sequence[str]
         {"images": int(images), "of": int(of), "share": float(share), "whole": float(all_share)}
         for images, of, share, all_share in zip(*columns, strict=True)
     ]
-
-
-def _has_classes(teacher: Teacher, card: Card) -> bool:
-    try:
-        teacher.check(card)
-    except UserError:  # one for another dataset: the Distill tab lists it and says so
-        return False
-    return True
 
 
 def _key(opened: OpenDataset, teacher: Teacher) -> str:

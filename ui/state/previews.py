@@ -41,13 +41,13 @@ class Pinned:
 
 
 def pinned(run: Run, phase: str) -> list[Pinned]:
-    """The images that were drawn after a phase, by name; none before."""
+    """The images whose masks were drawn after a phase, by name."""
     folder = run.path / "previews" / phase
     return [Pinned(path.stem, path) for path in sorted(folder.glob("*.png")) if not path.name.startswith(".")]
 
 
 def drawn_phases(run: Run) -> dict[str, str]:
-    """The phases that have masks to show, and a stamp that changes when a mask of theirs does."""
+    """The phases that have masks, each with a stamp that changes when one of its masks does."""
     stamps: dict[str, int] = {}
     for path in (run.path / "previews").glob("*/[!.]*.png"):
         with suppress(FileNotFoundError):  # replaced just now
@@ -56,7 +56,7 @@ def drawn_phases(run: Run) -> dict[str, str]:
 
 
 def teacher_masks(run: Run) -> dict[str, Path]:
-    """The teacher's own masks of the pinned images, by name, when it was trained here on the same card."""
+    """The teacher's masks of the pinned images, by name, if it was trained here on the same card; else none."""
     recipe = run.recipe
     teacher = Path(recipe.teacher).parent if recipe.teacher and recipe.teacher.endswith("student") else recipe.teacher
     if not teacher or not (Path(teacher) / "recipe.yaml").is_file() or not (Path(teacher) / "result.json").is_file():
@@ -74,19 +74,19 @@ def legend(run: Run) -> list[dict[str, Any]]:
 
 
 def photograph(run: Run, name: str) -> str:
-    """The image as it is shown, a JPEG as data URL. Raises UserError when it is gone or can't be read."""
+    """The photograph, a JPEG as data URL. Raises UserError if it is missing or can't be read."""
     path = _pair(run.recipe, name).image
-    return _photograph(path, path.stat().st_mtime_ns, run.recipe.data.card, _shown(run.recipe.data.size))
+    return _photograph(path, path.stat().st_mtime_ns, run.recipe.data.card, _display_size(run.recipe.data.size))
 
 
 def truth(run: Run, name: str) -> str:
-    """The true mask at the run's size in the card's colours, ignored pixels clear; a PNG as data URL."""
+    """The true mask at the run's size in the card's colours, a PNG as data URL. Ignored pixels are transparent."""
     path = _pair(run.recipe, name).mask
     return _truth(path, path.stat().st_mtime_ns, run.recipe.data.card, run.recipe.data.size)
 
 
 def mask(path: Path) -> str:
-    """A mask that the core drew, as it lies on disk; "" while it is not there."""
+    """A mask that the core drew, as data URL; "" if there is no such file."""
     try:
         return data_url(path.read_bytes(), "png")
     except FileNotFoundError:
@@ -110,8 +110,8 @@ def _truth(path: Path, _changed: int, card_name: str, size: Size) -> str:
     return data_url(buffer.getvalue(), "png")
 
 
-def _shown(size: Size) -> Size:
-    """MOST_WIDE wide in the run's own proportions: the mask lies over it, pixel on pixel."""
+def _display_size(size: Size) -> Size:
+    """MOST_WIDE wide, in the proportions of the run's size, so that the mask fits over the photograph."""
     scale = MOST_WIDE / size[1]
     return max(1, round(size[0] * scale)), MOST_WIDE
 
@@ -121,12 +121,12 @@ def _card(recipe: Recipe) -> Card:
 
 
 def _pair(recipe: Recipe, name: str) -> Pair:
-    """The validation pair whose preview has that name. Raises UserError when it is gone."""
+    """The validation pair whose preview has that name. Raises UserError if it is missing."""
     folder = str(data_folder(recipe.data.folder))
     found = _pairs(recipe.data.card, folder).get(name)
     if found is None or not found.image.is_file() or not found.mask.is_file():
         _pairs.cache_clear()
-        raise UserError(f"validation image '{name}' is gone from {folder}: put it back")
+        raise UserError(f"validation image '{name}' is missing in {folder}: put it back")
     return found
 
 

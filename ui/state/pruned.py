@@ -1,4 +1,4 @@
-"""Pruned students on the Export tab: which there are of a run, and how another one is begun."""
+"""Pruned students on the Export tab: those that a run has, and how to start another one."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..jobs import Jobs
 from .catalogue import Row
 
 RATIOS = (0.2, 0.3, 0.4, 0.5, 0.6)
-SHOWN = ("name", "state", "doing", "share", "miou", "percent_of_teacher", "bytes", "pruned")
+FIELDS = ("name", "state", "doing", "share", "miou", "percent_of_teacher", "bytes", "pruned")
 
 
 def pruned_students(row: Row, rows: Sequence[Row]) -> dict[str, Any] | None:
-    """What the page shows for a run that may be pruned: its pruned students, the least pruned first.
+    """The pruned students of a run, the least pruned first, for the page.
 
-    `seconds` is what the training of another is likely to take, with half of the run's epochs and with all. None
-    where there is nothing to prune: a teacher, a student without a teacher, a pruned one.
+    `seconds` are estimates for training another one, with half of the run's epochs and with all of them. Returns None
+    for a run that can't be pruned: a teacher, a student without a teacher, a pruned student.
     """
     if row.state != "finished" or row.kind != "distill" or row.teacher is None or row.pruned:
         return None
@@ -29,18 +29,18 @@ def pruned_students(row: Row, rows: Sequence[Row]) -> dict[str, Any] | None:
     return {
         "ratios": RATIOS,
         "seconds": row.seconds and [row.seconds / RECOVERY, row.seconds],
-        "runs": [{name: getattr(one, name) for name in SHOWN} for one in mine],
+        "runs": [{name: getattr(one, name) for name in FIELDS} for one in mine],
     }
 
 
 def begin_pruned(jobs: Jobs, run: Run, ratio: object, whole: bool = False) -> str:
-    """Queues the run that prunes `run` by `ratio` and repairs it; one that was stopped goes on. Returns its name.
+    """Queues a run that prunes the student of `run` by `ratio` and trains the rest. Returns its name.
 
-    It is repaired for half of the epochs that `run` had, or for as many when `whole`. Raises UserError when it can't
-    be pruned, or that run works or is finished already.
+    It trains half of the epochs of `run`, or all with `whole`. A stopped run goes on. Raises UserError if `run` can't
+    be pruned, or if the pruned run is training or finished.
     """
     if ratio not in RATIOS:
-        raise UserError(f"{ratio!r} is none of the shares that can be pruned here")
+        raise UserError(f"{ratio!r} is not one of the shares that can be pruned here")
     recipe, folder = plan_pruned(run, float(str(ratio)), optimisation_before(run).epochs if whole else None)
     if (folder / "recipe.yaml").exists():
         jobs.resume(folder.name)

@@ -1,4 +1,4 @@
-"""The studies of this server: how far each is, its table and its curve, and the files that can be downloaded."""
+"""The studies of this server: how far each is, its table, its curve, and its files."""
 
 from __future__ import annotations
 
@@ -9,85 +9,83 @@ import shlex
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from segskd.errors import UserError
 from segskd.runs import STUDY, Run
+from segskd.study.figures import Facts
 from segskd.study.folder import CELLS, CURVE_PNG, CURVE_SVG, PROGRESS, ROWS, TABLE, StudyFolder
 from segskd.study.reader import read_study
 from segskd.study.table import best_rows, line_names, shared, varying
 
 from ..context import Context
 from ..jobs import Jobs
-from .catalogue import stamp
+from .file_stamp import stamp
 from .follow import Followers
 
 FILES = (TABLE, ROWS, CELLS, CURVE_PNG, CURVE_SVG)
-"""What can be downloaded of a study."""
+"""Files of a study that can be downloaded."""
 FURTHER = ("student", "rule", "labels")
-"""Axes that the table names only where they vary."""
+"""Axes that the table shows only if they vary."""
 FIGURES = (
     *("fraction", "images", "method", *FURTHER, "seeds", "cells"),
     *("miou_mean", "miou_std", "percent_mean", "percent_std"),
     *("image_passes", "training_flops", "seconds", "cpu_seconds", "gpu_seconds"),
 )
-Facts = dict[str, Any]
 
 
 class Studies:
-    """Reads the studies below the runs' folder; what has not changed since is not read again."""
+    """Reads the studies below the runs' folder. A study is read again only if its files have changed."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._kept: dict[str, _StudyOnPage] = {}
+        self._cache: dict[str, _StudyOnPage] = {}
         self._lock = threading.Lock()
 
     def answer(self, seen: Mapping[str, str] | None = None) -> Facts:
-        """What the page shows: {"names", "studies", "now"}.
+        """The studies for the page: {"names", "studies", "now"}.
 
-        `names` are those of all studies, the one begun or gone on with last first; `studies` are as `shown` gives
-        them, each with a `tag`, without those whose tag the page has `seen`. `now` says of each cell at work what
-        it does.
+        `names` holds all studies, the last started first. `studies` holds the results of `study_for_page`, each with a
+        `tag`, without those whose tag the page has `seen`. `now` says what each running cell does.
         """
-        kept = self._read()
-        new = [one.shown for one in kept if (seen or {}).get(one.name) != one.shown["tag"]]
-        now = [{"study": one.name, **cell} for one in kept for cell in one.now()]
-        return {"names": [one.name for one in kept], "studies": new, "now": now}
+        cached = self._read()
+        new = [one.page_data for one in cached if (seen or {}).get(one.name) != one.page_data["tag"]]
+        now = [{"study": one.name, **cell} for one in cached for cell in one.now()]
+        return {"names": [one.name for one in cached], "studies": new, "now": now}
 
     def file(self, study: object, name: object) -> Path:
-        """One of a study's FILES. Both come from the page, so neither is taken for a path.
+        """The path of one of a study's FILES. Both arguments come from the page, so paths are refused.
 
-        Raises UserError when there is no such study, and for anything else than a file of its own folder.
+        Raises UserError if there is no such study, or for anything but one of these files in its folder.
         """
         folder = next((folder for folder in self._folders() if folder.name == study), None)
         if folder is None:
             raise UserError(f"{study!r} is not the name of a study")
         if name not in FILES:
-            raise UserError(f"{name!r} is none of a study's files: {', '.join(FILES)}")
+            raise UserError(f"{name!r} is not one of a study's files: {', '.join(FILES)}")
         path = folder / str(name)
         if path.is_symlink() or not path.is_file():
             raise UserError(f"study {folder.name} has no {name} yet")
         return path
 
     def content(self, study: object, name: object) -> bytes:
-        """What that file holds. Raises UserError as `file` does."""
+        """The content of that file. Raises UserError as `file` does."""
         try:
             return self.file(study, name).read_bytes()
         except OSError as error:
             raise UserError(f"can't read {name} of study {study}: {error.strerror}") from error
 
     def check_unneeded(self, run: Run) -> None:
-        """Raises UserError when a study has the run for its teacher, which it finds by its place."""
+        """Raises UserError if the run is the teacher of a study, since a study finds its teacher by its folder."""
         place = run.path.resolve()
         for one in self._read():
             if one.teacher and (one.teacher == place or place in one.teacher.parents):
                 raise UserError(
-                    f"run {run.name} is the teacher of study {one.name}, which would not find it any more: "
+                    f"run {run.name} is the teacher of study {one.name}, which could not find it any more: "
                     "delete the study's folder first"
                 )
 
     def _folders(self) -> list[Path]:
-        """The one begun or gone on with last first."""
+        """The folders of all studies, the last started first."""
         found = [path.parent for path in self._context.runs.glob(f"[!.]*/{STUDY}")]
         times = {folder: seen[0] for folder in found if (seen := stamp(folder / STUDY))}
         return sorted(times, key=times.__getitem__, reverse=True)
@@ -96,21 +94,21 @@ class Studies:
         folders = self._folders()
         with self._lock:
             names = {folder.name for folder in folders}
-            self._kept = {name: kept for name, kept in self._kept.items() if name in names}
+            self._cache = {name: cached for name, cached in self._cache.items() if name in names}
             for folder in folders:
                 self._read_anew(folder)
-            return [self._kept[folder.name] for folder in folders]
+            return [self._cache[folder.name] for folder in folders]
 
     def _read_anew(self, folder: Path) -> None:
-        """Only when one of its files has changed."""
+        """Reads a study if one of its files has changed."""
         stamps = _stamps(folder)
-        kept = self._kept.get(folder.name)
-        if kept is None or kept.stamps != stamps:
-            self._kept[folder.name] = _StudyOnPage(self._context, folder, stamps)
+        cached = self._cache.get(folder.name)
+        if cached is None or cached.stamps != stamps:
+            self._cache[folder.name] = _StudyOnPage(self._context, folder, stamps)
 
 
 class _StudyOnPage:
-    """One study as it was read last, and as the page shows it."""
+    """One study as it was last read, and its data for the page."""
 
     def __init__(self, context: Context, folder: Path, stamps: tuple[object, ...]) -> None:
         self.name, self.stamps = folder.name, stamps
@@ -119,20 +117,20 @@ class _StudyOnPage:
         self._working: list[str] = []
         facts = self._read(folder)
         tag = hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
-        self.shown: Facts = {**facts, "tag": tag}
+        self.page_data: Facts = {**facts, "tag": tag}
 
     def _read(self, folder: Path) -> Facts:
         try:
             read = read_study(folder)
         except (UserError, OSError) as error:
-            return {"name": folder.name, "problem": _said(folder, error)}
+            return {"name": folder.name, "problem": _error_text(folder, error)}
         self.teacher = Path(read["teacher"]).resolve() if read["teacher"] else None
-        found = shown(read)
+        found = study_for_page(read)
         self._working = found["working"]
         return found
 
     def now(self) -> list[Facts]:
-        """Of each cell at work: what it does, and how much of its training is over."""
+        """For each running cell: what it does, and how much of its training is over."""
         return [fact for name in self._working if (fact := self._doing(name))]
 
     def _doing(self, name: str) -> Facts | None:
@@ -143,8 +141,8 @@ class _StudyOnPage:
         return {"cell": name, "doing": view.doing, "share": round(view.progress.share, 3)}
 
 
-def shown(read: Facts) -> Facts:
-    """What the page shows of a study, from what `read_study` gives: rows with `line`, what its line is called."""
+def study_for_page(read: Facts) -> Facts:
+    """A study for the page, from the result of `read_study`. `line` in a row is the name of its line in the curve."""
     rows, folder = read["rows"], Path(read["folder"])
     best = best_rows(rows)
     state = _state(read)
@@ -197,7 +195,7 @@ def _single(cells: list[Facts], row: Facts) -> list[float]:
 
 
 def _stamps(folder: Path) -> tuple[object, ...]:
-    """What changes whenever the study would be read otherwise."""
+    """Changes whenever reading the study would give something else."""
     cells: list[object] = []
     try:
         with os.scandir(folder) as entries:
@@ -206,10 +204,10 @@ def _stamps(folder: Path) -> tuple[object, ...]:
             result = stamp(folder / name / "result.json")
             cells.append((name, result or (stamp(folder / name / "recipe.yaml"), Run(folder / name).is_alive())))
         alive = StudyFolder(folder).is_alive()
-    except OSError:  # it goes while it is read; whoever reads it says so
+    except OSError:  # deleted just now; `read_study` reports it
         alive = False
     return (alive, *(stamp(folder / name) for name in (STUDY, PROGRESS, *FILES)), *cells)
 
 
-def _said(folder: Path, error: UserError | OSError) -> str:
+def _error_text(folder: Path, error: UserError | OSError) -> str:
     return str(error) if isinstance(error, UserError) else f"can't read {error.filename or folder}: {error.strerror}"

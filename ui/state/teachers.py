@@ -1,4 +1,4 @@
-"""The teachers of this server: finished runs, uploads, and model folders that lie beside datasets and runs."""
+"""The teachers of this server: finished runs, uploads, and folders of models among datasets and runs."""
 
 from __future__ import annotations
 
@@ -23,22 +23,23 @@ from segskd.models.importing import Adjustments, NetworkSpec, import_model
 from segskd.runs import IMPORTED, Run, free_name, list_runs
 
 from ..context import Context
+from .file_stamp import Stamp, stamp
 
 UPLOADS = ".teachers"
 CONFIG = "config.json"
 LARGEST_CONFIG = 1 << 20
 LIMITS = ArchiveLimits(total_bytes=10 * 10**9, files=1000)
 LONGEST_NAME = 80
-COMING = ("waiting", "starting", "running")
+IN_TRAINING = ("waiting", "starting", "running")
 Origin = Literal["run", "upload", "data", "runs", "imported"]
 DEFAULT_SIZE: Size = DataPart.model_fields["size"].default
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """One network to learn from. `key` stands for it on the page: what comes from there is never a path.
+    """A network to learn from. On the page `key` stands for it, since the page must never send a path.
 
-    `state` is "ready", or what its run is doing while it still trains.
+    `state` is "ready", or the state of its run while it trains.
     """
 
     key: str
@@ -53,7 +54,7 @@ class Teacher:
     miou: float | None = None
     state: str = "ready"
     distilled: bool = False
-    """Whether it is somebody's student."""
+    """Whether it is the student of another teacher."""
 
     @property
     def ready(self) -> bool:
@@ -61,12 +62,12 @@ class Teacher:
 
     @property
     def asking_size(self) -> Size:
-        """The size at which it looks at images when Data asks it which ones to take: its own, or the default."""
+        """The size of images when it chooses a subset for Data: its own size, or the default."""
         return self.size or DEFAULT_SIZE
 
     @property
     def label(self) -> str:
-        """One line for a list."""
+        """A line for a list."""
         parts = [self.name, self.network]
         if self.miou is not None:
             parts.append(f"{100 * self.miou:.1f} % mIoU on {self.dataset}")
@@ -90,12 +91,12 @@ class Teacher:
 
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".bin")
-"""Of files that hold weights and nothing that says what network they are for."""
-_known: dict[Path, tuple[tuple[int, ...], Teacher | None]] = {}
+"""Suffixes of files that hold weights and don't say for which network."""
+_cache: dict[Path, tuple[tuple[Stamp | None, ...], Teacher | None]] = {}
 
 
 def list_teachers(context: Context) -> list[Teacher]:
-    """Runs first, the newest at the top, then uploads, then folders, and students last; those that train included."""
+    """All teachers, also those that still train: runs (newest first), uploads, folders, and then students."""
     runs = [teacher for run in list_runs(context.runs) if (teacher := _of_run(context, run))]
     uploads = _folders(context.runs / UPLOADS, "upload")
     known = [*runs, *uploads, *_folders(context.data, "data"), *_folders(context.runs, "runs")]
@@ -104,7 +105,7 @@ def list_teachers(context: Context) -> list[Teacher]:
 
 
 def find_teacher(teachers: Sequence[Teacher], text: str) -> Teacher | None:
-    """The one of that key, or run's name, or place."""
+    """The teacher of that key, run's name or path; None if there is none."""
     for teacher in teachers:
         if text in (teacher.key, str(teacher.place)) or (teacher.origin == "run" and text == teacher.name):
             return teacher
@@ -112,7 +113,7 @@ def find_teacher(teachers: Sequence[Teacher], text: str) -> Teacher | None:
 
 
 def best_teacher(teachers: Sequence[Teacher], card: Card) -> Teacher | None:
-    """The one to propose: one that was trained on this dataset, else any with its classes, a student only at last."""
+    """The teacher to propose: one trained on this dataset, or else any with its classes. Students come last."""
     fitting = [teacher for teacher in teachers if teacher.ready and fits(teacher, card)]
     fitting.sort(key=lambda teacher: (teacher.distilled, teacher.dataset != card.name))
     return next(iter(fitting), None)
@@ -128,7 +129,7 @@ def fits(teacher: Teacher, card: Card) -> bool:
 
 
 def check_hub_id(text: str) -> str:
-    """A hub id as it is. Raises UserError for what is none, and for what is a path here."""
+    """The hub id without spaces around it. Raises UserError for other text, and for a path on this server."""
     text = text.strip()
     if not HUB_ID.match(text) or any(part.startswith(".") for part in text.split("/")):
         raise UserError("a hub id is OWNER/NAME, in letters, digits, '.', '-' and '_'")
@@ -138,11 +139,11 @@ def check_hub_id(text: str) -> str:
 
 
 def add_upload(files: Sequence[Path], runs: Path, network: str = "") -> str:
-    """Keeps an uploaded network below `runs` and returns its key.
+    """Stores an uploaded network below `runs` and returns its key.
 
     `files` is one zip, or config.json with model.safetensors (or pytorch_model.bin, read as tensors alone), or one
     file of weights for `network`, such as unet:resnet34 or torchvision's fcn_resnet50.
-    Raises UserError when that is no network whose stages can be cut; then nothing is kept.
+    Raises UserError, and stores nothing, if it is not a network whose stages can be cut.
     """
     uploads = runs / UPLOADS
     with writing(uploads):
@@ -150,14 +151,14 @@ def add_upload(files: Sequence[Path], runs: Path, network: str = "") -> str:
     with tempfile.TemporaryDirectory(dir=uploads, prefix=".new-") as scratch:
         folder, wish = _gather(files, Path(scratch), network.strip())
         _check(folder)
-        kept = Path(scratch) / "kept"
-        kept.mkdir()
+        model = Path(scratch) / "model"
+        model.mkdir()
         for name in (CONFIG, *WEIGHTS_FILES):
             if (folder / name).is_file():
-                (folder / name).rename(kept / name)
+                (folder / name).rename(model / name)
         name = free_name(wish[:LONGEST_NAME] if re.search("[A-Za-z0-9]", wish) else "teacher", uploads)
         with writing(uploads):
-            kept.rename(uploads / name)
+            model.rename(uploads / name)
     return f"upload/{name}"
 
 
@@ -175,18 +176,18 @@ def _gather(files: Sequence[Path], scratch: Path, network: str) -> tuple[Path, s
         return _imported(files[0], scratch, network), files[0].stem
     for file in files:
         if file.name not in (CONFIG, *WEIGHTS_FILES):
-            raise UserError(f"{file.name} is no part of a model: give one zip, or {CONFIG} and {WEIGHTS_FILES[0]}")
+            raise UserError(f"{file.name} doesn't belong to a model: give one zip, or {CONFIG} and {WEIGHTS_FILES[0]}")
         with writing(scratch):
             shutil.copyfile(file, scratch / file.name)
     return scratch, "teacher"
 
 
 def _imported(file: Path, scratch: Path, network: str) -> Path:
-    """A file of weights as a folder."""
+    """Imports a file of weights, and returns the folder."""
     if not network:
         raise UserError(
-            f"{file.name} is a file of weights: write beside it what network they are for, then upload it; or upload "
-            f"its {CONFIG} with it"
+            f"{file.name} is a file of weights: name their network in the field beside the button, then upload it; or "
+            f"upload its {CONFIG} with it"
         )
     arch, _, encoder = network.partition(":")
     try:
@@ -207,31 +208,31 @@ def _check(folder: Path) -> None:
         raise UserError(f"{CONFIG} can't be read: it is no JSON object as save_pretrained writes it")
     try:
         cut(load(folder))
-    except UserError as error:  # where it was unpacked says nothing to anybody
+    except UserError as error:  # the path of the unpacked files would help nobody
         raise UserError(str(error).replace(str(folder), "the upload")) from error
 
 
 def _of_run(context: Context, run: Run) -> Teacher | None:
     """The network of a finished run, or of a teacher's run that waits or trains."""
-    stamp = _stamp(run.path / "recipe.yaml", run.path / "result.json")
-    if _known.get(run.path, ((), None))[0] != stamp:
-        _known[run.path] = (stamp, _read_run(run))
-    teacher = _known[run.path][1]
+    stamps = (stamp(run.path / "recipe.yaml"), stamp(run.path / "result.json"))
+    if _cache.get(run.path, ((), None))[0] != stamps:
+        _cache[run.path] = (stamps, _read_run(run))
+    teacher = _cache[run.path][1]
     if teacher is None or teacher.ready:
         return teacher
     state = context.jobs.state(run.name)
-    return replace(teacher, state=state) if state in COMING else None
+    return replace(teacher, state=state) if state in IN_TRAINING else None
 
 
 def _read_run(run: Run) -> Teacher | None:
     try:
         recipe, result = run.recipe, run.read_json("result.json")
         config = _read_config(run.model_folder) if result else None
-    except UserError:  # a damaged run is no teacher; Runs says what is wrong with it
+    except UserError:  # a damaged run is no teacher; the Runs tab reports it
         return None
     if not isinstance(result, dict | None) or (result is None and recipe.kind != "teach"):
         return None
-    if result is not None and config is None:  # its network is gone
+    if result is not None and config is None:  # its network is missing
         return None
     return Teacher(
         key=f"run/{run.name}",
@@ -250,16 +251,16 @@ def _read_run(run: Run) -> Teacher | None:
 
 
 def _folders(parent: Path, origin: Origin) -> list[Teacher]:
-    """Models directly below a folder that are no runs."""
+    """The models directly below a folder, without runs."""
     found = []
     for config_path in sorted(parent.glob(f"[!.]*/{CONFIG}")):
         folder = config_path.parent
         if (folder / "recipe.yaml").exists() or not any((folder / name).is_file() for name in WEIGHTS_FILES):
             continue
-        stamp = _stamp(config_path)
-        if _known.get(folder, ((), None))[0] != stamp:
-            _known[folder] = (stamp, _read_folder(folder, origin))
-        if teacher := _known[folder][1]:
+        stamps = (stamp(config_path),)
+        if _cache.get(folder, ((), None))[0] != stamps:
+            _cache[folder] = (stamps, _read_folder(folder, origin))
+        if teacher := _cache[folder][1]:
             found.append(teacher)
     return found
 
@@ -291,8 +292,3 @@ def _outputs(config: dict[str, Any] | None) -> int | None:
 def _channels(config: dict[str, Any] | None) -> int:
     channels = (config or {}).get("in_channels")
     return channels if isinstance(channels, int) else 3
-
-
-def _stamp(*paths: Path) -> tuple[int, ...]:
-    """Changes when a file does."""
-    return tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in paths)

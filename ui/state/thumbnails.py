@@ -1,4 +1,4 @@
-"""Small pictures of a dataset's images, plain or with their masks laid over, as data URLs; kept in memory."""
+"""Small pictures of a dataset's images, with or without their masks, as data URLs. They are cached in memory."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ NO_CLASS = 255
 
 
 class Thumbnails:
-    """Draws thumbnails once and keeps the last ones, `limit` bytes of them."""
+    """Draws thumbnails and caches the last ones, up to `limit` bytes."""
 
     def __init__(self, limit: int = LIMIT_BYTES) -> None:
         self._limit = limit
-        self._kept: OrderedDict[tuple[object, ...], str] = OrderedDict()
+        self._cache: OrderedDict[tuple[object, ...], str] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
     def page(self, version: str, card: Card, pairs: Sequence[Pair], masks: bool) -> list[str | None]:
         """A data URL for each of the first MOST_AT_ONCE pairs; None where the image or mask can't be read.
 
-        `version` is the dataset's, so that another card's colours don't stand for this one's.
+        `version` is the dataset's; with another version thumbnails are drawn again.
         """
         return [self._one(version, card, pair, masks) for pair in pairs[:MOST_AT_ONCE]]
 
@@ -45,22 +45,22 @@ class Thumbnails:
             changed = (pair.image.stat().st_mtime_ns, pair.mask.stat().st_mtime_ns)
             key = (version, pair, masks, changed)
             with self._lock:
-                if key in self._kept:
-                    self._kept.move_to_end(key)
-                    return self._kept[key]
+                if key in self._cache:
+                    self._cache.move_to_end(key)
+                    return self._cache[key]
             url = jpeg_url(thumbnail(card, pair, masks), QUALITY)
-        except (UserError, OSError):  # the check of the dataset names the file and what is wrong with it
+        except (UserError, OSError):  # the check of the dataset reports what is wrong with the file
             return None
-        self._keep(key, url)
+        self._add_to_cache(key, url)
         return url
 
-    def _keep(self, key: tuple[object, ...], url: str) -> None:
+    def _add_to_cache(self, key: tuple[object, ...], url: str) -> None:
         with self._lock:
-            if key not in self._kept:
+            if key not in self._cache:
                 self._bytes += len(url)
-            self._kept[key] = url
+            self._cache[key] = url
             while self._bytes > self._limit:
-                self._bytes -= len(self._kept.popitem(last=False)[1])
+                self._bytes -= len(self._cache.popitem(last=False)[1])
 
 
 def thumbnail(card: Card, pair: Pair, masks: bool) -> Uint8:

@@ -1,4 +1,4 @@
-"""What the Watch tab asks the server for, as plain data. Every answer to a poll is a few kilobytes."""
+"""Answers for the Watch tab's script, as plain data. An answer to a poll has a few kilobytes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from .failure import Failure, diagnose
 from .follow import Followers, RunView
 from .logs import tail
 
-LISTED = 200
+MOST_LISTED = 200
 POINTS_A_PHASE = 60
-"""Of the curve over all phases."""
+"""In the curve over all phases."""
 FIGURES = ("network", "miou", "pixel_accuracy", "parameters", "gmacs", "bytes", "latency_ms")
 FACTS = ("seconds", "device", "chosen_on", "images", "size", "split")
 
 
 class WatchQuery(TypedDict, total=False):
-    """What the tab's script asks for."""
+    """What the tab's script sends."""
 
     run: str | None
     phase: str | None
@@ -39,17 +39,17 @@ class WatchQuery(TypedDict, total=False):
 
 
 class Watching:
-    """Answers the page. `asked` comes from the browser, so its names are checked before they are used."""
+    """Answers the page. `query` comes from the browser, so its names are checked before they are used."""
 
     def __init__(self, context: Context, followers: Followers | None = None) -> None:
         self._context = context
         self._followers = followers or Followers(context)
 
-    def page(self, asked: WatchQuery) -> dict[str, Any]:
-        """The run `asked["run"]`, or the one that trains, or the last one; and the list of all."""
-        runs = list_runs(self._context.runs)[:LISTED]
+    def page(self, query: WatchQuery) -> dict[str, Any]:
+        """The run `query["run"]`, or the one that trains, or the last one; and the list of all runs."""
+        runs = list_runs(self._context.runs)[:MOST_LISTED]
         states = {run.name: self._followers.state(run.name) for run in runs}
-        view, problem = self._looked_at(asked.get("run"), runs, states)
+        view, problem = self._view(query.get("run"), runs, states)
         answer: dict[str, Any] = {
             "runs": [{"name": name, "state": state} for name, state in states.items()],
             "problem": problem,
@@ -60,42 +60,42 @@ class Watching:
             answer |= found | {"problem": problem or found["problem"]}
         return answer
 
-    def curves(self, asked: WatchQuery) -> dict[str, Any]:
-        """Losses of one phase, or of all phases one after the other with fewer points each; and scores on the way."""
-        view = self._followers.get(asked.get("run"))
-        chosen = [phase for phase in view.phases if phase.name == asked.get("phase")]
+    def curves(self, query: WatchQuery) -> dict[str, Any]:
+        """Losses and scores of one phase, or of all phases in a row with fewer points each."""
+        view = self._followers.get(query.get("run"))
+        chosen = [phase for phase in view.phases if phase.name == query.get("phase")]
         if chosen:
             phase = chosen[0]
             return {**{name: curve.points for name, curve in _curves(phase).items()}, "bounds": []}
         return _in_a_row(view.phases)
 
-    def previews(self, asked: WatchQuery) -> dict[str, Any]:
-        """The masks after phase `asked["phase"]` that the page lacks; `asked["known"]` has the stamps of those it has.
+    def previews(self, query: WatchQuery) -> dict[str, Any]:
+        """The masks after phase `query["phase"]` that the page needs. `query["known"]` has the stamps of its masks.
 
-        An image that is not among `asked["pictures"]` comes with its photograph, truth and teacher's mask, too.
+        For an image that is not in `query["pictures"]` the answer also has the photograph, truth and teacher's mask.
         """
-        run, phase = self._context.run(asked.get("run")), str(asked.get("phase"))
+        run, phase = self._context.run(query.get("run")), str(query.get("phase"))
         names = [view.name for view in self._followers.get(run.name).phases]
         images = previews.pinned(run, phase) if phase in names else []
-        known, pictures = asked.get("known", {}), asked.get("pictures", [])
+        known, pictures = query.get("known", {}), query.get("pictures", [])
         try:
             shown = [_picture(run, image, known, pictures) for image in images]
             return {"images": shown, "legend": previews.legend(run), "problem": ""}
         except (UserError, OSError) as error:
             return {"images": [], "legend": [], "problem": str(error)}
 
-    def log(self, asked: WatchQuery) -> dict[str, Any]:
-        """The last lines of the log, or with `asked["whole"]` all of it."""
-        path = self._context.run(asked.get("run")).path / "log.txt"
-        if asked.get("whole"):
+    def log(self, query: WatchQuery) -> dict[str, Any]:
+        """The last lines of the log, or all of it with `query["whole"]`."""
+        path = self._context.run(query.get("run")).path / "log.txt"
+        if query.get("whole"):
             return {"text": path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""}
         return {"lines": tail(path)}
 
-    def retry(self, asked: WatchQuery) -> dict[str, Any]:
-        """Puts the run into the queue again, at half the batch where that is asked. A problem comes back as text."""
+    def retry(self, query: WatchQuery) -> dict[str, Any]:
+        """Puts the run into the queue again, with half the batch if the query says so. Returns the error as text."""
         try:
-            run = self._context.run(asked.get("run"))
-            if asked.get("halve"):
+            run = self._context.run(query.get("run"))
+            if query.get("halve"):
                 halve_batch(run)
             self._context.jobs.resume(run.name)
         except UserError as error:
@@ -103,16 +103,16 @@ class Watching:
         return {"problem": ""}
 
     def choice_for(self, teacher: str, chosen: dict[str, Any] | None) -> dict[str, Any]:
-        """What the Data tab chose, with that run as the teacher. The run's own data, where others were chosen.
+        """The choice of the Data tab with that run as its teacher. Other data are replaced by the run's own.
 
-        Raises UserError when there is no such run.
+        Raises UserError if there is no such run.
         """
         run = self._context.run(teacher)
         before = Choice.from_dict(chosen)
         same = chosen is not None and before.card == run.recipe.data.card
         return replace(before if same else Choice(card=run.recipe.data.card), teacher=run.name).as_dict()
 
-    def _looked_at(self, name: object, runs: list[Run], states: dict[str, Any]) -> tuple[RunView | None, str]:
+    def _view(self, name: object, runs: list[Run], states: dict[str, Any]) -> tuple[RunView | None, str]:
         problem = ""
         if name:
             try:
@@ -133,17 +133,17 @@ class Watching:
             "failure": failure.as_dict() if failure else None,
             "result": _summary(view.result),
             "drawn": previews.drawn_phases(run),
-            "lately": self._lately(view, run),
+            "lately": self._last_log_line(view, run),
             "log": [status.st_size, status.st_mtime_ns // 1_000_000] if status else None,
         }
 
-    def _lately(self, view: RunView, run: Run) -> str:
-        """The last line of the log, while the worker has not begun to train."""
+    def _last_log_line(self, view: RunView, run: Run) -> str:
+        """The last line of the log while the worker prepares to train, else ""."""
         beginning = view.state == "starting" or (view.state == "running" and view.progress.activity == "beginning")
         return " ".join(self._own_log(view.name, run)[-1:]) if beginning else ""
 
     def _own_log(self, name: str, run: Run) -> list[str]:
-        """The last lines of the log. None where the last worker has written nothing: they are an earlier one's."""
+        """The last lines of the log, empty if the last worker wrote nothing, since older lines are another worker's."""
         worker, path = self._context.jobs.worker(name), run.path / "log.txt"
         if worker and path.is_file() and path.stat().st_mtime < worker.born:
             return []
@@ -157,16 +157,16 @@ class Watching:
 
 
 def _default(runs: list[Run], states: dict[str, Any]) -> str | None:
-    """The run that trains, else the next one in the queue, else the one whose files changed last."""
+    """The name of the run that trains, else of the next one in the queue, else of the one that changed last."""
     for wanted in ("running", "starting", "waiting"):
         found = [name for name, state in states.items() if state == wanted]
         if found:
             return found[-1] if wanted == "waiting" else found[0]
-    times: dict[str, float] = {run.name: _touched(run) for run in runs}
+    times: dict[str, float] = {run.name: _last_change(run) for run in runs}
     return max(times, key=lambda name: times[name]) if times else None
 
 
-def _touched(run: Run) -> float:
+def _last_change(run: Run) -> float:
     for name in (EVENTS, "recipe.yaml"):
         path = run.path / name
         if path.is_file():
@@ -179,7 +179,7 @@ def _curves(phase: PhaseProgress) -> dict[str, LossCurve]:
 
 
 def _in_a_row(phases: list[PhaseProgress]) -> dict[str, Any]:
-    """The losses of all phases, steps counted through; bounds are the steps at which phases end."""
+    """The curves of all phases in a row, by the step over all phases. Bounds are the steps at which phases end."""
     curves: dict[str, list[Point]] = {"steps": [], "epochs": [], "scores": []}
     bounds, before = [], 0
     for phase in phases:
@@ -208,7 +208,7 @@ def _picture(run: Run, image: previews.Pinned, known: dict[str, str], pictures: 
 
 
 def _summary(result: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What the page shows of a result.json."""
+    """The part of a result.json that the page shows."""
     if result is None:
         return None
     models = {who: result[who] for who in ("teacher", "student") if isinstance(result.get(who), dict)}

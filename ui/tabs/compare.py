@@ -12,10 +12,10 @@ from typing_extensions import TypedDict
 from segskd.errors import UserError, in_labels
 from segskd.evaluate.sidebyside import NATIVE_SIDE
 
+from ..components import Notice, notice, script_view
 from ..context import Context
-from ..page import TITLES, Page
-from ..parts import Notice, asset, notice
-from ..served import served
+from ..handlers import QUIET, open_run
+from ..page import Page
 from ..state.comparing import Comparisons, NotOpen
 
 # One script in several files, in this order.
@@ -29,21 +29,21 @@ SCRIPTS = (
     "compare-images.js",
     "compare.js",
 )
-# A link that names an image, and no tab, opens this one, once: Gradio draws a tab's parts only when it is opened.
-# The address as it was asked for: by now it may name the tab that was open at first.
+# A link with an image but without a tab opens this tab once, since Gradio draws a tab only when it is opened. The
+# script reads the first address of the page, because the present one may already name a tab.
 LINKED = """() => {
-  const asked = new URL(performance.getEntriesByType("navigation")[0].name).searchParams;
+  const query = new URL(performance.getEntriesByType("navigation")[0].name).searchParams;
   const first = !window.segskdCompareLinked;
   window.segskdCompareLinked = true;
-  return first && asked.get("image") && !asked.get("tab") ? "compare" : "";
+  return first && query.get("image") && !query.get("tab") ? "compare" : "";
 }"""
 OWN = (
-    "A photograph from anywhere: both networks look at it, without a truth to compare with. It is resized to the run's "
-    f"size; its own resolution (up to {NATIVE_SIDE:,} pixels a side) suits networks that were trained on pieces of "
-    "large images."
+    "Upload a photograph and see the masks of both networks. There is no truth to compare them with. It is resized to "
+    f"the run's size. Its own resolution (up to {NATIVE_SIDE:,} pixels a side) suits networks that were trained on "
+    "pieces of large images."
 )
-Asked = TypedDict(
-    "Asked",
+CompareQuery = TypedDict(
+    "CompareQuery",
     {
         "run": str | None,
         "image": str | None,
@@ -61,19 +61,10 @@ Answer = dict[str, Any]
 
 
 def build(context: Context, page: Page) -> None:
-    """Puts the tab's components where it is called."""
+    """Adds the tab's components to the page."""
     comparisons = Comparisons(context)
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     with gr.Column(elem_id="compare"):
-        view = gr.HTML(
-            {"run": "", "upload": None},
-            html_template='<div class="compare-view"></div>',
-            js_on_load="\n".join(asset(script) for script in SCRIPTS),
-            server_functions=served(*_server_functions(comparisons)),
-            apply_default_css=False,
-            padding=False,
-            elem_id="compare-view",
-        )
+        view = script_view("compare-view", SCRIPTS, _server_functions(comparisons), value={"run": "", "upload": None})
         with gr.Row(elem_id="compare-upload", equal_height=True):
             own = gr.UploadButton("Try your own image", elem_id="compare-own", type="filepath", scale=0, min_width=240)
             native = gr.Checkbox(
@@ -93,19 +84,14 @@ def build(context: Context, page: Page) -> None:
         except UserError as error:
             return gr.skip(), notice(in_labels(error))
 
-    def look(event: gr.EventData) -> tuple[Any, Any]:
-        """A run by its name, or none; and the tab to go to, or the one that is open."""
-        name, tab = event._data.get("run"), event._data.get("tab")
-        return context.run(name).name if name else gr.skip(), page.go(tab) if tab in TITLES else gr.skip()
-
     def linked(tab: str) -> Any:
         return page.go("compare") if tab == "compare" else gr.skip()
 
     def toggled(path: str | None, run: str, whole: bool, shown: dict[str, Any]) -> tuple[Any, Any]:
-        """Shows the own image anew while it is looked at."""
+        """Shows the uploaded image again, if it is shown now."""
         return upload(path, run, whole) if shown.get("upload") and shown["run"] == run else (gr.skip(), gr.skip())
 
-    # One picture at a time: a large one takes seconds and memory. What was asked for last is what is shown.
+    # One picture at a time, since a large one takes seconds and memory. The last request is the one that is shown.
     last: dict[str, Any] = {
         "outputs": [view, problem],
         "api_visibility": "private",
@@ -116,43 +102,45 @@ def build(context: Context, page: Page) -> None:
     }
     own.upload(upload, [own, page.run, native], **last)
     native.input(toggled, [own, page.run, native, view], **last)
-    view.look(look, None, [page.run, page.tabs], **quiet)
-    page.run.change(None, page.run, view, js="(run) => ({ run, upload: null })", **quiet)
-    page.run.change(linked, page.run, page.tabs, js=LINKED, **quiet)
+    view.look(open_run(context), None, [page.run, page.tabs], **QUIET)
+    page.run.change(None, page.run, view, js="(run) => ({ run, upload: null })", **QUIET)
+    page.run.change(linked, page.run, page.tabs, js=LINKED, **QUIET)
 
 
-def _server_functions(comparisons: Comparisons) -> list[Callable[[Asked], Answer]]:
-    """What the tab's script asks for. Each answers with a "problem" when that is what there is."""
+def _server_functions(comparisons: Comparisons) -> list[Callable[[CompareQuery], Answer]]:
+    """The functions that the tab's script calls. An answer may be a "problem"."""
 
-    def compare_runs(asked: Asked) -> Answer:
-        return {"runs": comparisons.runs(), "relatives": comparisons.relatives(asked.get("run"))}
+    def compare_runs(query: CompareQuery) -> Answer:
+        return {"runs": comparisons.runs(), "relatives": comparisons.relatives(query.get("run"))}
 
-    def compare_open(asked: Asked) -> Answer:
-        return comparisons.state(asked.get("run"), bool(asked.get("again")))
+    def compare_open(query: CompareQuery) -> Answer:
+        return comparisons.state(query.get("run"), bool(query.get("again")))
 
-    def compare_frame(asked: Asked) -> Answer:
-        if asked.get("upload"):
-            return _answered(lambda: comparisons.uploaded(str(asked["upload"])))
-        return _answered(lambda: comparisons.frame(asked.get("run"), str(asked.get("image"))))
+    def compare_frame(query: CompareQuery) -> Answer:
+        if query.get("upload"):
+            return _answer_or_problem(lambda: comparisons.uploaded(str(query["upload"])))
+        return _answer_or_problem(lambda: comparisons.frame(query.get("run"), str(query.get("image"))))
 
-    def compare_stages(asked: Asked) -> Answer:
-        return _answered(lambda: comparisons.stages(asked.get("run"), str(asked.get("image"))))
+    def compare_stages(query: CompareQuery) -> Answer:
+        return _answer_or_problem(lambda: comparisons.stages(query.get("run"), str(query.get("image"))))
 
-    def compare_gaps(asked: Asked) -> Answer:
-        return _answered(lambda: {"images": comparisons.gaps(asked.get("run"), asked.get("class"))})
+    def compare_gaps(query: CompareQuery) -> Answer:
+        return _answer_or_problem(lambda: {"images": comparisons.gaps(query.get("run"), query.get("class"))})
 
-    def compare_thumbnails(asked: Asked) -> Answer:
-        return _answered(lambda: {"pictures": comparisons.thumbnails(asked.get("run"), asked.get("images", []))})
+    def compare_thumbnails(query: CompareQuery) -> Answer:
+        return _answer_or_problem(
+            lambda: {"pictures": comparisons.thumbnails(query.get("run"), query.get("images", []))}
+        )
 
-    def compare_shares(asked: Asked) -> Answer:
-        return _answered(lambda: comparisons.shares(asked.get("run"), bool(asked.get("begin"))))
+    def compare_shares(query: CompareQuery) -> Answer:
+        return _answer_or_problem(lambda: comparisons.shares(query.get("run"), bool(query.get("begin"))))
 
-    def compare_stop(asked: Asked) -> Answer:
-        return _answered(lambda: comparisons.stop_shares(asked.get("run")))
+    def compare_stop(query: CompareQuery) -> Answer:
+        return _answer_or_problem(lambda: comparisons.stop_shares(query.get("run")))
 
-    def compare_retrain(asked: Asked) -> Answer:
-        branch = (asked.get("run"), str(asked.get("stage")), asked.get("epochs"))
-        return _answered(lambda: {"run": comparisons.retrain(*branch)})
+    def compare_retrain(query: CompareQuery) -> Answer:
+        branch = (query.get("run"), str(query.get("stage")), query.get("epochs"))
+        return _answer_or_problem(lambda: {"run": comparisons.retrain(*branch)})
 
     return [
         compare_runs,
@@ -167,7 +155,7 @@ def _server_functions(comparisons: Comparisons) -> list[Callable[[Asked], Answer
     ]
 
 
-def _answered(find: Callable[[], Answer]) -> Answer:
+def _answer_or_problem(find: Callable[[], Answer]) -> Answer:
     try:
         return find()
     except NotOpen:

@@ -12,10 +12,11 @@ from typing_extensions import TypedDict
 from segskd.data.cache import cache_folder
 from segskd.errors import UserError, in_labels
 
+from ..components import Notice, asset, notice
 from ..context import Context
+from ..handlers import QUIET
 from ..page import Page
-from ..parts import Notice, asset, notice
-from ..served import served
+from ..server_functions import checked_functions
 from ..state.background import Task, Tasks
 from ..state.dataset_report import Json
 from ..state.datasets import Datasets
@@ -25,7 +26,6 @@ from ..state.thumbnails import Thumbnails
 
 SCRIPTS = ("data-parts.js", "data-gallery.js", "data-overview.js", "data-subset.js", "data.js")
 TEMPLATE = '<div class="sets"></div>@children<div class="view"></div>'
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 LAYOUTS = {
     "Images and masks": """\
 images/      a.jpg  b.jpg
@@ -52,7 +52,7 @@ gtFine/train/CITY/
 
 
 class DataQuery(TypedDict, total=False):
-    """What the tab's script asks with."""
+    """What the tab's script sends."""
 
     place: str | None
     choice: Any
@@ -64,7 +64,7 @@ class DataQuery(TypedDict, total=False):
 
 
 def build(context: Context, page: Page) -> None:
-    """Puts the tab's components where it is called."""
+    """Adds the tab's components to the page."""
     tasks = Tasks()
     datasets = Datasets(context.data, cache_folder(context.runs), tasks)
     picker = Picker(datasets, lambda: list_teachers(context))
@@ -72,7 +72,7 @@ def build(context: Context, page: Page) -> None:
         {"choice": None},
         html_template=TEMPLATE,
         js_on_load="\n".join(asset(name) for name in SCRIPTS),
-        server_functions=served(*_server_functions(datasets, picker)),
+        server_functions=checked_functions(*_server_functions(datasets, picker)),
         elem_id="data",
     )
     with view, gr.Accordion("Add a dataset", open=False, elem_id="data-add") as accordion:
@@ -81,14 +81,14 @@ def build(context: Context, page: Page) -> None:
 
 
 def _server_functions(datasets: Datasets, picker: Picker) -> list[Callable[[DataQuery], Json]]:
-    """What the tab's script asks for; each answers with plain data, or with what is wrong under "error"."""
+    """The functions that the tab's script calls. They answer with plain data, or with a message under "error"."""
     thumbnails = Thumbnails()
 
-    def data_list(asked: DataQuery) -> Json:
+    def data_list(query: DataQuery) -> Json:
         return _answer(lambda: {"tiles": datasets.tiles()})
 
-    def data_open(asked: DataQuery) -> Json:
-        place = asked.get("place")
+    def data_open(query: DataQuery) -> Json:
+        place = query.get("place")
         return _answer(
             lambda: {
                 **datasets.overview(place),
@@ -96,47 +96,47 @@ def _server_functions(datasets: Datasets, picker: Picker) -> list[Callable[[Data
             }
         )
 
-    def data_select(asked: DataQuery) -> Json:
-        return _answer(lambda: picker.select(read_choice(asked.get("choice"))))
+    def data_select(query: DataQuery) -> Json:
+        return _answer(lambda: picker.select(read_choice(query.get("choice"))))
 
-    def data_thumbnails(asked: DataQuery) -> Json:
+    def data_thumbnails(query: DataQuery) -> Json:
         def pictures() -> Json:
-            opened = datasets.open(asked.get("place"))
+            opened = datasets.open(query.get("place"))
             pairs = opened.pairs()
-            wanted = [index for index in asked.get("indices", []) if 0 <= index < len(pairs)]
+            wanted = [index for index in query.get("indices", []) if 0 <= index < len(pairs)]
             urls = thumbnails.page(
-                opened.version, opened.card, [pairs[index] for index in wanted], bool(asked.get("masks"))
+                opened.version, opened.card, [pairs[index] for index in wanted], bool(query.get("masks"))
             )
             return {"version": opened.version, "urls": list(zip(wanted, urls, strict=False))}
 
         return _answer(pictures)
 
-    def data_do(asked: DataQuery) -> Json:
+    def data_do(query: DataQuery) -> Json:
         def begin() -> Json:
-            place, what = str(asked.get("place")), asked.get("what")
+            place, what = str(query.get("place")), query.get("what")
             if what == "fetch":
                 datasets.fetch(place)
             elif what == "ask":
-                picker.ask(place, asked.get("teacher"))
+                picker.ask(place, query.get("teacher"))
             elif what == "stop":
-                for task in _tasks(datasets, picker, asked).values():
+                for task in _tasks(datasets, picker, query).values():
                     task.stop()
             return {}
 
         return _answer(begin)
 
-    def data_poll(asked: DataQuery) -> Json:
-        return _answer(lambda: {name: task.as_dict() for name, task in _tasks(datasets, picker, asked).items()})
+    def data_poll(query: DataQuery) -> Json:
+        return _answer(lambda: {name: task.as_dict() for name, task in _tasks(datasets, picker, query).items()})
 
     return [data_list, data_open, data_select, data_thumbnails, data_do, data_poll]
 
 
-def _tasks(datasets: Datasets, picker: Picker, asked: DataQuery) -> dict[str, Task]:
-    """The tasks that concern what a page looks at, by kind."""
-    place, teacher = str(asked.get("place")), asked.get("teacher")
+def _tasks(datasets: Datasets, picker: Picker, query: DataQuery) -> dict[str, Task]:
+    """The tasks of the dataset that a page shows, by kind."""
+    place, teacher = str(query.get("place")), query.get("teacher")
     found = {
         "fetch": datasets.tasks.get(f"fetch {place}"),
-        "add": datasets.tasks.get(f"add {asked.get('adding')}"),
+        "add": datasets.tasks.get(f"add {query.get('adding')}"),
         "read": datasets.reading_task(place),
         "ask": picker.asking(place, teacher) if teacher else None,
     }
@@ -151,15 +151,15 @@ def _answer(give: Callable[[], Json]) -> Json:
 
 
 def _add_form(datasets: Datasets, view: gr.HTML, opened: gr.Accordion) -> None:
-    """The fields with which a folder of the server or an uploaded zip becomes a dataset."""
+    """The fields that make a dataset of a folder on the server or of an uploaded zip."""
     gr.HTML(_layouts(), js_on_load=None, elem_id="data-layouts")
     with gr.Row():
         with gr.Column(min_width=280):
             archive = gr.File(label="A zip from your computer", type="filepath", height=170, elem_id="data-zip")
         with gr.Column(min_width=280):
             folder = gr.Dropdown(
-                label="… or a folder that lies on the server",
-                info=f"Folders below {datasets.data} that are no dataset yet.",
+                label="… or a folder on the server",
+                info=f"Folders below {datasets.data} that are not a dataset yet.",
                 choices=list(datasets.folders()),
                 value=None,
                 elem_id="data-folder",
@@ -185,7 +185,7 @@ def _add_form(datasets: Datasets, view: gr.HTML, opened: gr.Accordion) -> None:
     def begin(archive: str | None, folder: str | None, name: str, classes: str) -> tuple[Any, Any]:
         try:
             if archive and folder:
-                raise UserError("a zip and a folder are given: take one of them away")
+                raise UserError("there is a zip and a folder: remove one of them")
             if not (archive or folder):
                 raise UserError("choose a folder, or upload a zip")
             task = (
@@ -203,21 +203,21 @@ def _add_form(datasets: Datasets, view: gr.HTML, opened: gr.Accordion) -> None:
 
 
 def _layouts() -> str:
-    """The folders that are understood, as small trees."""
+    """The layouts of folders that are recognised, as small trees."""
     trees = "".join(
         f"<figure><figcaption>{name}</figcaption><pre>{tree}</pre></figure>" for name, tree in LAYOUTS.items()
     )
-    title = "Images with one mask each, laid out in one of these ways (a zip may have one folder around them):"
+    title = "Each image needs a mask. These layouts are recognised (in a zip one folder may be around them):"
     return f'<p>{title}</p><div class="trees">{trees}</div>'
 
 
 def _join_choice(view: gr.HTML, page: Page) -> None:
-    """What is picked becomes the page's choice, and a choice made elsewhere is shown here."""
+    """Joins the tab with the page's choice: a change of one changes the other."""
 
     def choose(event: gr.EventData) -> Any:
         try:
             return read_choice(event._data).as_dict()
-        except UserError:  # the script shows what is wrong with it, and the last good choice holds
+        except UserError:  # the script shows what is wrong, and the last valid choice stays
             return gr.skip()
 
     def distill(event: gr.EventData) -> tuple[Any, Any]:

@@ -11,9 +11,9 @@ import gradio as gr
 from segskd.config import SCHEMA
 from segskd.distill.planning.settle import TEACHER_LR
 from segskd.models.build import ARCHITECTURES, parse_spec
-from segskd.schema import Place, RecipeField
+from segskd.schema import PagePlace, RecipeField
 
-from ..parts import Notice
+from ..components import Notice
 from ..state.form import as_text
 from ..state.outline import method_sentences, parameters
 from ..state.teachers import WEIGHT_SUFFIXES
@@ -32,8 +32,10 @@ TEACHER_SOURCES = [
     ("None", "none"),
 ]
 MAX_TEXT, MAX_NUMBER = 400, 20
-PLACED = ("teacher",)
-"""What has fields of its own."""
+NUMBER = {"value": "", "max_lines": 1, "max_length": MAX_NUMBER}
+"""A box for a number, which may be empty."""
+PLACED_ELSEWHERE = ("teacher",)
+"""Fields of a recipe that have components of their own."""
 NO_FOLDER = ("none", "")
 
 
@@ -45,14 +47,14 @@ class Fields:
         self.notices: dict[str, Any] = {}
 
     def put(self, name: str, make: Callable[..., Any], **arguments: Any) -> Any:
-        """A component with its notice; the page's tests find it by the id distill-NAME."""
+        """A component with its notice, and with the id distill-NAME."""
         with self.noticed(name):
             self.inputs[name] = make(elem_id=f"distill-{name.replace('_', '-')}", **arguments)
         return self.inputs[name]
 
     @contextmanager
     def noticed(self, name: str) -> Iterator[None]:
-        """Puts the field's notice below what is made inside."""
+        """Adds the field's notice below the components that are made in this context."""
         with gr.Column(elem_classes="field", min_width=200):
             yield
             self.notices[name] = Notice()
@@ -93,9 +95,7 @@ def student_fields(fields: Fields) -> None:
         fields.put(
             "epochs",
             gr.Textbox,
-            value="",
-            max_lines=1,
-            max_length=20,
+            **NUMBER,
             placeholder="chosen",
             label=SCHEMA["epochs"].label,
             info=f"empty: {SCHEMA['epochs'].empty}",
@@ -105,12 +105,12 @@ def student_fields(fields: Fields) -> None:
 
 
 def _title(arch: str) -> str:
-    """An architecture as people write it."""
+    """An architecture's name for people."""
     return "U-Net" if arch == "unet" else ARCHITECTURES[arch].__name__
 
 
 def teacher_fields(fields: Fields) -> dict[str, Any]:
-    """Where the teacher comes from, and what each origin needs; the groups by origin, and the upload's button."""
+    """The choice of the teacher's source, and the fields of each source. Returns the groups and the upload's button."""
     fields.put(
         "teacher_from",
         gr.Radio,
@@ -125,7 +125,7 @@ def teacher_fields(fields: Fields) -> dict[str, Any]:
             choices=[],
             value=None,
             label="Teacher",
-            info="runs and models of this server; the student learns to see as it does",
+            info="runs and models of this server; the student learns its features and masks",
             elem_id="distill-known",
             filterable=False,
         )
@@ -140,11 +140,11 @@ def teacher_fields(fields: Fields) -> dict[str, Any]:
 
 
 def _upload() -> tuple[Any, Any]:
-    """The button, and the network that an uploaded file of weights is for."""
+    """The button, and a field for the network of an uploaded file of weights."""
     with gr.Row(equal_height=True):
         network = gr.Textbox(
             label="Network of a file of weights",
-            info="to upload a .pth, .pt, .ckpt or .safetensors file, say what it is for: ARCH:ENCODER",
+            info="needed to upload a .pth, .pt, .ckpt or .safetensors file: ARCH:ENCODER",
             placeholder="unet:resnet34, or torchvision's fcn_resnet50",
             elem_id="distill-upload-network",
             max_lines=1,
@@ -165,7 +165,7 @@ def _upload() -> tuple[Any, Any]:
 
 
 def _teach_fields(fields: Fields) -> None:
-    gr.Markdown("A large network learns from the labels of **all** training images; then the student learns from it.")
+    gr.Markdown("A large network learns from the labels of **all** training images. Then the student learns from it.")
     with gr.Row():
         fields.put(
             "teach_encoder",
@@ -179,9 +179,7 @@ def _teach_fields(fields: Fields) -> None:
         fields.put(
             "teach_epochs",
             gr.Textbox,
-            value="",
-            max_lines=1,
-            max_length=20,
+            **NUMBER,
             placeholder="chosen",
             label="Teacher's epochs",
             info="empty: chosen by the number of images",
@@ -189,9 +187,7 @@ def _teach_fields(fields: Fields) -> None:
         fields.put(
             "teach_lr",
             gr.Textbox,
-            value="",
-            max_lines=1,
-            max_length=20,
+            **NUMBER,
             placeholder=f"{TEACHER_LR:g}",
             label="Teacher's learning rate",
             info=f"empty: {TEACHER_LR:g}, the peak of OneCycle",
@@ -209,9 +205,7 @@ def _teach_fields(fields: Fields) -> None:
         fields.put(
             "teach_snapshots",
             gr.Textbox,
-            value="",
-            max_lines=1,
-            max_length=20,
+            **NUMBER,
             placeholder="none",
             label="Snapshots",
             info=SCHEMA["snapshots"].help,
@@ -219,9 +213,9 @@ def _teach_fields(fields: Fields) -> None:
         fields.put("teach_name", gr.Textbox, value="", label="Name of the teacher's run", max_lines=1, max_length=100)
 
 
-def other_fields(fields: Fields, place: Place) -> None:
-    """The fields of the schema that have this place and that nobody has put there yet: texts, lists, boxes."""
-    left = [field for field in SCHEMA if field.place == place and field.name not in {*fields.inputs, *PLACED}]
+def other_fields(fields: Fields, place: PagePlace) -> None:
+    """The schema's fields with this place that have no component yet: texts, then lists, then boxes."""
+    left = [field for field in SCHEMA if field.place == place and field.name not in {*fields.inputs, *PLACED_ELSEWHERE}]
     for group in _in_twos(sorted(left, key=_widget)):
         with gr.Row():
             for field in group:
@@ -233,7 +227,7 @@ def _widget(field: RecipeField) -> int:
 
 
 def _put(fields: Fields, field: RecipeField) -> None:
-    """A component for a field of the recipe, as its kind of value needs it."""
+    """A component for a field of the recipe, chosen by the kind of its value."""
     title = {"label": field.label, "info": field.help}
     if field.name == "unlabelled":
         fields.put(field.name, gr.Dropdown, choices=[NO_FOLDER], value="", filterable=False, **title)

@@ -1,4 +1,4 @@
-"""Where things stand on the Distill tab, and what its scripts ask the server."""
+"""The layout of the Distill tab, and the server functions of its scripts."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 import gradio as gr
 from typing_extensions import TypedDict
 
+from ..components import Notice, asset
 from ..context import Context
-from ..parts import Notice, asset
-from ..served import served
-from ..state.preflight import Preflights
+from ..server_functions import checked_functions
+from ..state.preflights import Preflights
 from ..state.teachers import list_teachers
 from .distill_fields import Fields, other_fields, student_fields, teacher_fields
 
 BEGIN, QUEUE = "Start", "Queue"
 
 
-class Measured(TypedDict):
-    """The pre-flight that a script asks after, by its key."""
+class PreflightQuery(TypedDict):
+    """The pre-flight that a script asks for, by its key."""
 
     key: str | None
 
@@ -38,18 +38,22 @@ class Layout:
         return [*self.context.jobs.busy(), *self.context.jobs.waiting()]
 
     def verb(self) -> str:
-        """What the button does: starts, or queues behind what trains."""
+        """The button's word: «Start», or «Queue» while a run trains or waits."""
         return QUEUE if self.busy() else BEGIN
 
     def _lay_out(self) -> None:
         self.pulse = gr.HTML(
-            {}, html_template="", js_on_load=asset("distill-pulse.js"), server_functions=served(self._pulse_function())
+            {},
+            html_template="",
+            js_on_load=asset("distill-pulse.js"),
+            server_functions=checked_functions(self._pulse_function()),
         )
-        # Where a person said that the teacher comes from; what the page itself proposed doesn't stand here.
-        self.insisted = gr.Textbox("", visible="hidden", elem_id="distill-insisted")
-        # When the tab was looked at, or Data chose something else. One component for both, so that its proposals
-        # are made one after the other: two at once, and the later is laid over what somebody chose after the first.
-        self.looked = gr.Textbox("", visible="hidden")
+        # The source of the teacher that a person chose. A source that the page proposed is not stored here.
+        self.chosen_source = gr.Textbox("", visible="hidden", elem_id="distill-insisted")
+        # The time at which the tab was last opened, or at which the choice on Data last changed. One component holds
+        # both, so that proposals are made one after the other. Otherwise a second one could replace what somebody
+        # chose after the first.
+        self.look_time = gr.Textbox("", visible="hidden")
         self.uploaded = gr.State({})
         with gr.Row(elem_id="distill-columns"):
             with gr.Column(scale=3, min_width=300, elem_id="distill-form"):
@@ -98,29 +102,29 @@ class Layout:
             {},
             html_template='<div class="panel"></div>',
             js_on_load=asset(f"{name}.js"),
-            server_functions=served(*functions) if functions else None,
+            server_functions=checked_functions(*functions) if functions else None,
             elem_id=f"{name}-panel",
         )
 
-    # -- what scripts on the page ask -----------------------------------------------------------------
+    # -- server functions ------------------------------------------------------------------------------
 
     def _pulse_function(self) -> Callable[..., Any]:
         def distill_pulse(_: dict[str, Any]) -> dict[str, Any]:
-            """Changes when the list of teachers does, or when something begins or ends to train."""
+            """A value that changes when the list of teachers does, or when training begins or ends."""
             teachers = [(teacher.key, teacher.state) for teacher in list_teachers(self.context)]
             return {"now": [teachers, bool(self.busy())]}
 
         return distill_pulse
 
     def _state_function(self) -> Callable[..., Any]:
-        def preflight_state(asked: Measured) -> dict[str, Any]:
-            return self.preflights.state(str(asked["key"]))
+        def preflight_state(query: PreflightQuery) -> dict[str, Any]:
+            return self.preflights.state(str(query["key"]))
 
         return preflight_state
 
     def _cancel_function(self) -> Callable[..., Any]:
-        def preflight_cancel(asked: Measured) -> dict[str, Any]:
-            self.preflights.cancel(str(asked["key"]))
-            return self.preflights.state(str(asked["key"]))
+        def preflight_cancel(query: PreflightQuery) -> dict[str, Any]:
+            self.preflights.cancel(str(query["key"]))
+            return self.preflights.state(str(query["key"]))
 
         return preflight_cancel

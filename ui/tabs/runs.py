@@ -1,4 +1,4 @@
-"""The Runs tab: every run of this server, its figures, and what can be done with it; and its studies."""
+"""The Runs tab: every run of this server with its figures and actions; and the studies."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from segskd import run_admin
 from segskd.errors import UserError, in_labels
 from segskd.runs import Run
 
+from ..components import Notice, notice, script_view, served_file
 from ..context import Context
-from ..handlers import QUIET, answered, known, looked
+from ..handlers import QUIET, existing_run, open_run, problem_of
 from ..page import Page
-from ..parts import Notice, asset, handed_out, notice
-from ..served import served
 from ..state.catalogue import Catalogue
 from ..state.exports import Exports
 from ..state.follow import Followers
-from ..state.parcel import parcel
+from ..state.run_zip import write_zip
 from ..state.studies import Studies
 
 SCRIPTS = (
@@ -32,7 +31,7 @@ MOST_CURVES = 12
 
 
 class RunsQuery(TypedDict, total=False):
-    """What the tab's script asks for."""
+    """What the tab's script sends."""
 
     run: str | None
     runs: list[str]
@@ -44,53 +43,50 @@ class RunsQuery(TypedDict, total=False):
 
 
 def build(context: Context, page: Page, followers: Followers, catalogue: Catalogue, exports: Exports) -> None:
-    """Puts the tab's components where it is called."""
+    """Adds the tab's components to the page."""
     studies = Studies(context)
 
-    def at_rest(name: object) -> Run:
-        """A run whose folder nobody uses or needs. Raises UserError for others."""
-        run = _at_rest(context, exports, name)
+    def deletable(name: object) -> Run:
+        """A run whose folder may be renamed or deleted. Raises UserError for others."""
+        run = _unused_run(context, exports, name)
         studies.check_unneeded(run)
         return run
 
     def runs_rows(_: RunsQuery) -> list[dict[str, Any]]:
         return [row.as_dict() for row in catalogue.rows()]
 
-    def runs_curves(asked: RunsQuery) -> list[dict[str, Any]]:
-        names = [name for name in asked.get("runs", [])[:MOST_CURVES] if known(context, name)]
+    def runs_curves(query: RunsQuery) -> list[dict[str, Any]]:
+        names = [name for name in query.get("runs", [])[:MOST_CURVES] if existing_run(context, name)]
         return [_curve(followers, name) for name in names]
 
-    def runs_rename(asked: RunsQuery) -> dict[str, Any]:
-        return answered(lambda: run_admin.rename(at_rest(asked.get("run")), asked.get("name", "")))
+    def runs_rename(query: RunsQuery) -> dict[str, Any]:
+        return problem_of(lambda: run_admin.rename(deletable(query.get("run")), query.get("name", "")))
 
-    def runs_note(asked: RunsQuery) -> dict[str, Any]:
-        return answered(lambda: run_admin.write_note(context.run(asked.get("run")), asked.get("note", "")))
+    def runs_note(query: RunsQuery) -> dict[str, Any]:
+        return problem_of(lambda: run_admin.write_note(context.run(query.get("run")), query.get("note", "")))
 
-    def runs_delete(asked: RunsQuery) -> dict[str, Any]:
-        return answered(lambda: run_admin.delete(at_rest(asked.get("run"))))
+    def runs_delete(query: RunsQuery) -> dict[str, Any]:
+        return problem_of(lambda: run_admin.delete(deletable(query.get("run"))))
 
-    def runs_resume(asked: RunsQuery) -> dict[str, Any]:
-        return answered(lambda: context.jobs.resume(context.run(asked.get("run")).name))
+    def runs_resume(query: RunsQuery) -> dict[str, Any]:
+        return problem_of(lambda: context.jobs.resume(context.run(query.get("run")).name))
 
-    def runs_stop(asked: RunsQuery) -> dict[str, Any]:
-        return answered(lambda: context.jobs.stop(context.run(asked.get("run")).name))
+    def runs_stop(query: RunsQuery) -> dict[str, Any]:
+        return problem_of(lambda: context.jobs.stop(context.run(query.get("run")).name))
 
-    def runs_studies(asked: RunsQuery) -> dict[str, Any]:
-        return studies.answer(asked.get("seen"))
+    def runs_studies(query: RunsQuery) -> dict[str, Any]:
+        return studies.answer(query.get("seen"))
 
-    def runs_file(asked: RunsQuery) -> dict[str, str | None]:
+    def runs_file(query: RunsQuery) -> dict[str, str | None]:
         try:
-            content = studies.content(asked.get("study"), asked.get("file"))
+            content = studies.content(query.get("study"), query.get("file"))
         except UserError as error:
             return {"problem": in_labels(error)}
         return {"problem": None, "base64": b64encode(content).decode()}
 
-    def look(event: gr.EventData) -> tuple[Any, Any]:
-        return looked(context, event)
-
     def moved(looked_at: str, event: gr.EventData) -> Any:
-        """The page goes on looking at a run that was renamed, and at none that was deleted."""
-        return known(context, event._data.get("after")) if looked_at == event._data.get("before") else gr.skip()
+        """If the open run was renamed, it stays open. If it was deleted, none is open."""
+        return existing_run(context, event._data.get("after")) if looked_at == event._data.get("before") else gr.skip()
 
     def clone(event: gr.EventData) -> tuple[Any, Any, Any]:
         try:
@@ -101,7 +97,7 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
     def pack(event: gr.EventData) -> tuple[Any, Any]:
         try:
             run = context.run(event._data.get("run"))
-            file = handed_out(download, f"{run.name}.zip", lambda target: parcel(run, target))
+            file = served_file(download, f"{run.name}.zip", lambda target: write_zip(run, target))
         except UserError as error:
             return notice(in_labels(error)), gr.skip()
         return notice(), gr.DownloadButton(Path(file).parent.name, value=file)  # the script waits for the new label
@@ -109,27 +105,17 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
     with gr.Column(elem_id="runs"):
         problem = Notice()
         download = gr.DownloadButton("", visible="hidden", elem_id="runs-save")
-        table = gr.HTML(
-            None,
-            html_template='<div class="runs-view"></div>',
-            js_on_load="\n".join(asset(name) for name in SCRIPTS),
-            server_functions=served(
-                *(runs_rows, runs_curves, runs_rename, runs_note, runs_delete, runs_resume, runs_stop),
-                *(runs_studies, runs_file),
-            ),
-            apply_default_css=False,
-            padding=False,
-            elem_id="runs-view",
-        )
-    table.look(look, None, [page.run, page.tabs], **QUIET)
-    table.moved(moved, page.run, page.run, **QUIET)
-    table.clone(clone, None, [problem, page.cloned, page.tabs], **QUIET)
-    packed = table.pack(pack, None, [problem, download], **QUIET)
+        changes = (runs_rename, runs_note, runs_delete, runs_resume, runs_stop)
+        view = script_view("runs-view", SCRIPTS, [runs_rows, runs_curves, *changes, runs_studies, runs_file])
+    view.look(open_run(context), None, [page.run, page.tabs], **QUIET)
+    view.moved(moved, page.run, page.run, **QUIET)
+    view.clone(clone, None, [problem, page.cloned, page.tabs], **QUIET)
+    packed = view.pack(pack, None, [problem, download], **QUIET)
     packed.then(None, None, None, js="() => window.segskdPacked?.()", api_visibility="private")
 
 
-def _at_rest(context: Context, exports: Exports, name: object) -> Run:
-    """A run whose folder nobody uses. Raises UserError for one that waits, starts or is being exported."""
+def _unused_run(context: Context, exports: Exports, name: object) -> Run:
+    """A run that doesn't wait, start or get exported. Raises UserError for others."""
     run = context.run(name)
     state = context.jobs.state(run.name)
     if state == "waiting":
@@ -141,7 +127,7 @@ def _at_rest(context: Context, exports: Exports, name: object) -> Run:
 
 
 def _curve(followers: Followers, name: str) -> dict[str, Any]:
-    """A run's figures by phase, for laying runs over one another."""
+    """A run's figures by phase, for plots of several runs."""
     view = followers.get(name)
     phases = [
         {"phase": phase.name, "loss": phase.loss, "graft_miou": phase.graft_miou}

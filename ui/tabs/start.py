@@ -8,11 +8,10 @@ import gradio as gr
 
 from segskd.errors import UserError, in_labels
 
+from ..components import Notice, notice, script_view
 from ..context import Context
-from ..handlers import QUIET, looked
+from ..handlers import QUIET, open_run
 from ..page import Page
-from ..parts import Notice, asset, notice
-from ..served import served
 from ..state.catalogue import Catalogue
 from ..state.follow import Followers
 from ..state.guide import Guide
@@ -24,20 +23,20 @@ WELCOME = """
 ## Make a segmentation network small enough for its device
 
 A small network learns from your large one, **stage by stage**: encoder blocks, then decoder blocks, then the head
-on labels. So it needs a fraction of the images, and you see its masks after every stage.
+on labels. It needs only a fraction of the images, and you see its masks after every stage.
 """
 DEMO = """
 ### See it work
-Built-in street scenes, a teacher and a student, in about two minutes. Nothing is downloaded.
+Trains a teacher and a student on built-in street scenes in about two minutes. Nothing is downloaded.
 """
 OWN = """
-### Use your own
-Pick your images and a subset of them, then your large network as teacher.
+### Use your own images
+Choose your images and a subset of them, then your large network as the teacher.
 """
 
 
 def build(context: Context, page: Page, followers: Followers, catalogue: Catalogue) -> None:
-    """Puts the tab's components where it is called."""
+    """Adds the tab's components to the page."""
     guide = Guide(context.jobs, context.data, followers.get)
 
     def start_state(_: dict[str, Any]) -> dict[str, Any]:
@@ -49,9 +48,6 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
             return notice(), guide.start(), page.go("compare" if guide.finished else "watch")
         except UserError as error:
             return notice(in_labels(error)), gr.skip(), gr.skip()
-
-    def look(event: gr.EventData) -> tuple[Any, Any]:
-        return looked(context, event)
 
     with gr.Column(elem_id="start"):
         gr.Markdown(WELCOME, elem_id="welcome")
@@ -65,16 +61,8 @@ def build(context: Context, page: Page, followers: Followers, catalogue: Catalog
                 with gr.Row():
                     data_button = gr.Button("Choose the data", size="md", min_width=180)
                     distill_button = gr.Button("Choose teacher and student", size="md", min_width=180)
-        view = gr.HTML(
-            None,
-            html_template='<div class="start-view"></div>',
-            js_on_load="\n".join(asset(name) for name in SCRIPTS),
-            server_functions=served(start_state),
-            apply_default_css=False,
-            padding=False,
-            elem_id="start-view",
-        )
+        view = script_view("start-view", SCRIPTS, [start_state])
     demo_button.click(demo, None, [problem, page.run, page.tabs], **QUIET)
     data_button.click(lambda: page.go("data"), None, page.tabs, **QUIET)
     distill_button.click(lambda: page.go("distill"), None, page.tabs, **QUIET)
-    view.look(look, None, [page.run, page.tabs], **QUIET)
+    view.look(open_run(context), None, [page.run, page.tabs], **QUIET)

@@ -6,10 +6,10 @@ from typing import Any
 
 import gradio as gr
 
+from ..components import asset, script_view
 from ..context import Context
-from ..page import TITLES, Page
-from ..parts import asset
-from ..served import served
+from ..handlers import QUIET, open_run
+from ..page import Page
 from ..state.follow import Followers
 from ..state.watching import Watching, WatchQuery
 
@@ -18,57 +18,42 @@ TEMPLATE = asset("watch.html")
 
 
 def build(context: Context, page: Page, followers: Followers | None = None) -> None:
-    """Puts the tab's components where it is called."""
+    """Adds the tab's components to the page."""
     watching = Watching(context, followers)
 
-    def watch_page(asked: WatchQuery) -> dict[str, Any]:
-        return watching.page(asked)
+    def watch_page(query: WatchQuery) -> dict[str, Any]:
+        return watching.page(query)
 
-    def watch_curves(asked: WatchQuery) -> dict[str, Any]:
-        return watching.curves(asked)
+    def watch_curves(query: WatchQuery) -> dict[str, Any]:
+        return watching.curves(query)
 
-    def watch_previews(asked: WatchQuery) -> dict[str, Any]:
-        return watching.previews(asked)
+    def watch_previews(query: WatchQuery) -> dict[str, Any]:
+        return watching.previews(query)
 
-    def watch_log(asked: WatchQuery) -> dict[str, Any]:
-        return watching.log(asked)
+    def watch_log(query: WatchQuery) -> dict[str, Any]:
+        return watching.log(query)
 
-    def watch_retry(asked: WatchQuery) -> dict[str, Any]:
-        return watching.retry(asked)
+    def watch_retry(query: WatchQuery) -> dict[str, Any]:
+        return watching.retry(query)
 
-    view = gr.HTML(
-        {"run": ""},
-        html_template=TEMPLATE,
-        js_on_load="\n".join(asset(name) for name in SCRIPTS),
-        server_functions=served(watch_page, watch_curves, watch_previews, watch_log, watch_retry),
-        apply_default_css=False,
-        padding=False,
-        elem_id="watch",
-    )
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    page.run.change(lambda name: {"run": name}, page.run, view, **quiet)
-    view.choose(_chosen, None, page.run, **quiet)
-    view.go(_gone, page.run, [page.run, page.tabs], **quiet)
-    view.again(_again, None, [page.cloned, page.tabs], **quiet)
+    functions = (watch_page, watch_curves, watch_previews, watch_log, watch_retry)
+    view = script_view("watch", SCRIPTS, functions, value={"run": ""}, template=TEMPLATE)
+    page.run.change(lambda name: {"run": name}, page.run, view, **QUIET)
+    view.choose(_chosen, None, page.run, **QUIET)
+    view.go(open_run(context), None, [page.run, page.tabs], **QUIET)
+    view.again(_clone, None, [page.cloned, page.tabs], **QUIET)
 
     def distill_from(chosen: dict[str, Any] | None, event: gr.EventData) -> tuple[Any, Any]:
         return watching.choice_for(_chosen(event), chosen), page.go("distill")
 
-    view.distill(distill_from, page.choice, [page.choice, page.tabs], **quiet)
+    view.distill(distill_from, page.choice, [page.choice, page.tabs], **QUIET)
 
 
 def _chosen(event: gr.EventData) -> str:
-    """The run that somebody chose; "" follows whatever trains. Everything that uses it checks the name."""
+    """The run that a person chose. "" stands for the run that trains. Whatever uses the name checks it."""
     return str(event._data.get("run") or "")
 
 
-def _gone(looked_at: str, event: gr.EventData) -> tuple[str, Any]:
-    """Opens another tab, and looks at the run whose button was pressed."""
-    tab = event._data.get("tab")
-    run = str(event._data.get("run") or looked_at)
-    return run, Page.go(tab) if tab in TITLES else gr.skip()
-
-
-def _again(event: gr.EventData) -> tuple[str, Any]:
-    """Fills the Distill tab's form with the run's recipe."""
+def _clone(event: gr.EventData) -> tuple[str, Any]:
+    """Opens the Distill tab with the run's recipe in its form."""
     return _chosen(event), Page.go("distill")

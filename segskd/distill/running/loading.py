@@ -20,7 +20,7 @@ from segskd.distill.planning.methods import SNAPSHOT_METHODS
 from segskd.distill.planning.phase import TEACHER, Phase
 from segskd.distill.running.pruning import narrow_weights
 from segskd.distill.training.module import adapted_stages
-from segskd.errors import UserError, concerning
+from segskd.errors import UserError, about_field
 from segskd.evaluate.diagnosis import Diagnosis, diagnose
 from segskd.evaluate.metrics import check_fits
 from segskd.models.adapters import Adapters, probe_adapters
@@ -55,7 +55,7 @@ def teacher_places(recipe: Recipe) -> dict[str, str | Path]:
 def load_teachers(recipe: Recipe, card: Card) -> dict[str, StagedNetwork]:
     """The teachers at `teacher_places`, in eval mode. Raises UserError for one that doesn't fit card or size."""
     size = padded_size(recipe.data.size)
-    with concerning("teacher"):
+    with about_field("teacher"):
         teachers = {name: _teacher(recipe, card, place) for name, place in teacher_places(recipe).items()}
         for network in teachers.values():
             check_size(network, size, f"teacher {recipe.teacher}")

@@ -23,7 +23,7 @@ from segskd.distill.running.prepare import prepare
 from segskd.distill.training.job import Job
 from segskd.distill.training.ranks import Ranks, another_ended, can_sync, gather_ranks
 from segskd.distill.training.trainer import Position, Trainer
-from segskd.errors import Echoed, Stopped, UserError, full_disk
+from segskd.errors import EndedByFirstProcess, Stopped, UserError, full_disk
 from segskd.evaluate.cost import cost, latencies
 from segskd.evaluate.metrics import Score
 from segskd.evaluate.predictor import Predictor, evaluate
@@ -43,7 +43,7 @@ from segskd.events import (
 )
 from segskd.models.build import describe
 from segskd.models.stages import StagedNetwork
-from segskd.runs import Onlooker, Run
+from segskd.runs import ReadOnlyRun, Run
 from segskd.subset_file import SubsetNames, read_subset_names, subset_text
 
 Listener = Callable[[Event], None]
@@ -123,7 +123,7 @@ def _together(ranks: Ranks, begin: Callable[[], tuple[Job, Run]]) -> tuple[Job, 
     ranks.attempt(begin)
     decided: Any = ranks.same(None)
     path, recipe, kind, subset_names = decided
-    run = Onlooker(path)
+    run = ReadOnlyRun(path)
     with _reporting_errors(run):
         return prepare(recipe, path, subset_names, ranks=ranks, kind=kind), run
 
@@ -263,7 +263,7 @@ def _score(job: Job, run: Run, network: StagedNetwork, who: Literal["teacher", "
         if job.ranks.count == 1 and run.stop_requested():  # several stop together, at their next step
             run.record(StoppedEvent(phase=f"evaluation of the {who}"))
             raise Stopped(f"stopped; 'python -m segskd resume {run.name}' goes on")
-        run.tell(EvaluatingEvent(model=who, done=done, total=total))
+        run.notify(EvaluatingEvent(model=who, done=done, total=total))
 
     predictor = Predictor(network.model, job.card, job.recipe.data.size, job.recipe.device)
     score = evaluate(predictor, job.ranks.part(job.subset.val), report=report, batch=job.batch, add=job.ranks.add)
@@ -311,7 +311,7 @@ def _reporting_errors(run: Run) -> Iterator[None]:
     """Writes what ended the run into its events. Exhausted memory and lost processes become a UserError."""
     try:
         yield
-    except (Stopped, Echoed):
+    except (Stopped, EndedByFirstProcess):
         raise
     except Exception as error:
         lost = another_ended(error)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from segskd.callbacks import OnProgress
 from segskd.data.samples import Samples
 from segskd.devices import synchronise, use_cpu
 from segskd.distill.caching.budget import StorePlace
@@ -32,8 +33,6 @@ PASS_SECONDS = 0.5
 LEAST_IMAGES, PROBED_IMAGES = 2, 4
 VIEW_KINDS = 3
 ENDLESS = 10_000
-
-Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class TimedSamples(Samples):
         return images, masks
 
 
-def run_trial(job: Job, folder: Path, report: Report | None = None) -> Trial:
+def run_trial(job: Job, folder: Path, report: OnProgress | None = None) -> Trial:
     """Carries out each phase of `job` with at most two batches of each set of images. This changes its student.
 
     What a run would write goes to `folder`. `report` hears how many phases are done, and of how many. Raises the

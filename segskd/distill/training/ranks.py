@@ -26,7 +26,7 @@ from segskd.config import Recipe, named
 from segskd.devices import by_slurm, started_by_others
 from segskd.distill.planning.images import Subset
 from segskd.distill.planning.phase import Phase
-from segskd.errors import Echoed, UserError
+from segskd.errors import EndedByFirstProcess, UserError
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it would print its precision each time
 # Lightning sets it for processes that fork, which nothing here does. With it each step of an optimiser looks for GPUs,
@@ -115,7 +115,7 @@ class Ranks:
         """Does `work` in the first process only, which gets its result; an error ends all processes."""
         if not self.first:
             if self.same(False):
-                raise Echoed
+                raise EndedByFirstProcess
             return cast(Thing, None)
         try:
             made = work()
@@ -127,7 +127,7 @@ class Ranks:
 
     def refuse(self, error: Exception) -> Exception:
         """The exception to raise for an error that every process has met, of which only the first one tells."""
-        return error if self.first else Echoed()
+        return error if self.first else EndedByFirstProcess()
 
 
 def alone(recipe: Recipe) -> Ranks:

@@ -373,7 +373,7 @@ class Trainer:
         )
 
     def _tell_store(self, done: int, total: int) -> None:
-        self.run.tell(FillingEvent(done=done, total=total))
+        self.run.notify(FillingEvent(done=done, total=total))
         if self.ranks.count == 1 and self.run.stop_requested():  # several processes stop together, at their next step
             self.run.record(StoppedEvent(phase=self._phase_name(), epoch=self.progress.epoch + 1))
             raise Stopped(f"stopped; 'python -m segskd resume {self.run.name}' goes on")
@@ -381,7 +381,7 @@ class Trainer:
     def _tell_step(self, loop: Loop, epoch: int) -> None:
         now = time.monotonic()
         due = now - self._told_at >= STEP_EVENT_SECONDS
-        tell = self.run.record if due else self.run.tell
+        tell = self.run.record if due else self.run.notify
         self._told_at = now if due else self._told_at
         step = epoch * loop.steps + self.progress.step
         tell(StepEvent(phase=loop.phase.name, epoch=epoch + 1, step=step, loss=loop.loss, lr=loop.rate))

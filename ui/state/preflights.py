@@ -1,4 +1,4 @@
-"""Pre-flights for the page: a worker, `segskd preflight`, measures one recipe at a time, and the results are kept."""
+"""Pre-flights for the page. A worker, `segskd preflight`, measures one recipe at a time. The results are stored."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from typing import Any, Literal
 
 from segskd.config import Recipe, dump_recipe
 from segskd.errors import ErrorRecord, in_labels
-from segskd.supervisor import Worker, folder_variables, json_result, last_words, segskd, start
+from segskd.supervisor import Worker, folder_variables, json_result, last_line, segskd, start
 
 from ..context import Context
 
 LONGEST_SECONDS = 120.0
-FRESH_SECONDS = {"fits": 15 * 60, "refused": 60}
-"""How long a result holds, since the memory that is free changes."""
+VALID_SECONDS = {"fits": 15 * 60, "refused": 60}
+"""How long a result is valid. The free memory changes."""
 BAD_INPUT = 2
-MOST_KEPT = 100
+MOST_STORED = 100
 State = Literal["unknown", "waiting", "running", "fits", "refused", "failed", "cancelled"]
 
 
 @dataclass
-class Check:
-    """One pre-flight: its state, since when, and what it found.
+class PreflightCheck:
+    """One pre-flight: its state, its start and its result.
 
-    "refused": the run won't fit, or would end with an error. "failed": the pre-flight found nothing out.
+    "refused": the run doesn't fit, or would fail. "failed": the pre-flight itself failed.
     """
 
     state: State = "waiting"
@@ -56,25 +56,25 @@ class Preflights:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._checks: dict[str, Check] = {}
+        self._checks: dict[str, PreflightCheck] = {}
         self._turn = threading.Lock()
         self._guard = threading.Lock()
 
     def ask(self, recipe: Recipe) -> str:
-        """Measures a recipe, unless it is being measured or its result still holds; the key for `state`."""
+        """Measures a recipe, unless that is being done or there is a valid result. Returns the key for `state`."""
         key = recipe_key(recipe)
         with self._guard:
             if self.state(key)["state"] in ("unknown", "failed", "cancelled"):
-                check = self._checks[key] = Check()
-                for old in list(self._checks)[:-MOST_KEPT]:
+                check = self._checks[key] = PreflightCheck()
+                for old in list(self._checks)[:-MOST_STORED]:
                     del self._checks[old]
                 threading.Thread(target=self._measure, args=(check, recipe), name="pre-flight", daemon=True).start()
         return key
 
     def state(self, key: str) -> dict[str, Any]:
-        """{"state", "seconds", "result", "problem"}; "unknown" for what was never asked, or holds no longer."""
+        """{"state", "seconds", "result", "problem"}. The state is "unknown" if there is no valid result."""
         check = self._checks.get(key)
-        if check is None or time.monotonic() - check.begun > FRESH_SECONDS.get(check.state, math.inf):
+        if check is None or time.monotonic() - check.begun > VALID_SECONDS.get(check.state, math.inf):
             return dict(UNKNOWN)
         return check.as_dict()
 
@@ -91,7 +91,7 @@ class Preflights:
         for key in list(self._checks):
             self.cancel(key)
 
-    def _measure(self, check: Check, recipe: Recipe) -> None:
+    def _measure(self, check: PreflightCheck, recipe: Recipe) -> None:
         with self._turn:
             if check.state != "waiting":
                 return
@@ -101,15 +101,15 @@ class Preflights:
                 path.write_text(dump_recipe(recipe), encoding="utf-8")
                 self._run(check, path)
 
-    def _run(self, check: Check, path: Path) -> None:
+    def _run(self, check: PreflightCheck, path: Path) -> None:
         environment = {
             **folder_variables(self._context.runs, self._context.data),
-            "TMPDIR": str(path.parent),  # what it leaves behind when it is killed goes with the folder
+            "TMPDIR": str(path.parent),  # if it is killed, its temporary files are deleted with the folder
         }
         command = segskd("preflight", "--recipe", str(path), "--json")
         with start(command, "bound", output="kept", environment=environment, low_priority=True) as worker:
             check.worker = worker
-            if check.state == "cancelled":  # between the last look at it and the start
+            if check.state == "cancelled":  # cancelled just before the start
                 return
             try:
                 status = worker.wait(LONGEST_SECONDS)
@@ -117,12 +117,14 @@ class Preflights:
                 check.state, check.problem = "failed", f"it took longer than {LONGEST_SECONDS:.0f} s and was ended"
                 return
             if check.state == "running":
-                check.state, check.result, check.problem = read_outcome(status, worker.printed(), worker.said())
+                check.state, check.result, check.problem = read_outcome(
+                    status, worker.output_text(), worker.error_text()
+                )
 
 
 def read_outcome(status: int, output: str, errors: str) -> tuple[State, dict[str, Any] | None, str | None]:
     """(state, result, problem) from the command's exit status, standard output and standard error."""
-    last = last_words(errors)
+    last = last_line(errors)
     if status == BAD_INPUT:
         return "refused", None, _refusal(output) or last or "the recipe can't be carried out"
     if status != 0:
@@ -136,7 +138,7 @@ def read_outcome(status: int, output: str, errors: str) -> tuple[State, dict[str
 
 
 def _refusal(output: str) -> str:
-    """What the command says is wrong with the recipe, in the page's words; "" where it says nothing."""
+    """The command's message about the recipe, with the page's labels; "" if there is none."""
     try:
         return ErrorRecord.read(json_result(output)).in_labels
     except (ValueError, LookupError, AttributeError):
@@ -144,5 +146,5 @@ def _refusal(output: str) -> str:
 
 
 def recipe_key(recipe: Recipe) -> str:
-    """A key that equal recipes share, and different ones don't."""
+    """A key, which is the same for equal recipes only."""
     return hashlib.sha256(dump_recipe(recipe).encode()).hexdigest()[:20]

@@ -1,4 +1,4 @@
-"""Endpoints for scripts (gradio_client): start a run, ask what it does, list them all."""
+"""Endpoints for scripts (gradio_client): start a run, ask for its state, list all runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .state.teachers import find_teacher, list_teachers
 
 
 def build(context: Context) -> None:
-    """Puts the endpoints on the page; UserErrors become plain errors of the client."""
+    """Adds the endpoints to the page. The client gets UserErrors as plain errors."""
 
     def start_run(recipe: dict[str, Any] | str, name: str) -> dict[str, Any]:
         """Queues a recipe, a dict or YAML text, as a new run: {"run", "state"}."""
@@ -29,7 +29,7 @@ def build(context: Context) -> None:
             raise gr.Error(str(error), print_exception=False) from error
 
     def run_state(name: str) -> dict[str, Any]:
-        """What a run is doing: {"run", "state", "phase", "phases", "miou", "teacher_miou", "error"}."""
+        """The state of a run: {"run", "state", "phase", "phases", "miou", "teacher_miou", "error"}."""
         try:
             return state(context, name)
         except UserError as error:
@@ -64,7 +64,7 @@ def read_recipe(recipe: object) -> Recipe:
 
 
 def state(context: Context, name: str) -> dict[str, Any]:
-    """What a run is doing. `phase` is the one that trains or came last, `phases` the number of all, when known."""
+    """The state of a run. `phase` trains or was trained last; `phases` is the number of phases, if known."""
     run = context.run(name)
     result = run.read_json("result.json") or {}
     progress = run.progress()

@@ -11,8 +11,8 @@ import pytest
 
 from segskd.errors import UserError
 from segskd.runs import Run
-from ui.state import parcel as module
-from ui.state.parcel import parcel
+from ui.state import run_zip as module
+from ui.state.run_zip import write_zip
 
 Make = Callable[..., Run]
 WANTED = {
@@ -52,7 +52,7 @@ def run(make_run: Make) -> Run:
 
 
 def test_all_that_a_reader_needs_is_in_it(run: Run, tmp_path: Path) -> None:
-    parcel(run, tmp_path / "small.zip")
+    write_zip(run, tmp_path / "small.zip")
     with zipfile.ZipFile(tmp_path / "small.zip") as archive:
         assert archive.testzip() is None
         names = archive.namelist()
@@ -63,7 +63,7 @@ def test_all_that_a_reader_needs_is_in_it(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_run_that_has_only_begun(make_run: Make, tmp_path: Path) -> None:
-    parcel(make_run("fresh"), tmp_path / "fresh.zip")
+    write_zip(make_run("fresh"), tmp_path / "fresh.zip")
     with zipfile.ZipFile(tmp_path / "fresh.zip") as archive:
         assert archive.namelist() == ["fresh/recipe.yaml"]
 
@@ -73,14 +73,14 @@ def test_links_lead_nowhere(run: Run, tmp_path: Path) -> None:
     (run.path / "previews" / "link.png").symlink_to(tmp_path / "secret")
     (run.path / "log.txt").unlink()
     (run.path / "log.txt").symlink_to(tmp_path / "secret")
-    parcel(run, tmp_path / "small.zip")
+    write_zip(run, tmp_path / "small.zip")
     with zipfile.ZipFile(tmp_path / "small.zip") as archive:
         assert {"small/previews/link.png", "small/log.txt"}.isdisjoint(archive.namelist())
 
 
 def test_a_file_older_than_zips_are(run: Run, tmp_path: Path) -> None:
     os.utime(run.path / "log.txt", (0, 0))
-    parcel(run, tmp_path / "small.zip")
+    write_zip(run, tmp_path / "small.zip")
     with zipfile.ZipFile(tmp_path / "small.zip") as archive:
         assert archive.read("small/log.txt") == b"log.txt"
 
@@ -89,7 +89,7 @@ def test_what_goes_meanwhile_is_left_out(run: Run, tmp_path: Path, monkeypatch: 
     files = module._files(run.path)
     monkeypatch.setattr(module, "_files", lambda _: files)
     (run.path / "previews" / "head.png").unlink()
-    parcel(run, tmp_path / "small.zip")
+    write_zip(run, tmp_path / "small.zip")
     with zipfile.ZipFile(tmp_path / "small.zip") as archive:
         assert archive.testzip() is None
         assert set(archive.namelist()) == {f"small/{name}" for name in WANTED - {"previews/head.png"}}
@@ -98,4 +98,4 @@ def test_what_goes_meanwhile_is_left_out(run: Run, tmp_path: Path, monkeypatch: 
 def test_a_place_that_is_none_is_told(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't write"):
-        parcel(run, tmp_path / "file" / "small.zip")
+        write_zip(run, tmp_path / "file" / "small.zip")

@@ -1,4 +1,4 @@
-"""A run as one zip: all that a reader needs, without the optimiser's state."""
+"""A run as one zip, without the state of its training."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ MODEL = ("config.json", "model.safetensors")
 FOLDERS = ("student", "previews")
 
 
-def parcel(run: Run, target: Path) -> None:
-    """Writes the run's readable files into the zip `target`, below a folder of the run's name.
+def write_zip(run: Run, target: Path) -> None:
+    """Writes the run's files into the zip `target`, below a folder of the run's name.
 
-    A run may be at work meanwhile: what it takes away or has not written whole is left out. Raises UserError
-    when the disk won't take the zip.
+    The run may train meanwhile. Files that it deletes or has not finished are left out. Raises UserError if the zip
+    can't be written.
     """
     with (
         writing(target),
