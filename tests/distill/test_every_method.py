@@ -191,7 +191,7 @@ def test_other_snapshots_than_before_end_a_resumed_run(
     made = small("multi_teacher_gan", teacher=str(tmp_path / "teacher"))
     start(made, tmp_path / "run", until="encoder.0")
     shutil.rmtree(tmp_path / "teacher" / "snapshots" / "2")
-    with pytest.raises(UserError, match=r"the snapshots of teacher .* have changed since: put them back"):
+    with pytest.raises(UserError, match=r"the snapshots of teacher .* have changed since then: put them back"):
         resume(Run.open(tmp_path / "run"))
 
 

@@ -210,7 +210,7 @@ def test_renamed_and_deleted_the_other_is_followed_and_kept(base: Run, tmp_path:
     shutil.copytree(base.path, tmp_path / "first")
     first = Run.open(tmp_path / "first")
     Run.create(tmp_path / "second", prune_recipe(first, RATIO))
-    with pytest.raises(UserError, match="beginning of second"):
+    with pytest.raises(UserError, match="comes before, second"):
         delete(first)
     rename(first, "third")
     found = Run.open(tmp_path / "second").recipe.prune
