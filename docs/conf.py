@@ -35,7 +35,7 @@ def setup(app: Any) -> None:
     app.connect("autodoc-process-signature", plain_aliases)
     rows = ["| field | flag | meaning |", "|---|---|---|"]
     for field in SCHEMA:
-        flag = f"`{field.flag}`" if field.shown else ""
+        flag = f"`{field.flag}`" if field.display else ""
         meaning = field.flag_help if field.description else ""
         rows.append(f"| `{field.dotted}` | {flag} | {meaning} |")
     build = Path(app.srcdir) / "_build"

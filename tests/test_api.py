@@ -92,10 +92,10 @@ def test_progress_goes_to_standard_error(fields: dict[str, Any], capfd: pytest.C
 
 
 def test_a_recipe_may_be_an_object_plain_data_or_a_file(fields: dict[str, Any], tmp_path: Path) -> None:
-    made = api._made(None, {**fields, "method": "supervised"})
+    made = api._make_recipe(None, {**fields, "method": "supervised"})
     (tmp_path / "recipe.yaml").write_text(dump_recipe(made))
     for given in (made, made.model_dump(mode="json"), tmp_path / "recipe.yaml", str(tmp_path / "recipe.yaml")):
-        changed = api._made(given, {"seed": 3, "optimisation": {"batch": 2}})
+        changed = api._make_recipe(given, {"seed": 3, "optimisation": {"batch": 2}})
         assert (changed.seed, changed.optimisation.batch, changed.optimisation.epochs) == (3, 2, 1)
         assert changed.data == made.data
 
@@ -108,7 +108,7 @@ def test_what_a_caller_can_mend_is_a_user_error(fields: dict[str, Any], tmp_path
         ),
         ("recipe: data: is missing", lambda: segskd.distill(method="supervised")),
         ("needs a teacher", lambda: segskd.distill(**fields)),
-        ("is no name", lambda: segskd.teach(run="a b", **fields)),
+        ("can't be a name", lambda: segskd.teach(run="a b", **fields)),
         ("no run at", lambda: segskd.resume(tmp_path / "nowhere")),
         ("is no run", lambda: segskd.evaluate(tmp_path)),
         ("name at least one image", lambda: segskd.predict(tmp_path, [], tmp_path)),

@@ -186,7 +186,7 @@ def test_a_preflight_without_memory_tells_programs_which_fields_help(
 def test_what_is_neither_name_nor_path_is_refused(call: Callable[..., Any], flags: list[str], name: str) -> None:
     status, out, err = call("distill", *flags, "--run", name)
     assert (status, out) == (2, "")
-    assert f"--run: '{name}' is no name" in err
+    assert f"--run: '{name}' can't be a name" in err
 
 
 def test_a_teacher_of_other_classes_is_refused(

@@ -202,7 +202,7 @@ def check_name(name: str) -> str:
     """The name as it is. Raises UserError when it can't be a run's."""
     if not RUN_NAME.fullmatch(name):
         raise UserError(
-            "a run's name has at most 100 letters, digits, '.', '-' and '_', and begins with a letter or digit"
+            "a run's name has letters, digits, '.', '-' and '_', at most 100, and begins with a letter or digit"
         )
     return name
 

@@ -13,7 +13,7 @@ SENTENCES = {
     "start": "No run yet",
     "data": "scenes",
     "distill": "Choose data",
-    "watch": "Nothing is running",
+    "watch": "No run yet",
     "compare": "Nothing to compare yet",
     "runs": "No run yet",
     "export": "There is no finished run yet",

@@ -112,7 +112,7 @@ def test_stages_get_brighter_in_order() -> None:
     [
         ("waiting", "elsewhere", "has not been started"),
         ("teacher", "elsewhere", "is a teacher"),
-        ("labels", "elsewhere", "without a teacher"),
+        ("labels", "elsewhere", "has no teacher"),
         ("../student", "problem", "not the name of a run"),
         ("<b>", "problem", "not the name of a run"),
         ("nobody", "problem", "this server has no run nobody"),
@@ -131,7 +131,7 @@ def test_a_finished_run_without_its_network_says_so(
     Run.create(tmp_path / "robbed", recipe()).write_json("result.json", {})
     found = Comparisons(Context(context.data, tmp_path, Jobs(tmp_path, context.data))).state("robbed")
     assert found["state"] == "problem"
-    assert "the trained network of robbed is gone" in found["text"]
+    assert "the trained network of robbed is missing" in found["text"]
 
 
 def test_no_run_is_no_problem(comparisons: Comparisons) -> None:
@@ -272,5 +272,5 @@ def test_a_failure_is_told_and_tried_again_when_asked(context: Context, runs: Pa
         assert fresh.state("student")["state"] == "problem"
     finally:
         weights.write_bytes(content)
-    assert fresh.state("student", again=True)["state"] in ("working", "ready")
+    assert fresh.state("student", retry=True)["state"] in ("working", "ready")
     assert settled(lambda: fresh.state("student"))["state"] == "ready"

@@ -184,7 +184,7 @@ def test_who_asks_again_joins_and_nobody_moves_the_run(
         told = exports.page_status(run, looked)
         assert told is not None
         assert (told["state"], told["name"]) == ("working", "safetensors")
-    with pytest.raises(UserError, match="run small is being exported: wait for the end of that"):
+    with pytest.raises(UserError, match="run small is being exported: wait until that is finished"):
         exports.check_idle(run)
     gate.touch()
     assert task.wait(PATIENCE)
@@ -203,7 +203,7 @@ def test_who_asks_again_joins_and_nobody_moves_the_run(
             "import sys; print('bar'); print('x\\nsegskd: the card is gone', file=sys.stderr); sys.exit(2)",
             "the card is gone",
         ),
-        ("import os; os.kill(os.getpid(), 9)", "the export's process was ended by signal 9: see that memory is free"),
+        ("import os; os.kill(os.getpid(), 9)", "the export's process was killed by signal 9: free some memory"),
         ("raise ValueError('<b>')", "an error in SegSKD: RuntimeError: the export ended with status 1"),
         ("import sys; sys.exit(2)", "an error in SegSKD: RuntimeError: the export ended with status 2"),
     ],

@@ -454,7 +454,7 @@ def test_an_image_that_is_gone_is_named(context: Context, new_run: Callable[...,
     write(run, start())
     run.write("previews/head/lost.png", b"")
     answer = Watching(context).previews({"run": "one", "phase": "head"})
-    assert "'lost' is gone" in answer["problem"]
+    assert "'lost' is missing" in answer["problem"]
 
 
 def test_retry_queues_the_run_at_half_its_batch(context: Context, new_run: Callable[..., Run]) -> None:
