@@ -200,8 +200,8 @@ def test_what_is_no_mapping_is_no_recipe(content: object) -> None:
         ("batch", "a step (8)."),
         ("lr", "the learning rate (0.01, and 0.001 for a teacher)."),
         ("devices", "the cores (1, or as torchrun or SLURM started them)."),
-        ("nodes", "Machines (1, or as torchrun or SLURM started them)."),
-        ("trust_teacher", "labelled images first."),
+        ("nodes", "machines (1, or as torchrun or SLURM started them)."),
+        ("trust_teacher", "a few labelled images."),
         ("teacher", "with its network."),
     ],
 )

@@ -122,7 +122,7 @@ def test_a_study_that_is_stopped_shows_what_it_has_and_goes_on(
     def look() -> None:
         wait_until((out / SECOND / "events.jsonl").exists)
         seen.append(read_study(out))
-        with pytest.raises(UserError, match="study out is being carried out by another process"):
+        with pytest.raises(UserError, match="study out is run by another process"):
             carry_out(study(), out, told.append)
         Run(out).request_stop()
 
@@ -283,7 +283,7 @@ def test_a_damaged_result_is_made_anew(
     read = carry_out(study(), tmp_path / "out", told.append)
     assert stand_in.started()[4:] == [f"resume {FIRST}"]
     assert read["done"] == 4
-    assert f"[1/4] {FIRST}: its result is damaged and is made anew" in told
+    assert f"[1/4] {FIRST}: its result is damaged; it is run again" in told
 
 
 def test_cells_side_by_side_share_out_the_gpus(
