@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -135,7 +134,13 @@ def test_a_run_from_the_command_line(
 def test_flags_take_the_place_of_a_recipe_s_subset(
     recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(session, "start", lambda made, folder, *more: {"run": str(folder), "after": dict(made.subset)})
+    started: list[dict[str, Any]] = []
+
+    def start(made: Any, folder: Path, *_: object) -> dict[str, Any]:
+        started.append({"run": str(folder), "after": made.model_dump(mode="json")["subset"]})
+        return started[-1]
+
+    monkeypatch.setattr(session, "start", start)
     names = tmp_path / "names.txt"
     names.write_text("b05\nb03\n")
 
@@ -143,8 +148,8 @@ def test_flags_take_the_place_of_a_recipe_s_subset(
         """The subset of the recipe that is made, or what was wrong."""
         (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe(subset=source)))
         status = main(["distill", "--recipe", str(tmp_path / "recipe.yaml"), "--json", *flags])
-        out, err = capsys.readouterr()
-        return json.loads(out.splitlines()[-1]) if status == 0 else err
+        err = capsys.readouterr().err
+        return started[-1] if status == 0 else err
 
     hand = {"fraction": None, "count": None, "rule": "hand", "names": ["b05", "b03"], "labels": None}
     for source in ({"fraction": 0.5}, {"count": 4, "rule": "balanced"}, {"rule": "hand", "names": ["b01", "b02"]}):

@@ -149,7 +149,7 @@ def test_bgr_and_another_order(sound: nn.Module, ask: Asked) -> None:
 def test_one_that_knows_nothing(sound: nn.Module, ask: Asked) -> None:
     broken: Any = copy.deepcopy(sound)
     nn.init.zeros_(broken.segmentation_head[0].weight)  # always the same class
-    with pytest.raises(UserError, match=r"hardly better than guessing on 12 training images: mIoU 0\.\d+, where the"):
+    with pytest.raises(UserError, match=r"hardly better than guessing on 12 training images: its mIoU is 0\.\d+;"):
         ask(broken)
 
 

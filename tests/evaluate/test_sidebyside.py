@@ -143,7 +143,7 @@ def test_pieces_that_a_network_does_not_take_are_refused(opened: Opened, monkeyp
     side = opened(predict=False)
     assert side.predict_image(np.zeros((64, 80, 3), dtype=np.uint8), native=True).tile == (64, 64)
     assert side.predict_image(np.zeros((64, 50, 3), dtype=np.uint8), native=True).tile is None  # one is enough
-    with pytest.raises(UserError, match=r"doesn't take pieces of 32x64.*look at it at the run's size"):
+    with pytest.raises(UserError, match=r"doesn't take images of 32x64.*predict it at the run's size"):
         side.predict_image(np.zeros((20, 80, 3), dtype=np.uint8), native=True)
 
 

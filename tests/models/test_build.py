@@ -275,4 +275,4 @@ def test_what_may_be_a_hub_id(place: str, is_hub: bool, tmp_path: Path, monkeypa
 def test_what_smp_saved_can_be_loaded(teacher_folder: Path) -> None:
     loaded = load(teacher_folder)
     assert equal(smp.from_pretrained(teacher_folder), loaded)
-    assert (describe(loaded), output_classes(loaded)) == ("unet:resnet18", 3)
+    assert (describe(loaded), output_classes(loaded)) == ("linknet:tu-test_resnet", 3)
