@@ -17,7 +17,7 @@ from PIL import Image
 
 from segskd import api, cli, runs
 from segskd.cli.flags import NO_DISTILL_FLAGS, NO_TEACHER_FLAGS
-from segskd.cli.run_commands import asked_recipe
+from segskd.cli.run_commands import recipe_from_flags
 from segskd.config import dump_recipe, make_recipe
 from segskd.data.cards import load_card
 from segskd.distill.planning.methods import METHODS
@@ -129,7 +129,7 @@ def test_a_recipe_and_flags_over_it(call: Callable[..., Any], recipe: Callable[.
 def test_empty_parts_of_a_recipe_are_as_if_they_were_not_there(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("data: {card: scenes}\nteacher: t\nsubset:\noptimisation:\nstore:\noptions:\n", encoding="utf-8")
-    made = asked_recipe(path, NO_TEACHER_FLAGS, NO_DISTILL_FLAGS)
+    made = recipe_from_flags(path, NO_TEACHER_FLAGS, NO_DISTILL_FLAGS)
     assert made == make_recipe({"data": {"card": "scenes"}, "teacher": "t"})
 
 

@@ -160,7 +160,7 @@ def test_flags_take_the_place_of_a_recipe_s_subset(
     assert (made["rule"], made["count"], made["names"]) == ("hardest", 4, None)
     assert "not a fraction or a count" in distill(hand, "--count", "4")
     assert "no other rule takes any" in distill(hand, "--names", str(names), "--rule", "random")
-    assert "rule hand needs names (--names FILE)" in distill({"fraction": 0.5}, "--rule", "hand")
+    assert "rule hand needs names (--names)" in distill({"fraction": 0.5}, "--rule", "hand")
     names.write_text("b05\n")
     assert "1 images are named" in distill(hand, "--names", str(names))
 

@@ -84,9 +84,9 @@ def run_of(recipe: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory)
     def get(kind: str) -> Run:
         if kind not in made:
             own = {"card": str(dataset(data, kind)), "folder": str(data), "size": "64x64"}
-            changes: dict[str, Any] = {"optimisation": {"epochs": 1}}
+            changes: dict[str, Any] = {"student": "unet:resnet10", "optimisation": {"epochs": 1}}
             if kind == "four":  # learns its labels, too: only a network that is sure of itself keeps its masks in INT8
-                changes = {"method": "hinton", "options": {"soft": 0.1}, "optimisation": {"epochs": 4, "lr": 1e-2}}
+                changes |= {"method": "hinton", "options": {"soft": 0.1}, "optimisation": {"epochs": 4, "lr": 1e-2}}
             place = teacher(data / f"{kind}-teacher", KINDS[kind][0])
             start(recipe(data=own, teacher=str(place), **changes), data / f"{kind}-run")
             made[kind] = Run.open(data / f"{kind}-run")

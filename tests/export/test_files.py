@@ -131,7 +131,7 @@ def test_an_onnx_file_says_all_that_it_takes_to_use_it(run: Run, unpacked: Unpac
     assert (told["mean"], told["std"], told["white"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], None)
     assert (told["size"], told["size_multiple"], told["ignore_index"]) == ([50, 90], 32, 255)
     assert (told["layout"], told["channel_order"], told["input"]) == ("NCHW", "RGB", "float32")
-    assert (told["network"], told["encoder"]) == ("linknet:tu-test_resnet", "tu-test_resnet")
+    assert (told["network"], told["encoder"]) == ("unet:resnet10", "tu-resnet18")
     assert told["miou_of_checkpoint"] == run.read_json("result.json")["miou"]
     assert told["versions"]["onnxruntime"] == onnxruntime.__version__
     inside = metadata(unpacked(Spec("onnx", int8=True, pixels=True)) / "model.onnx")

@@ -227,7 +227,7 @@ def test_markup_in_a_name_stays_text(card_path: Path, run: Run, packed: Packed, 
 def test_the_page_says_how_to_run_it_and_what_was_proved(unpacked: Callable[[Spec], Path]) -> None:
     page = (unpacked(ONNX) / "README.md").read_text()
     assert "pip install numpy pillow onnxruntime\npython predict.py image.png" in page
-    assert "linknet:tu-test_resnet | its teacher, linknet:tu-test_resnet" in page
+    assert "unet:resnet10 | its teacher, linknet:tu-test_resnet" in page
     assert f"of {PIXELS} (" in page
     assert "faster than the teacher in eager PyTorch" in page
 

@@ -172,11 +172,11 @@ def test_a_whole_network_after_a_pruned_one(
     monkeypatch.setattr(timing, "REPEATS", 5)
     Hub("me/small").push(package(narrow_run, Spec(), tmp_path / "narrow"), Spec())
     assert "narrow.py" in Repository.files
-    assert describe(load(stored(tmp_path / "first"))) == "linknet:tu-test_resnet pruned by 50 %"
+    assert describe(load(stored(tmp_path / "first"))) == "unet:resnet10 pruned by 50 %"
     Hub("me/small").push(packed(Spec()), Spec())
     assert "narrow.py" not in Repository.files
-    assert json.loads(Repository.files["certificate.json"])["network"] == "linknet:tu-test_resnet"
-    assert describe(load(stored(tmp_path / "second"))) == "linknet:tu-test_resnet"
+    assert json.loads(Repository.files["certificate.json"])["network"] == "unet:resnet10"
+    assert describe(load(stored(tmp_path / "second"))) == "unet:resnet10"
 
 
 def test_a_push_that_breaks_off_leaves_no_old_certificate(
