@@ -66,7 +66,7 @@ def test_a_network_that_takes_one_size_comes_for_that(
     with zipfile.ZipFile(made.path) as content:
         session = onnxruntime.InferenceSession(content.read(f"{inside}/model.onnx"))
         assert json.loads(content.read(f"{inside}/card.json"))["only_size"] == [224, 224]
-        assert "`size` (`resize` says how), the only one that it takes" in content.read(f"{inside}/README.md").decode()
+        assert "`size` (`resize` says how), which is the only size that it takes" in content.read(f"{inside}/README.md").decode()
     assert session.get_inputs()[0].shape == ["batch", 224, 224, 3]
     write_pt2(model, tmp_path / "model.pt2", only_size(model, (200, 210)))  # of images that are padded
     given = torch.rand(1, 3, 224, 224)
@@ -133,7 +133,7 @@ def test_latencies_are_ratios_of_the_same_turn(packed: Packed) -> None:
 
 
 def test_what_a_format_has_not() -> None:
-    with pytest.raises(UserError, match="pt2 knows no INT8: take --format onnx or openvino"):
+    with pytest.raises(UserError, match="pt2 has no INT8: take --format onnx or openvino"):
         Spec("pt2", int8=True)
     with pytest.raises(UserError, match="safetensors knows no pre-processing inside the file"):
         Spec(pixels=True)
@@ -212,7 +212,7 @@ def test_images_that_are_too_small_for_a_graph(run: Run, tmp_path: Path) -> None
     shutil.copytree(run.path, tmp_path / "small", ignore=shutil.ignore_patterns("exports"))
     moved, recipe = Run.open(tmp_path / "small"), run.recipe
     moved.write_recipe(recipe.model_copy(update={"data": recipe.data.model_copy(update={"size": (32, 96)})}))
-    with pytest.raises(UserError, match="images of 32x96 are too small for onnx, which takes sides of 64 on"):
+    with pytest.raises(UserError, match="images of 32x96 are too small for onnx, whose least side is 64"):
         package(moved, ONNX)
 
 

@@ -157,7 +157,7 @@ def test_blanks_around_a_token_are_none_of_it(
 @pytest.mark.parametrize("token", ["sec ret", "secrét", "secret\nsecret"])
 def test_what_can_be_no_token_is_not_repeated(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TOKEN, token)
-    with pytest.raises(UserError, match="HF_TOKEN holds can't be a token") as raised:
+    with pytest.raises(UserError, match="the value of HF_TOKEN is no token") as raised:
         Hub("me/small")
     assert "sec" not in str(raised.value)
 
@@ -220,7 +220,7 @@ def test_without_a_token_nothing_begins(
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
     out = tmp_path / "out"
     assert main(["export", str(run.path), "--push", "me/small", "--out", str(out)]) == 2
-    assert "put it into the environment as HF_TOKEN" in " ".join(capsys.readouterr().err.split())
+    assert "set the environment variable HF_TOKEN to it" in " ".join(capsys.readouterr().err.split())
     assert not out.exists()
 
 
