@@ -17,6 +17,8 @@ import segskd
 from segskd import api
 from segskd.config import dump_recipe
 
+pytestmark = pytest.mark.slow
+
 NETWORK = "linknet:tu-test_efficientnet"
 
 

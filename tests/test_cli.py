@@ -27,6 +27,8 @@ from segskd.evaluate.predictor import Predictor
 from segskd.evaluate.tiles import Tiles
 from segskd.models.build import load
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:

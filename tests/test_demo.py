@@ -14,6 +14,8 @@ from segskd.config import dump_recipe, load_recipe
 from segskd.demo import QUICK, demo_recipes, run_demo
 from segskd.runs import RUN_NAME
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_student_names_the_teachers_run(tmp_path: Path) -> None:
     (teacher_name, teacher), (student_name, student) = demo_recipes(tmp_path / "data", tmp_path / "runs")

@@ -30,6 +30,8 @@ from segskd.models.build import load
 from segskd.runs import Run, list_runs
 from segskd.study import read_study
 
+pytestmark = pytest.mark.slow
+
 OLD = Path(__file__).parent / "old_runs"
 CELL = "stagewise-linknet-tu-test_efficientnet-50pc-s0"
 

@@ -16,6 +16,8 @@ import pytest
 import segskd
 from segskd.supervisor import NICENESS, Life, ProcessRecord, Worker, json_result, last_line, module, start
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 30.0
 SLEEP = "import time; print('up', flush=True); time.sleep(600)"
 CHILD = """

@@ -26,6 +26,8 @@ from packaging.requirements import Requirement
 from segskd.data.cards import PROJECT_CARDS
 from segskd.scenes.dataset import SIZES, VERSION, draw_scene
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 120
 

@@ -26,6 +26,8 @@ from segskd.models.build import load
 from segskd.models.cut import cut
 from segskd.runs import Run
 
+pytestmark = pytest.mark.slow
+
 STAGE = "decoder.2"
 AGAIN = ["decoder.2", "decoder.3", "decoder.4", "head"]
 

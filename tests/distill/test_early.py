@@ -20,6 +20,8 @@ from segskd.models.build import load
 from segskd.models.cut import cut
 from segskd.runs import Run
 
+pytestmark = pytest.mark.slow
+
 
 def impatient(recipe: Callable[..., Recipe], patience: int | None, **changes: Any) -> Recipe:
     made = recipe(**changes)

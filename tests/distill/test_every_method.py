@@ -32,6 +32,8 @@ from segskd.errors import Stopped, UserError
 from segskd.models.stages import IMAGE, freeze
 from segskd.runs import Run
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {"subset": {"count": 4}, "data": {"views": 1}}
 
 

@@ -21,6 +21,8 @@ from segskd.errors import UserError
 from segskd.evaluate.grafts import Grafts
 from segskd.runs import Run
 
+pytestmark = pytest.mark.slow
+
 STAGES = [*(f"encoder.{i}" for i in range(5)), *(f"decoder.{i}" for i in range(5)), "head"]
 
 

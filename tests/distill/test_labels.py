@@ -26,6 +26,8 @@ from segskd.errors import UserError
 from segskd.runs import Run
 from segskd.subset_file import read_subset_names, subset_text
 
+pytestmark = pytest.mark.slow
+
 NAMES = [f"b{i:02}" for i in range(12)]
 
 

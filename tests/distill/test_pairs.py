@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks.architectures import PAIRS, train_pair
 
+pytestmark = pytest.mark.slow
+
 IN_EVERY_RUN = (
     ("unet:resnet34", "unet:mobilenet_v2"),
     ("unet:resnet34", "unet:mit_b0"),

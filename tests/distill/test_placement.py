@@ -26,6 +26,8 @@ from segskd.distill.training.placement import PlacedLoop, place, step_seconds
 from segskd.models.build import load
 from segskd.runs import Run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def blocks(recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:

@@ -25,6 +25,8 @@ from segskd.models.stages import feature_shapes
 from segskd.run_admin import delete, rename
 from segskd.runs import Run, default_name
 
+pytestmark = pytest.mark.slow
+
 RATIO = 0.5
 
 

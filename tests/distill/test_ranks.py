@@ -30,6 +30,8 @@ from segskd.models.build import load
 from segskd.models.stages import freeze
 from segskd.runs import Run
 
+pytestmark = pytest.mark.slow
+
 
 class Halves:
     """A phase trained by one process as two would: each half of a batch with running statistics of its own."""

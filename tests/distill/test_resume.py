@@ -18,6 +18,8 @@ from segskd.cli import main
 from segskd.config import Recipe, dump_recipe
 from segskd.runs import Run
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 300.0
 Worker = Callable[..., ForkServerProcess]
 

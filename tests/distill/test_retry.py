@@ -13,6 +13,8 @@ from segskd.errors import Stopped, UserError
 from segskd.events import Event
 from segskd.runs import Run
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_phase_begins_anew_with_half_the_batch(recipe: Callable[..., Any], tmp_path: Path) -> None:
     folder = tmp_path / "run"

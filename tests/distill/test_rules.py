@@ -23,6 +23,8 @@ from segskd.distill.running.prepare import prepare
 from segskd.errors import UserError
 from segskd.models.build import create, save
 
+pytestmark = pytest.mark.slow
+
 NAMES = [f"b{number:02}" for number in range(12)]
 
 

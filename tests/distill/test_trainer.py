@@ -24,6 +24,8 @@ from segskd.models.cut import cut
 from segskd.runs import Run
 from segskd.subset_file import read_subset_names
 
+pytestmark = pytest.mark.slow
+
 Weights = dict[str, torch.Tensor]
 
 

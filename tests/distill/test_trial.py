@@ -24,6 +24,8 @@ from segskd.errors import UserError
 from segskd.evaluate.predictor import Predictor
 from segskd.runs import Run
 
+pytestmark = pytest.mark.slow
+
 LOAD_SECONDS = {0: 0.004, 1: 0.006, 2: 0.01}
 TENSOR_SECONDS, FORWARD_SECONDS, SCORE_SECONDS, DRAW_SECONDS, SAVE_SECONDS = 0.001, 0.02, 0.003, 0.07, 0.3
 

@@ -22,6 +22,8 @@ from segskd.evaluate.diagnosis import Diagnosis, chance, diagnose
 from segskd.models.importing import Adjustments
 from segskd.runs import Run
 
+pytestmark = pytest.mark.slow
+
 SIZE = (64, 96)
 Asked = Callable[[nn.Module], Diagnosis]
 

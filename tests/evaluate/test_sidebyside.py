@@ -23,6 +23,8 @@ from segskd.evaluate.comparison import AGREEMENT
 from segskd.evaluate.sidebyside import TEACHER_TOO, SideBySide, display_image, first_errors
 from segskd.runs import Run
 
+pytestmark = pytest.mark.slow
+
 COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 SIZE = (32, 40)
 EACH = 80

@@ -28,6 +28,8 @@ from segskd.export.timing import _after_a_pause, _latency
 from segskd.models.build import load
 from segskd.runs import Run
 
+pytestmark = pytest.mark.slow
+
 SIZE = (50, 90)
 
 

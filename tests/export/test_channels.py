@@ -32,6 +32,8 @@ from segskd.export.package import package
 from segskd.models.build import input_channels, load, output_classes
 from segskd.runs import Run
 
+pytestmark = pytest.mark.slow
+
 SIZE = (64, 64)
 ALONE = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 KINDS = {"grey": (1, np.uint16, "tif"), "four": (4, np.uint8, "png"), "aerial": (4, np.uint16, "tif")}

@@ -34,6 +34,8 @@ from segskd.export.quantize import (
 from segskd.models.build import create, load
 from segskd.runs import Run
 
+pytestmark = pytest.mark.slow
+
 Unpacked = Callable[[Spec], Path]
 generator = np.random.default_rng(0)
 

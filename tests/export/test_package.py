@@ -32,6 +32,8 @@ from segskd.export.timing import Latency
 from segskd.models.build import create, load, save
 from segskd.runs import Run
 
+pytestmark = pytest.mark.slow
+
 Packed = Callable[[Spec], Package]
 SAFETENSORS, ONNX = Spec(), Spec("onnx")
 PIXELS = 4 * (50 * 90 + 64 * 64 + 64 * 128)
@@ -66,7 +68,10 @@ def test_a_network_that_takes_one_size_comes_for_that(
     with zipfile.ZipFile(made.path) as content:
         session = onnxruntime.InferenceSession(content.read(f"{inside}/model.onnx"))
         assert json.loads(content.read(f"{inside}/card.json"))["only_size"] == [224, 224]
-        assert "`size` (`resize` says how), which is the only size that it takes" in content.read(f"{inside}/README.md").decode()
+        assert (
+            "`size` (`resize` says how), which is the only size that it takes"
+            in content.read(f"{inside}/README.md").decode()
+        )
     assert session.get_inputs()[0].shape == ["batch", 224, 224, 3]
     write_pt2(model, tmp_path / "model.pt2", only_size(model, (200, 210)))  # of images that are padded
     given = torch.rand(1, 3, 224, 224)

@@ -25,6 +25,8 @@ from segskd.export.push import TOKEN, Hub
 from segskd.models.build import describe, load
 from segskd.runs import Run
 
+pytestmark = pytest.mark.slow
+
 
 class Repository(BaseHTTPRequestHandler):
     """Keeps what is committed, in the class; answers all else as the hub does."""

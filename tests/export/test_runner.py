@@ -28,6 +28,8 @@ from segskd.models.build import load
 from segskd.runs import Run
 from segskd.standalone import bands, predict
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "spec",

@@ -13,6 +13,8 @@ from segskd.models.build import describe, load, output_classes, parse_spec, save
 from segskd.models.importing import NetworkSpec, read_network
 from segskd.models.torchvision_models import TORCHVISION, TorchvisionModel, torchvision_network
 
+pytestmark = pytest.mark.slow
+
 STRIDES = {"resnet": [1, 2, 4, 8, 8, 8], "deeplabv3_mobilenet": [1, 2, 4, 8, 16, 16], "lraspp": [1, 2, 4, 8, 8, 16, 16]}
 
 

@@ -17,6 +17,8 @@ from stand_in import StandIn
 from segskd import cli
 from segskd.runs import Run
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 300.0
 
 

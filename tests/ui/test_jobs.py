@@ -19,6 +19,8 @@ from segskd.runs import Run
 from segskd.supervisor import NICENESS
 from ui.jobs import QUEUE, WORKER, Jobs
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 90.0
 
 

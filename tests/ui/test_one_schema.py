@@ -13,6 +13,8 @@ import pytest
 
 import segskd
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(segskd.__file__).parents[1]
 BEFORE = "    patience: Annotated["
 ADDED = """    warm_up: Annotated[int | None, Display("Warm-up", "no warm-up", shared=True)] = Field(

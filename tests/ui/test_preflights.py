@@ -18,6 +18,8 @@ from ui.jobs import Jobs
 from ui.state import preflights as preflight
 from ui.state.preflights import Preflights, read_outcome, recipe_key
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 300.0
 GOOD = json.dumps({"fits": True, "problem": None, "seconds": 1.5})
 FULL = json.dumps({"fits": False, "problem": "take a smaller batch"})
