@@ -140,7 +140,7 @@ def test_latencies_are_ratios_of_the_same_turn(packed: Packed) -> None:
 def test_what_a_format_has_not() -> None:
     with pytest.raises(UserError, match="pt2 has no INT8: take --format onnx or openvino"):
         Spec("pt2", int8=True)
-    with pytest.raises(UserError, match="safetensors knows no pre-processing inside the file"):
+    with pytest.raises(UserError, match="safetensors has no pre-processing inside the file"):
         Spec(pixels=True)
     names = [spec.name for spec in all_specs()]
     assert names[:4] == ["safetensors", "onnx", "pt2", "openvino"]
