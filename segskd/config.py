@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import reprlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -319,14 +320,19 @@ named = SCHEMA.named
 """The name of a field, by its path, for a message of a UserError."""
 
 
-def make_recipe(content: object) -> Recipe:
-    """A recipe from plain data. Raises UserError that names the field."""
+def make_recipe(content: object, by_flag: Collection[str] = ()) -> Recipe:
+    """A recipe from plain data. Raises UserError that names the field.
+
+    `by_flag` are the paths of the fields that flags have given. The message names these by their flags.
+    """
     if not isinstance(content, dict):
         raise UserError("recipe: it has no fields; a run's recipe.yaml is an example of a recipe")
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"recipe: {_first_problem(error)}", next(iter(problems(error)))) from error
+        about = next(iter(problems(error)))
+        text = f"{named(about)} {problems(error)[about]}" if about in by_flag else f"recipe: {_first_problem(error)}"
+        raise UserError(text, about) from error
 
 
 def load_recipe(path: str | Path) -> Recipe:

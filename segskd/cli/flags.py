@@ -35,7 +35,7 @@ def _flags(command: Command) -> type[RecipeFlags]:
 
 
 def _flag(one: RecipeField) -> tuple[str, Any, Any]:
-    help_text = tyro.conf.arg(name=one.flag.removeprefix("--"), help=one.flag_help)
+    help_text = tyro.conf.arg(name=one.flag.removeprefix("--"), help=one.flag_help, help_behavior_hint="")
     if get_origin(one.kind) is dict:
         pairs = tyro.conf.UseAppendAction[tuple[tuple[str, float], ...]]
         return one.name, Annotated[pairs, help_text], ()
@@ -108,6 +108,11 @@ def recipe_changes(flags: RecipeFlags) -> dict[str, Any]:
     if "names" in changes["subset"]:
         changes["subset"].setdefault("rule", "hand")
     return changes
+
+
+def given_fields(changes: dict[str, Any]) -> set[str]:
+    """The paths, such as "data.size", of the fields that `recipe_changes` has values for."""
+    return {one.dotted for one in SCHEMA if one.value_in(changes) is not None}
 
 
 def replaced_in_subset(changes: dict[str, Any]) -> set[str]:

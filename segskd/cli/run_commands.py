@@ -18,6 +18,7 @@ from segskd.cli.flags import (
     JsonFlag,
     TeacherFlags,
     TeachFlags,
+    given_fields,
     recipe_changes,
     replaced_in_subset,
     teacher_place,
@@ -47,7 +48,8 @@ def teach(
     from segskd.config import make_recipe, merged
 
     base: dict[str, Any] = {"kind": "teach", "student": f"{arch}:{encoder}", "method": "supervised"}
-    _run(make_recipe(merged(base, recipe_changes(settings))), out, None, json)
+    changes = recipe_changes(settings)
+    _run(make_recipe(merged(base, changes), given_fields(changes)), out, None, json)
 
 
 def distill(
@@ -96,7 +98,7 @@ def recipe_from_flags(
         base.pop("options", None)  # they belong to the recipe's method
     if recipe is None and begin is None and "card" not in changes["data"]:
         raise UserError("name what to train on with --dataset (see 'python -m segskd data list') or --recipe")
-    return make_recipe(merged(base, changes))
+    return make_recipe(merged(base, changes), given_fields(changes))
 
 
 def _begin(run: str | None, stage: str | None) -> dict[str, str] | None:

@@ -53,6 +53,9 @@ def find_source(model: str, dataset: str | None, size: str | None, data: str | N
     recipe = Run(Path(place)).recipe if (Path(place) / "recipe.yaml").is_file() else None
     card = dataset or (recipe.data.card if recipe else None)
     if not card:
+        if not Path(place).expanduser().exists():
+            where = "'python -m segskd runs' lists the runs; a hub id takes --dataset, which names its classes"
+            raise UserError(f"there is no run and no folder '{model}': {where}")
         raise UserError(f"{model} is no run, so name the classes it was trained on with --dataset")
     if size is None and recipe is None:
         raise UserError(f"{model} is no run, so give the size it was trained at with --size HEIGHTxWIDTH")

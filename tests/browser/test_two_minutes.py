@@ -88,7 +88,7 @@ def test_a_smaller_student_is_begun_and_watched(server: Server, open_tab: Callab
     expect(page.get_by_role("tab", name="Watch", exact=True)).to_have_attribute("aria-selected", "true")
     expect(page.locator("#watch")).to_contain_text("unet:resnet10 pruned by 50 %")
     run = Run(server.runs / "demo-student-pruned-50pc")
-    wait_until(lambda: any(event["kind"] == "epoch" for event in run.events()), "an epoch of its repair")
+    wait_until(lambda: any(event.kind == "epoch" for event in run.events()), "an epoch of its repair")
     expect(page.locator("#watch .rail-cell").first).to_have_attribute("data-state", "training")
     page.get_by_role("button", name="Stop now", exact=True).click()
     page.locator("dialog").get_by_role("button", name="Stop now", exact=True).click()

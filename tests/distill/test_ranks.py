@@ -137,6 +137,8 @@ def test_two_processes_of_which_one_is_killed_train_what_one_would_on_halves(
         assert [told[phase.name, epoch] for epoch in (1, 2)] == pytest.approx(losses, rel=1e-4, abs=1e-5), phase.name
     theirs, before = load(run.model_folder).state_dict(), prepare(made, tmp_path / "other").student.model.state_dict()
     for name, value in job.student.model.state_dict().items():
+        if name.endswith("block.1.0.bias"):  # batch normalisation behind it takes it away: it has no gradient but noise
+            continue
         # Adam makes a whole step of a gradient that is nothing but rounding, so single weights may be apart.
         moved, apart = (value - before[name]).double(), (theirs[name] - value).double()
         assert apart.norm() <= 0.05 * moved.norm(), name

@@ -102,7 +102,7 @@ def test_the_command_line_has_a_flag_with_help(found: dict[str, Any]) -> None:
     assert "--sharp" in found["help"]["distill"]
     assert "--sharp" not in found["help"]["teach"]
     message, answer = found["refused"][-1], json.loads(found["refused"][0])
-    assert message == "segskd: recipe: optimisation.warm_up: must be at most 9"
+    assert message == "segskd: --warm-up must be at most 9"
     assert (answer["about"], answer["error"]) == ("optimisation.warm_up", "UserError")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ..page import Page
 from ..state.admission import form_values, unlabelled_folders
 from ..state.choice import Choice
 from ..state.draft import Draft, make_draft, propose, submit, submit_teacher
-from ..state.form import FieldError, as_text
+from ..state.form import FIELDS, FieldError, as_text
 from ..state.outline import method_options, method_sentences, option_sentences
 from ..state.preflights import recipe_key
 from ..state.teachers import add_upload, list_teachers
@@ -344,10 +344,7 @@ class Distill(Layout):
         if elsewhere:
             shown[self.fields.notices["form"]] = notice(" ".join(elsewhere))
         elif complain and problems:
-            shown[self.fields.notices["form"]] = notice(
-                f"Not started: {next(iter(problems.values()))}" if len(problems) == 1 else
-                f"Not started: {len(problems)} fields are marked. Correct them first."
-            )  # fmt: skip
+            shown[self.fields.notices["form"]] = notice(f"Not started: {_in_one_line(problems)}")
         return shown
 
     def _teachers(self, chosen: str | None, before: str | None) -> Updates:
@@ -360,6 +357,14 @@ class Distill(Layout):
         choices = [(teacher.label, teacher.key) for teacher in teachers]
         known = gr.Dropdown(choices=choices) if value == before else gr.Dropdown(choices=choices, value=value)
         return {self.fields.inputs["known"]: known}
+
+
+def _in_one_line(problems: Mapping[str, str]) -> str:
+    """What is wrong, for the line beside Start, which is far from the field."""
+    if len(problems) > 1:
+        return f"{len(problems)} fields are marked. Correct them first."
+    ((name, text),) = problems.items()
+    return f"«{FIELDS[name].label}»: {text}" if name in FIELDS else text
 
 
 def _typed(value: Any) -> Any:
