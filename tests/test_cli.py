@@ -157,7 +157,7 @@ def bad(flags: list[str], **changes: object) -> list[str]:
         ({"student": "resnet10"}, "write ARCH:ENCODER"),
         ({"method": "magic"}, "no method 'magic'"),
         ({"until": "encoder.9"}, "no such phase"),
-        ({"batch": "0"}, "optimisation.batch"),
+        ({"batch": "0"}, "--batch must be at least 1"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
