@@ -32,6 +32,11 @@ def in_labels(message: str | UserError) -> str:
     return _MARK.sub(r"«\2»", message.template if isinstance(message, UserError) else message)
 
 
+def plural(count: int, word: str) -> str:
+    """The count and the word, with an s unless the count is one: "1 image", "2 images"."""
+    return f"{count} {word}{'s' * (count != 1)}"
+
+
 class UserError(Exception):
     """Bad input, or a machine that is too small for the job.
 

@@ -55,20 +55,27 @@ class Run:
     @classmethod
     def create(cls, path: Path, recipe: Recipe) -> Run:
         """Makes a new directory with its recipe. Raises UserError if the name is taken or the disk can't be written."""
+        cls.check_free(path)
         run = cls(path)
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+        run.write_recipe(recipe)
+        return run
+
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Raises UserError if the directory of a new run can't be made at `path`, since other files are there."""
         if path.name == IMPORTED:
             raise UserError(f"the folder '{IMPORTED}' holds imported teachers: give the run another name")
         if (path / "recipe.yaml").exists():
+            if (path / "result.json").exists():
+                raise UserError(f"run {path} exists and is finished: give the new one another name")
             raise UserError(f"run {path} exists: 'python -m segskd resume {path.name}' goes on, or give another name")
         other_files = [name for name in (*OTHER_MODELS, STUDY) if (path / name).exists()]
         if other_files:
             raise UserError(
                 f"{path} is no run and holds {other_files[0]}: name another folder, so that nothing is lost"
             )
-        with writing(path):
-            path.mkdir(parents=True, exist_ok=True)
-        run.write_recipe(recipe)
-        return run
 
     @classmethod
     def open(cls, path: Path) -> Run:

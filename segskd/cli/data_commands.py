@@ -12,7 +12,7 @@ from tyro.conf import Positional
 from segskd.bars import ERR, bar, stage_bars
 from segskd.cli.flags import JsonFlag
 from segskd.cli.output import show
-from segskd.errors import UserError
+from segskd.errors import UserError, plural
 
 data_app = tyro.extras.SubcommandApp()
 
@@ -52,8 +52,7 @@ def data_check(card: Positional[str], data: str | None = None, json: JsonFlag = 
         found = check(load_card(card, folder), folder, report)
     show(check_table(found.as_dict()), found.as_dict(), json)
     if found.problems:
-        count = len(found.problems)
-        raise UserError(f"{card}: {count} problem{'s' * (count > 1)}, the first: {found.problems[0].text}")
+        raise UserError(f"{card}: {plural(len(found.problems), 'problem')}, the first: {found.problems[0].text}")
 
 
 @data_app.command(name="fetch")

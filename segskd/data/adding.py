@@ -29,7 +29,7 @@ from segskd.data.labels import Labels, given_labels
 from segskd.data.layouts import DatasetLayout, SplitName, pictures_below, recognise
 from segskd.data.mask_values import Meaning, read_all_values, renamed, work_out
 from segskd.data.unpack import ArchiveLimits, fit_for_text, unpack
-from segskd.errors import UserError
+from segskd.errors import UserError, plural
 from segskd.files import write_whole
 
 FEWEST: dict[SplitName, int] = {"train": 2, "val": 1}
@@ -236,14 +236,12 @@ def _check_enough(card: Card, data: Path, unusable: Sequence[Problem]) -> None:
     for split, needed in FEWEST.items():
         there = len(_split_pairs(card, data, split))
         if there < needed:
-            why = (
-                f"; {len(unusable)} file{'s' * (len(unusable) != 1)} can't be used, the first: {unusable[0].text}"
-                if unusable
-                else ""
-            )
+            advice = f"add more to {card.root(data)}"
+            if unusable:
+                advice = f"{plural(len(unusable), 'file')} can't be used, the first: {unusable[0].text}"
             raise UserError(
-                f"the split '{split}' has {there} image{'s' * (there != 1)} with a mask that can be used, and needs "
-                f"{needed}: add more to {card.root(data)}{why}"
+                f"the split '{split}' has {plural(there, 'image')} with a mask that can be used, and needs "
+                f"{needed}: {advice}"
             )
 
 

@@ -17,7 +17,7 @@ from segskd.data.cards import UNKNOWN, Card
 from segskd.data.dataset import Pair, decode_mask, describe_unknown, has_split, list_split
 from segskd.data.mask_values import MOST_16
 from segskd.data.pixels import read_image, read_pixel_format
-from segskd.errors import UserError
+from segskd.errors import UserError, plural
 from segskd.standalone.bands import Pixels, UnfitError
 
 ProblemKind = Literal[
@@ -177,7 +177,7 @@ def _check_seen(report: CheckReport, split: str, path: Path, image: Pixels) -> N
 
 def _note_kind(report: CheckReport, image: Path) -> None:
     channels, bits = read_pixel_format(image)[:2]
-    report.kinds[f"{channels} channel{'s' * (channels > 1)} of {bits} bits"] += 1
+    report.kinds[f"{plural(channels, 'channel')} of {bits} bits"] += 1
     report.bits.setdefault(bits, []).append(image)
 
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from segskd.config import named
 from segskd.devices import free_memory
-from segskd.errors import OutOfMemory
+from segskd.errors import OutOfMemory, plural
 from segskd.models.stages import meta_copy
 
 SMALL = 2**21
@@ -40,7 +40,7 @@ class PassMemory:
         if needed > (free := free_memory()):
             mend = "take a smaller --tile" if tiled else "predict by tiles, such as --tile 512x512"
             raise OutOfMemory(
-                f"a pass over {images} image{'s' * (images > 1)} of {height}x{width} needs about "
+                f"a pass over {plural(images, 'image')} of {height}x{width} needs about "
                 f"{needed / GIB:.1f} GiB of memory and {free / GIB:.1f} are free: {mend}, or take a smaller "
                 f"{named('data.size')}"
             )

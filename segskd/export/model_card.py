@@ -10,6 +10,7 @@ from torch import nn
 from segskd.config import Recipe, Size
 from segskd.data.cards import Card
 from segskd.data.transforms import RESIZE_FILTER, SIZE_MULTIPLE
+from segskd.errors import plural
 from segskd.export.certificate import LEAST_SIDE, Certificate
 from segskd.export.formats import FORMATS, Spec
 from segskd.models.build import describe, digest
@@ -144,7 +145,7 @@ def _latency_rows(proof: Certificate) -> Iterator[tuple[str, str]]:
     if not (own := proof.latency):
         return
     height, width = own["size"]
-    where = f"one image of {height}x{width}, {_threads(own['threads'])}, median of {own['repeats']} turns"
+    where = f"one image of {height}x{width}, {plural(own['threads'], 'thread')}, median of {own['repeats']} turns"
     yield "latency", f"{own['export_ms']:.1f} ms ({where})"
     if own["no_teacher"]:
         yield "the teacher was not timed", _plain(own["no_teacher"])
@@ -152,10 +153,6 @@ def _latency_rows(proof: Certificate) -> Iterator[tuple[str, str]]:
         if ratio := own[f"than_{who}"]:
             low, middle, high = ratio
             yield f"faster than the {who} in eager PyTorch", f"{middle:.1f} × (quartiles {low:.1f} to {high:.1f})"
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' * (count != 1)}"
 
 
 def _figures(networks: list[dict[str, Any]]) -> str:

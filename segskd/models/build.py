@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import io
 import json
@@ -13,6 +14,7 @@ from typing import Any, cast
 
 import safetensors.torch
 import segmentation_models_pytorch as smp
+import timm
 import torch
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
@@ -82,7 +84,19 @@ def create(arch: str, encoder: str, classes: int, weights: str | None = None, ch
     except OSError as error:
         raise UserError(f"can't get the weights '{weights}' for {encoder}: {_one_line(error)}") from error
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"can't build {arch}:{encoder}: {_one_line(error)}") from error
+        why = _one_line(error) if encoder in encoder_names() else _unknown_encoder(encoder)
+        raise UserError(f"can't build {arch}:{encoder}: {why}") from error
+
+
+def encoder_names() -> list[str]:
+    """The names of all encoders: segmentation_models_pytorch's, the SKD paper's, and timm's behind "tu-"."""
+    return [*STUDENT_LAYERS, *smp.encoders.get_encoder_names(), *(f"tu-{name}" for name in timm.list_models())]
+
+
+def _unknown_encoder(encoder: str) -> str:
+    alike = difflib.get_close_matches(encoder, encoder_names(), 4)
+    meant = f"did you mean {', '.join(alike)}?" if alike else "timm's encoders are named tu-NAME"
+    return f"there is no encoder '{encoder}': {meant}"
 
 
 def load(place: str | Path) -> nn.Module:

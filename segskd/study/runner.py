@@ -17,7 +17,7 @@ from segskd.data.subset import subset_size
 from segskd.devices import visible_gpus
 from segskd.distill.planning.methods import METHODS
 from segskd.distill.running.flops import epochs_within
-from segskd.errors import Stopped, UserError
+from segskd.errors import Stopped, UserError, plural
 from segskd.models.build import create, model_folder, parse_spec
 from segskd.models.cut import cut
 from segskd.study.curve import write_curve
@@ -102,7 +102,7 @@ class _Runner:
                 self._fail(cell, str(error))
                 return
             begins = "resumes" if (run.path / "recipe.yaml").exists() else "begins"
-            self._tell(cell, f"{begins}: {images} images, {epochs} epoch{'s' * (epochs > 1)} a stage")
+            self._tell(cell, f"{begins}: {images} images, {plural(epochs, 'epoch')} a stage")
             self._progress.failed.pop(cell.name, None)
             recipe = self._study.recipe_of(cell, epochs, self._threads)
             self._working[cell] = CellProcess(run, recipe, self._threads, self._free_gpu(cell))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from segskd.errors import plural
 from segskd.files import write_whole
 from segskd.study.figures import AVERAGED, AXES, FROM_RESULT, Facts
 from segskd.study.folder import CELLS, ROWS, TABLE
@@ -92,14 +93,14 @@ def shared(read: dict[str, Any]) -> str:
     parts += [] if varying(rows, "rule") else [f"images chosen by rule {one['rule']}"]
     if not varying(rows, "labels") and one["labels"] is not None:
         parts.append(f"labels of {_labels(one['labels'])} of the images")
-    budget = f"{_number(read['passes'])} image passes a stage" if read["passes"] else _epochs(read["epochs"])
+    budget = (
+        f"{_number(read['passes'])} image passes a stage"
+        if read["passes"]
+        else f"{plural(read['epochs'], 'epoch')} a stage"
+    )
     if read["tflops"]:
         budget = f"{_number(read['tflops'])} training TFLOPs a cell"
     return ", ".join([*parts, budget, f"init {read['init']}"])
-
-
-def _epochs(count: int) -> str:
-    return f"{count} epoch{'s' * (count != 1)} a stage"
 
 
 def _axis_text(axis: str, value: Any) -> str:

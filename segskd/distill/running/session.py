@@ -61,6 +61,7 @@ def start(recipe: Recipe, folder: Path, listeners: Sequence[Listener] = (), unti
     folder = ranks.same(folder)
 
     def begin() -> tuple[Job, Run]:
+        Run.check_free(folder)  # before the minutes that the teacher may take
         job = prepare(recipe, folder, report=_preparing(listeners), ranks=ranks)
         _check_until(job, until)
         run = Run.create(folder, job.recipe)

@@ -26,7 +26,7 @@ from segskd.config import Recipe, named
 from segskd.devices import by_slurm, started_by_others
 from segskd.distill.planning.images import Subset
 from segskd.distill.planning.phase import Phase
-from segskd.errors import EndedByFirstProcess, UserError
+from segskd.errors import EndedByFirstProcess, UserError, plural
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it would print its precision each time
 # Lightning sets it for processes that fork, which nothing here does. With it each step of an optimiser looks for GPUs,
@@ -234,5 +234,4 @@ def can_sync(recipe: Recipe) -> bool:
 
 
 def _devices(recipe: Recipe) -> str:
-    count = recipe.devices * recipe.nodes
-    return f"{count} {recipe.device} device{'s' * (count > 1)}"
+    return plural(recipe.devices * recipe.nodes, f"{recipe.device} device")
