@@ -2,7 +2,8 @@
 
 import sys
 
-from segskd.cli import main
+from segskd.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main(["ui", *sys.argv[1:]]))
+    sys.argv.insert(1, "ui")
+    program()

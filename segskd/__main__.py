@@ -1,7 +1,5 @@
 """`python -m segskd`."""
 
-import sys
+from segskd.cli import program
 
-from segskd.cli import main
-
-sys.exit(main())
+program()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 
@@ -22,6 +23,7 @@ from filelock import FileLock
 from small_networks import spread_scales
 
 torch.set_num_threads(1)
+gc.set_threshold(100_000, 20, 100)  # as the program does: to import all that the tests need takes half as long
 
 Once = Callable[[str, Callable[[Path], object]], Path]
 SIZE = (64, 96)

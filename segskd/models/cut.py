@@ -80,9 +80,8 @@ def cut(model: nn.Module) -> StagedNetwork:
         raise UserError(f"{type(model).__name__} has no encoder, decoder and segmentation head, so it has no stages")
     if getattr(model, "classification_head", None) is not None:
         raise UserError("a network with a classification head (aux_params) can't be cut: save it without")
-    on_meta = meta_copy(model).eval()
-    recorded = _record_twice(on_meta)
-    encoder = _chained_encoder(recorded, model) or _pyramid(recorded[0], on_meta, model)
+    recorded = _record_twice(shape_copy(model))
+    encoder = _chained_encoder(recorded, model) or _pyramid(recorded[0], meta_copy(model).eval(), model)
     decoder = _chained_decoder(recorded, model) or [_whole_decoder(recorded[0], model)]
     head = ChainStage(HEAD, [decoder[-1].name], [ChainStep("segmentation_head")], model)
     return StagedNetwork(model, [*encoder, *decoder, head])

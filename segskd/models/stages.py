@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -200,6 +201,8 @@ class StagedNetwork:
         self.model = model
         self.stages = {stage.name: stage for stage in stages}
         self.names = list(self.stages)
+        self.shapes: dict[Any, dict[str, tuple[int, int, int]]] = {}
+        """What `feature_shapes` has found, by the size of the input and the shapes of all weights."""
 
     def index(self, name: str) -> int:
         """The place of a stage in the order, from 0."""
@@ -289,18 +292,32 @@ def meta_copy(model: Module) -> Module:
 def shape_copy(model: Module) -> Module:
     """A copy on "meta" in evaluation. Its batch normalisation is left out: it keeps shapes, and is slow on "meta"."""
     made = meta_copy(model).eval()
-    for layer in made.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            layer.forward = lambda x: x  # type: ignore[method-assign, assignment]
+    _replace_norms(made, lambda norm, x: torch.empty_like(x))
     return made
+
+
+def scale_only(on_meta: nn.Module) -> None:
+    """Leaves of every batch normalisation its scale alone: shapes stay, gradients flow, and "meta" is faster."""
+    _replace_norms(on_meta, lambda norm, x: x * norm.weight.view(-1, *[1] * (x.ndim - 2)) if norm.affine else x)
+
+
+def _replace_norms(module: nn.Module, forward: Callable[[Any, Tensor], Tensor]) -> None:
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.forward = partial(forward, layer)  # type: ignore[method-assign]
 
 
 def feature_shapes(network: StagedNetwork, size: Size) -> dict[str, tuple[int, int, int]]:
     """The shape (c, h, w) of every feature and of "image", by name, at an input of `size`. It computes no values."""
-    image = torch.empty(1, input_channels(network.model), *size, device="meta")
-    with torch.no_grad():
-        features = {IMAGE: image, **network.on(shape_copy(network.model)).run({IMAGE: image}, size)}
-    return {name: cast(tuple[int, int, int], tuple(feature.shape[1:])) for name, feature in features.items()}
+    key = (size, *(weight.shape for weight in network.model.parameters()))  # pruning changes them
+    if key not in network.shapes:
+        image = torch.empty(1, input_channels(network.model), *size, device="meta")
+        with torch.no_grad():
+            features = {IMAGE: image, **network.on(shape_copy(network.model)).run({IMAGE: image}, size)}
+        network.shapes[key] = {
+            name: cast(tuple[int, int, int], tuple(feature.shape[1:])) for name, feature in features.items()
+        }
+    return dict(network.shapes[key])
 
 
 def _filled(content: Any, x: Tensor, skips: Features, size: Size) -> Any:

@@ -15,6 +15,7 @@ from segskd.distill.planning.phase import Phase
 from segskd.distill.planning.settle import changed
 from segskd.distill.running.prepare import prepare
 from segskd.distill.training.job import Job
+from segskd.distill.training.networks import MetaNetworks
 from segskd.models.build import input_channels
 from segskd.models.stages import IMAGE, StagedNetwork, shape_copy
 
@@ -76,7 +77,7 @@ class _Counter:
     """Counts the operations of a job for one image."""
 
     def __init__(self, job: Job) -> None:
-        self._on_meta = job.on_meta
+        self._on_meta = MetaNetworks(job.networks, job.card, job.size, norms=False)
         self._networks = job.networks.by_name
         self._stages = {
             name: self._forward(network.on(shape_copy(network.model))) for name, network in job.networks.by_name.items()

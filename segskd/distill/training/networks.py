@@ -21,7 +21,7 @@ from segskd.distill.training.discriminators import discriminators_of
 from segskd.distill.training.module import PhaseModule
 from segskd.errors import NoRoom
 from segskd.models.adapters import Adapters
-from segskd.models.stages import StagedNetwork, feature_shapes, meta_copy
+from segskd.models.stages import StagedNetwork, feature_shapes, meta_copy, scale_only
 
 Shapes = dict[str, tuple[int, int, int]]
 
@@ -53,6 +53,8 @@ class MetaNetworks:
     networks: Networks
     card: Card
     size: Size
+    norms: bool = True
+    """Without norms batch normalisation does not normalise; see `scale_only`. The matrix products stay the same."""
 
     def module(self, phase: Phase) -> PhaseModule:
         """The phase as a module without storage, in training mode. The next call sets which stages are trained anew."""
@@ -67,8 +69,11 @@ class MetaNetworks:
 
     @cached_property
     def _ghosts(self) -> tuple[StagedNetwork, Adapters, nn.ModuleDict]:
+        student = meta_copy(self.networks.student.model)
+        if not self.norms:
+            scale_only(student)
         return (
-            self.networks.student.on(meta_copy(self.networks.student.model)),
+            self.networks.student.on(student),
             meta_copy(self.networks.adapters),
             meta_copy(self.networks.discriminators),
         )
