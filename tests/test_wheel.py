@@ -22,9 +22,9 @@ import pytest
 from bare_python import bare
 from gradio_client import Client
 from packaging.requirements import Requirement
+from small_scenes import put_scenes
 
 from segskd.data.cards import PROJECT_CARDS
-from segskd.scenes.dataset import SIZES, VERSION, draw_scene
 
 pytestmark = pytest.mark.slow
 
@@ -97,20 +97,8 @@ class Installed:
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
     made = Installed(wheel, tmp_path_factory.mktemp("installed"))
-    _put_scenes(made.folder / "datasets" / "scenes")
+    put_scenes(made.folder / "datasets" / "scenes")
     return made
-
-
-def _put_scenes(folder: Path) -> None:
-    """The sample scenes, of which all of a split are one: to draw them takes half a minute."""
-    for split, size in SIZES.items():
-        for kind, pixels in zip(("images", "masks"), draw_scene(split, 0), strict=True):
-            first = folder / split / kind / "scene_0000.png"
-            first.parent.mkdir(parents=True)
-            cv2.imwrite(str(first), pixels)
-            for number in range(1, size):
-                os.link(first, first.with_name(f"scene_{number:04d}.png"))
-    (folder / "VERSION").write_text(VERSION)
 
 
 # -- what it holds ------------------------------------------------------------------------------------

@@ -56,8 +56,9 @@ class Server:
 
     def start(self) -> None:
         """Starts it and waits until it answers."""
-        guard = ROOT / "tests" / "browser" / "guard"
-        environment = {**os.environ, "PYTHONPATH": f"{guard}:{ROOT}", "SEGSKD_GUARD": str(self.connections)}
+        tests = ROOT / "tests"
+        paths = f"{tests / 'browser' / 'guard'}:{ROOT}:{tests}"
+        environment = {**os.environ, "PYTHONPATH": paths, "SEGSKD_GUARD": str(self.connections)}
         command = [
             sys.executable,
             self.program,

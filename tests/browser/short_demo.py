@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from small_scenes import put_scenes
+
 from segskd.cli import main
 from segskd.config import Recipe, make_recipe, merged
 from segskd.demo import demo_recipes
@@ -24,5 +26,6 @@ def short_recipes(data: Path | None, runs: Path) -> list[tuple[str, Recipe]]:
     return [(name, make_recipe(merged(recipe.model_dump(mode="json"), changes))) for (name, recipe), changes in made]
 
 
+put_scenes(Path(sys.argv[sys.argv.index("--data") + 1]) / "scenes")
 guide.demo_recipes = short_recipes
 raise SystemExit(main(["ui", *sys.argv[1:]]))
