@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from segskd.bars import ERR, bar, stage_bars
-from segskd.config import Device, Recipe, make_recipe, merged, read_yaml
+from segskd.config import FIRST_WEIGHTS, Device, Recipe, make_recipe, merged, read_yaml
 from segskd.console import LogFile, watching
 from segskd.data.adding import Added, add_archive, add_folder
 from segskd.data.cards import data_folder, load_card
@@ -39,6 +39,8 @@ from segskd.runs import RUN_NAME, Run, default_name, find_run, free_name, runs_f
 
 Place = str | Path | Run
 """Where a network is: a run, its name or folder, a folder with config.json and weights, or a hub id."""
+NETWORK_FIELDS = ("teacher", "weights", "init")
+"""A recipe's fields that name a network or a file of weights."""
 RecipeLike = Recipe | Mapping[str, Any] | str | Path
 """A recipe, the same as plain data, or the path of its YAML file."""
 
@@ -231,7 +233,7 @@ def event_listeners(
         yield [*([watcher] if watcher else []), LogFile(folder), *listeners]
 
 
-def teacher_place(place: str | None) -> str | None:
+def absolute_place(place: str | None) -> str | None:
     """A run's name or a path as an absolute path, so that the recipe is valid in any folder. Hub ids stay."""
     if not place:
         return place
@@ -239,6 +241,10 @@ def teacher_place(place: str | None) -> str | None:
         if path.exists():
             return str(path.resolve())
     return place
+
+
+def _is_place(value: object) -> bool:
+    return isinstance(value, str) and value not in FIRST_WEIGHTS
 
 
 def _make_recipe(recipe: RecipeLike | None, fields: Mapping[str, Any]) -> Recipe:
@@ -250,8 +256,7 @@ def _make_recipe(recipe: RecipeLike | None, fields: Mapping[str, Any]) -> Recipe
         content = content.model_dump(mode="json")
     if isinstance(content, Mapping):
         content = merged(_plain(content), _plain(fields))
-        if isinstance(content.get("teacher"), str):
-            content["teacher"] = teacher_place(content["teacher"])
+        content |= {field: absolute_place(content[field]) for field in NETWORK_FIELDS if _is_place(content.get(field))}
     return make_recipe(content)
 
 

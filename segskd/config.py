@@ -36,6 +36,10 @@ Precision = Literal["auto", "32", "bf16", "fp16"]
 SubsetRule = Literal["random", "balanced", "diverse", "hardest", "hand"]
 StoreKind = Literal["auto", "memory", "disk", "recompute"]
 MAX_SIDE = 16384
+FIRST_WEIGHTS = ("teacher", "random")
+"""Values of `init` that name no folder, run or file."""
+HIGHEST_RATE = 100.0
+"""A higher learning rate is a typing error."""
 MOST = 10**9
 """The largest count that a field takes. A larger one is a typing error, and too much for a page."""
 SHORT = reprlib.Repr()
@@ -150,8 +154,17 @@ class OptimisationPart(_Part):
         default=None, ge=1, le=MOST, description="epochs a stage"
     )
     batch: Annotated[int, Display("Batch", shared=True)] = Field(default=8, ge=1, le=MOST, description="images a step")
-    lr: Annotated[float | None, Display("Learning rate", "0.01, and 0.001 for a teacher")] = Field(
-        default=None, gt=0, description="peak of the learning rate"
+    lr: Annotated[float | None, Display("Learning rate", "0.01 for a stage by itself, 0.001 for a whole network")] = (
+        Field(default=None, gt=0, le=HIGHEST_RATE, description="peak of the learning rate")
+    )
+    joint_lr: Annotated[
+        float | None,
+        Display("Learning rate of stages together", "the learning rate, or else 0.001", commands=("distill",)),
+    ] = Field(
+        default=None,
+        gt=0,
+        le=HIGHEST_RATE,
+        description="peak of the learning rate in phases in which several stages train on one another's features",
     )
     weight_decay: Annotated[float, Display("Weight decay", shared=True)] = Field(
         default=0.0, ge=0, description="L2 penalty"
@@ -221,11 +234,26 @@ class Recipe(_Part):
     student: Annotated[str, Display("Student", commands=("distill",), place="form")] = Field(
         default="unet:resnet10", description="ARCH:ENCODER of the network to train"
     )
-    weights: Annotated[str | None, Display("Pretrained weights", "random weights", commands=("teach",))] = Field(
-        default=None, description="pretrained weights of the encoder, such as imagenet (from a hub)"
+    weights: Annotated[str | None, Display("Pretrained weights", "none")] = Field(
+        default=None,
+        description="pretrained weights of the encoder: a file of timm, torchvision or segmentation_models_pytorch, or "
+        "a name such as imagenet, which are downloaded from a hub",
     )
-    init: Annotated[Literal["random", "teacher"], Display("First weights", commands=("distill",))] = Field(
-        default="teacher", description="the student's first weights: the teacher's where shapes agree, or random"
+    init: Annotated[
+        str | None,
+        Display(
+            "First weights",
+            "teacher, or random where there is no teacher or the encoder has pretrained weights",
+            commands=("distill",),
+            suggestions=FIRST_WEIGHTS,
+        ),
+    ] = Field(
+        default=None,
+        description="the student's first weights: teacher (the teacher's where shapes agree), random, or a folder, run "
+        "or file with weights of this network",
+    )
+    partial_weights: Annotated[bool, Display("Take weights that fit in part")] = Field(
+        default=False, description="take first weights from a file even if fewer than half of the network's values fit"
     )
     method: Annotated[str, Display("Method", commands=("distill",), place="form")] = Field(
         default="stagewise",
@@ -280,6 +308,8 @@ class Recipe(_Part):
             raise Refused(needed, "teacher")
         if self.kind == "teach" and self.teacher:
             raise Refused("a teacher is trained without a teacher", "teacher")
+        if self.kind == "teach" and self.init not in (None, *FIRST_WEIGHTS):
+            raise Refused(f"a teacher begins with {named('weights')} or at random: leave {named('init')} out", "init")
         if self.kind == "teach" and self.data.unlabelled:
             path = "data.unlabelled"
             raise Refused(f"a teacher learns from labels alone: leave {named(path)} out", path)

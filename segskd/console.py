@@ -33,6 +33,7 @@ from segskd.events import (
     StoppedEvent,
     StoreEvent,
     WarningEvent,
+    WeightsEvent,
 )
 from segskd.run_progress import RunProgress
 
@@ -157,7 +158,7 @@ def describe_event(event: Event) -> str | None:
     match event:
         case WarningEvent() | ErrorEvent():
             return f"{event.kind}: {event.message}"
-        case StoreEvent() | DiagnosisEvent():
+        case StoreEvent() | DiagnosisEvent() | WeightsEvent():
             return event.message
         case EvaluationEvent():
             return f"{event.model}: mIoU {event.miou:.4f} on {event.split} ({event.images} images)"

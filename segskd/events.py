@@ -80,6 +80,14 @@ class StoreEvent(_Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightsEvent(_Event):
+    """What the network's first weights are, beside random ones."""
+
+    kind: Literal["weights"] = "weights"
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationEvent(_Event):
     """The scores of a whole network on a split, between 0 and 1; None for classes that no mask shows."""
 
@@ -301,6 +309,7 @@ WrittenEvent = (
     StartEvent
     | DiagnosisEvent
     | StoreEvent
+    | WeightsEvent
     | EvaluationEvent
     | PhaseStartEvent
     | PlacedEvent

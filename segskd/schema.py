@@ -24,7 +24,7 @@ class Display:
     part of its path. `flag` is by default the name with dashes. `commands` are the commands that have the flag.
     `flag_type` is the type that the flag takes, if it is not the field's own. `place` says where the page shows the
     field: in the Distill form, among the advanced fields there, on the Data tab, or nowhere. With `shared` a teacher
-    that is trained first gets the student's value.
+    that is trained first gets the student's value. `suggestions` are usual values of a field that also takes others.
     """
 
     label: str
@@ -35,6 +35,7 @@ class Display:
     flag_type: Any = None
     place: PagePlace = "advanced"
     shared: bool = False
+    suggestions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -123,4 +123,4 @@ def test_what_a_caller_can_mend_is_a_user_error(fields: dict[str, Any], tmp_path
 
 
 def test_a_teachers_place_that_is_empty_is_no_folder() -> None:
-    assert (api.teacher_place(""), api.teacher_place(None)) == ("", None)
+    assert (api.absolute_place(""), api.absolute_place(None)) == ("", None)

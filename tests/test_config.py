@@ -198,7 +198,7 @@ def test_what_is_no_mapping_is_no_recipe(content: object) -> None:
         ("seed", "the order (0)."),
         ("snapshots", "multi_teacher_gan (0)."),
         ("batch", "a step (8)."),
-        ("lr", "the learning rate (0.01, and 0.001 for a teacher)."),
+        ("lr", "the learning rate (0.01 for a stage by itself, 0.001 for a whole network)."),
         ("devices", "the cores (1, or as torchrun or SLURM started them)."),
         ("nodes", "machines (1, or as torchrun or SLURM started them)."),
         ("trust_teacher", "a few labelled images."),

@@ -34,6 +34,7 @@ from segskd.events import (
     StoppedEvent,
     StoreEvent,
     WarningEvent,
+    WeightsEvent,
     WrittenEvent,
     append_event,
 )
@@ -60,6 +61,7 @@ WRITTEN: list[WrittenEvent] = [
     WarningEvent(message="small batch"),
     ErrorEvent(message="no such file", error="UserError", about="data.card", template="no ⟦--card|Card⟧"),
     DoneEvent(miou=0.5, seconds=12.5),
+    WeightsEvent(message="first weights from the teacher: 90 % of the student's values"),
 ]
 
 

@@ -80,11 +80,12 @@ def recipe_from_flags(
     recipe: Path | None, file: TeacherFlags, flags: DistillFlags, begin: dict[str, str] | None = None
 ) -> Recipe:
     """The recipe of a file, of the run to begin from, or the default one, with the fields that flags give."""
-    from segskd.api import teacher_place as absolute_place
+    from segskd.api import NETWORK_FIELDS, absolute_place
     from segskd.config import make_recipe, merged, read_yaml
 
     changes = recipe_changes(flags)
-    changes["teacher"] = absolute_place(teacher_place(changes.get("teacher"), file))
+    changes["teacher"] = teacher_place(changes.get("teacher"), file)
+    changes |= {name: absolute_place(changes.get(name)) for name in NETWORK_FIELDS}
     if recipe and begin:
         raise UserError("--begin-run uses that run's recipe: leave --recipe out")
     epochs = changes["optimisation"].get("epochs")

@@ -9,7 +9,7 @@ from typing import Any
 
 Facts = dict[str, Any]
 """Plain data of one cell, or of a row of cells that differ in their seeds alone."""
-AXES = ("fraction", "method", "student", "rule", "labels")
+AXES = ("fraction", "method", "student", "rule", "labels", "init", "rate")
 FROM_RESULT = (
     "miou",
     "teacher_miou",

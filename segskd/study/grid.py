@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from segskd.config import MOST, Recipe, first_problem, make_recipe, merged, read_yaml
+from segskd.config import FIRST_WEIGHTS, HIGHEST_RATE, MOST, Recipe, first_problem, make_recipe, merged, read_yaml
 from segskd.data.cards import card_place, data_folder
 from segskd.errors import UserError
 from segskd.folders import STUDIES_FOLDER
@@ -20,6 +20,7 @@ from segskd.runs import RUN_NAME, runs_folder
 
 Rule = Literal["random", "balanced", "diverse", "hardest"]
 Share = Annotated[float, Field(gt=0, le=1)]
+Rate = Annotated[float, Field(gt=0, le=HIGHEST_RATE)]
 SomeOrNone = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 # Fields of a recipe that the axes set, so that the shared recipe must not.
@@ -42,6 +43,8 @@ class Cell:
     rule: Rule
     labels: float | None
     seed: int
+    init: str | None = None
+    rate: float | None = None
 
     @property
     def name(self) -> str:
@@ -51,6 +54,8 @@ class Cell:
         parts = [self.method, network, f"{100 * self.fraction:g}pc"]
         parts += [self.rule] if self.rule != "random" else []
         parts += [f"labels{100 * self.labels:g}pc"] if self.labels is not None else []
+        parts += [f"from-{Path(self.init).name}"] if self.init is not None else []
+        parts += [f"rate{self.rate:g}"] if self.rate is not None else []
         return re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join([*parts, f"s{self.seed}"]))
 
 
@@ -68,6 +73,12 @@ class Study(BaseModel):
     rules: tuple[Rule, ...] = Field(default=("random",), min_length=1, description="how the images are chosen")
     labels: tuple[SomeOrNone | None, ...] = Field(
         default=(None,), min_length=1, description="shares of the training images whose labels are used; null: all"
+    )
+    inits: tuple[str | None, ...] = Field(
+        default=(None,), min_length=1, description="first weights: teacher, random, or a place; null: the recipe's"
+    )
+    rates: tuple[Rate | None, ...] = Field(
+        default=(None,), min_length=1, description="peaks of the learning rate in all phases; null: the recipe's"
     )
     seeds: dict[float, tuple[Seed, ...]] = Field(description="by fraction; a list counts for every fraction")
     passes: int | None = Field(default=None, ge=1, le=MOST, description="image passes a stage, the same for every cell")
@@ -93,7 +104,7 @@ class Study(BaseModel):
             raise ValueError("letters, digits, '.', '-' and '_' only, a letter or digit first, at most 100 of them")
         return name
 
-    @field_validator("methods", "students", "fractions", "rules", "labels")
+    @field_validator("methods", "students", "fractions", "rules", "labels", "inits", "rates")
     @classmethod
     def _each_once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         _check_once(values)
@@ -123,6 +134,11 @@ class Study(BaseModel):
         optimisation = self.recipe.get("optimisation")
         if isinstance(optimisation, dict) and optimisation.get("epochs") is not None:
             raise ValueError("recipe.optimisation.epochs is set by the study's budget: leave it out")
+        if self.inits != (None,) and self.recipe.get("init") is not None:
+            raise ValueError("recipe.init is set by the study's inits: leave it out of the recipe")
+        rates = {"lr", "joint_lr"} & (optimisation or {}).keys() if isinstance(optimisation, dict) else set()
+        if self.rates != (None,) and rates:
+            raise ValueError(f"recipe.optimisation.{min(rates)} is set by the study's rates: leave it out")
         if named := [key for key in NOT_STUDIED if key in self.recipe]:
             raise ValueError(f"recipe.{named[0]}: a study's cells are distilled from the beginning: leave it out")
         if self.recipe.get("select", "last") != "last":
@@ -135,11 +151,13 @@ class Study(BaseModel):
         """The cells in the order in which they are run: fraction after fraction, with all methods of a cell in a
         row."""
         return [
-            Cell(method, student, fraction, rule, labels, seed)
+            Cell(method, student, fraction, rule, labels, seed, init, rate)
             for fraction in self.fractions
             for seed in self.seeds[fraction]
             for rule in self.rules
             for labels in self.labels
+            for init in self.inits
+            for rate in self.rates
             for student in self.students
             for method in self.methods
         ]
@@ -151,9 +169,13 @@ class Study(BaseModel):
     def recipe_of(self, cell: Cell, epochs: int, threads: int | None = None) -> Recipe:
         """The cell's recipe. Raises UserError, which names the field, when it is not valid."""
         subset = {"fraction": cell.fraction, "rule": cell.rule}
-        axes = {"method": cell.method, "student": cell.student, "seed": cell.seed}
+        axes = {"method": cell.method, "student": cell.student, "seed": cell.seed, "init": cell.init}
         changes = {**axes, "subset": subset | ({} if cell.labels is None else {"labels": cell.labels})}
-        budget = {"optimisation": {"epochs": epochs, "patience": 0}, "threads": self.recipe.get("threads") or threads}
+        rates = {"lr": cell.rate, "joint_lr": cell.rate}
+        budget = {
+            "optimisation": {"epochs": epochs, "patience": 0, **rates},
+            "threads": self.recipe.get("threads") or threads,
+        }
         return make_recipe(merged(self.recipe, changes | budget))
 
 
@@ -260,8 +282,9 @@ def _check_once(values: Iterable[Any]) -> None:
 def _with_absolute_paths(recipe: dict[str, Any], beside: Path) -> dict[str, Any]:
     """The recipe with absolute paths of teacher, card and data folder; they are relative to `beside`."""
     recipe = dict(recipe)
-    if isinstance(recipe.get("teacher"), str):
-        recipe["teacher"] = teacher_place(recipe["teacher"], beside)
+    for field in ("teacher", "weights", "init"):
+        if isinstance(recipe.get(field), str) and recipe[field] not in FIRST_WEIGHTS:
+            recipe[field] = teacher_place(recipe[field], beside)
     if isinstance(recipe.get("data"), dict):
         data = recipe["data"] = dict(recipe["data"])
         if isinstance(data.get("card"), str):

@@ -74,7 +74,7 @@ def best_rows(rows: Sequence[Facts]) -> list[Facts]:
 def line_names(rows: Sequence[Facts]) -> list[str]:
     """A name for each row that differs from those of other rows of its fraction: its method, and other axes that
     vary."""
-    named = [axis for axis in ("student", "rule", "labels") if varying(rows, axis)]
+    named = [axis for axis in AXES if axis not in ("fraction", "method") and varying(rows, axis)]
     by_method = varying(rows, "method") or not named
     axes = [*(["method"] if by_method else []), *named]
     return [", ".join(_axis_text(axis, row[axis]) for axis in axes) for row in rows]
@@ -100,7 +100,10 @@ def shared(read: dict[str, Any]) -> str:
     )
     if read["tflops"]:
         budget = f"{_number(read['tflops'])} training TFLOPs a cell"
-    return ", ".join([*parts, budget, f"init {read['init']}"])
+    parts.append(budget)
+    parts += [] if varying(rows, "init") else [f"init {_init(one['init'] or read['init'])}"]
+    parts += [] if varying(rows, "rate") or one["rate"] is None else [f"peak rate {one['rate']:g}"]
+    return ", ".join(parts)
 
 
 def _axis_text(axis: str, value: Any) -> str:
@@ -108,9 +111,21 @@ def _axis_text(axis: str, value: Any) -> str:
         return str(value).removeprefix("unet:")
     if axis in ("method", "rule"):
         return str(value)
+    if axis == "init":
+        return f"from {_init(value)}"
+    if axis == "rate":
+        return f"rate {_rate(value)}"
     if value is None:
         return "all labels"
     return f"labels of {100 * value:g} %" if value else "no labels"
+
+
+def _init(init: str | None) -> str:
+    return "the default" if init is None else Path(init).name
+
+
+def _rate(rate: float | None) -> str:
+    return "by default" if rate is None else f"{rate:g}"
 
 
 def _labels(share: float | None) -> str:
@@ -127,6 +142,8 @@ def _columns(rows: Sequence[Facts], best: Sequence[Facts]) -> list[Column]:
         "student": ("student", lambda row: row["student"]),
         "rule": ("images chosen", lambda row: row["rule"]),
         "labels": ("labels", lambda row: _labels(row["labels"])),
+        "init": ("first weights", lambda row: _init(row["init"])),
+        "rate": ("peak rate", lambda row: _rate(row["rate"])),
     }
     return [
         ("images", lambda row: f"{_number(row['images'])} ({100 * row['fraction']:g} %)"),

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from segskd.config import Recipe
-from segskd.distill.planning.settle import changed, default_epochs, filled_in, for_images, for_this_machine
+from segskd.distill.planning.phase import Phase
+from segskd.distill.planning.settle import changed, default_epochs, filled_in, for_images, for_this_machine, peak_rate
 from segskd.distill.running.prepare import prepare
 
 
@@ -25,17 +26,37 @@ def open_recipe(recipe: Callable[..., Any]) -> Recipe:
 def test_a_job_has_no_value_left_open(open_recipe: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     job = prepare(open_recipe, tmp_path / "run")
     settled = job.recipe
-    assert (settled.optimisation.epochs, settled.optimisation.lr, settled.data.views) == (default_epochs(12), 0.01, 4)
-    assert (job.lr, job.views) == (0.01, 4)
+    assert (settled.optimisation.epochs, settled.data.views, job.views) == (default_epochs(12), 4, 4)
+    assert (settled.optimisation.lr, settled.optimisation.joint_lr) == (0.01, 0.001)
     assert settled.precision in ("32", "bf16")
     assert settled.threads is not None
     assert settled.teacher == str(teacher_folder)
     assert prepare(settled, tmp_path / "run").recipe == settled
 
 
-def test_a_student_without_a_teacher_begins_with_random_weights(recipe: Callable[..., Any]) -> None:
+def test_every_method_begins_with_the_teachers_weights_if_there_is_a_teacher(recipe: Callable[..., Any]) -> None:
     assert for_images(recipe(), 12).init == "teacher"
-    assert for_images(recipe(method="supervised"), 12).init == "random"
+    assert for_images(recipe(method="supervised"), 12).init == "teacher"
+    assert for_images(recipe(method="supervised").model_copy(update={"teacher": None}), 12).init == "random"
+    assert for_images(recipe(weights="imagenet"), 12).init == "random"
+    assert for_images(recipe(weights="imagenet", init="teacher"), 12).init == "teacher"
+
+
+@pytest.mark.parametrize(
+    ("rates", "stage", "network"),
+    [
+        ({}, 0.01, 0.001),
+        ({"lr": 0.003}, 0.003, 0.003),  # as recipes of earlier versions have it
+        ({"joint_lr": 0.002}, 0.01, 0.002),
+        ({"lr": 0.02, "joint_lr": 0.002}, 0.02, 0.002),
+    ],
+)
+def test_a_stage_and_a_whole_network_have_rates_of_their_own(
+    open_recipe: Recipe, rates: dict[str, float], stage: float, network: float
+) -> None:
+    made = for_images(changed(open_recipe, {"optimisation": rates}), 12)
+    assert peak_rate(made, Phase("encoder.0", ("encoder.0",), 1, alone=True)) == stage
+    assert peak_rate(made, Phase("all", ("encoder.0", "head"), 1)) == network
 
 
 def test_the_threads_are_divided_between_the_devices(recipe: Callable[..., Any], monkeypatch: Any) -> None:

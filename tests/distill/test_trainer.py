@@ -385,11 +385,35 @@ def test_a_students_first_weights_are_the_teachers(recipe: Callable[..., Any], t
     job = prepare(recipe(teacher=str(tmp_path / "equal")), tmp_path)
     assert job.teacher is not None
     assert_equal(job.student.model.state_dict(), job.teacher.model.state_dict())
-    for changes in ({"init": "random"}, {"method": "supervised"}):
-        other = prepare(recipe(teacher=str(tmp_path / "equal"), **changes), tmp_path)
-        assert other.recipe.init == "random"
-        ours, theirs = (net.model.encoder.model.layer1[0].conv1.weight for net in (other.student, job.teacher))
-        assert not torch.equal(ours, theirs)
+    supervised = prepare(recipe(teacher=str(tmp_path / "equal"), method="supervised"), tmp_path)
+    assert_equal(supervised.student.model.state_dict(), job.teacher.model.state_dict())
+    assert supervised.first_weights == ("first weights from the teacher: 100 % of the student's values",)
+    other = prepare(recipe(teacher=str(tmp_path / "equal"), init="random"), tmp_path)
+    assert (other.recipe.init, other.first_weights) == ("random", ())
+    ours, theirs = (net.model.encoder.model.layer1[0].conv1.weight for net in (other.student, job.teacher))
+    assert not torch.equal(ours, theirs)
+
+
+def test_a_students_first_weights_are_those_of_a_folder(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    other = smp.Linknet("tu-test_resnet", classes=3, encoder_weights=None)
+    other.save_pretrained(tmp_path / "other")
+    job = prepare(recipe(init=str(tmp_path / "other")), tmp_path / "run")
+    assert_equal(job.student.model.state_dict(), other.state_dict())
+    assert job.first_weights[0].startswith("first weights from other: ")
+    torch.save(other.encoder.state_dict(), tmp_path / "encoder.pth")
+    job = prepare(recipe(weights=str(tmp_path / "encoder.pth")), tmp_path / "run")
+    assert job.recipe.init == "random"
+    assert_equal(job.student.model.encoder.state_dict(), other.encoder.state_dict())
+
+
+def test_a_resumed_run_no_longer_needs_the_file_of_its_first_weights(
+    recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    smp.Linknet("tu-test_resnet", classes=3, encoder_weights=None).save_pretrained(tmp_path / "other")
+    start(recipe(init=str(tmp_path / "other")), tmp_path / "run", until="encoder.0")
+    (tmp_path / "other").rename(tmp_path / "elsewhere")
+    resume(Run(tmp_path / "run"), until="encoder.1")
+    assert len(Run(tmp_path / "run").load_state()["progress"]["phases"]) == 2
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_advice(

@@ -40,6 +40,26 @@ def test_a_cells_name_tells_what_is_not_the_default() -> None:
     )
 
 
+def test_first_weights_and_rates_are_axes(study: Callable[..., Study]) -> None:
+    shared = {key: value for key, value in study().recipe.items() if key != "init"}
+    made = study(recipe=shared, methods=["supervised"], inits=["teacher", "random"], rates=[0.003, None])
+    cells = made.cells()
+    assert [cell.name.removeprefix("supervised-resnet10-50pc-") for cell in cells[:4]] == [
+        "from-teacher-rate0.003-s0",
+        "from-teacher-s0",
+        "from-random-rate0.003-s0",
+        "from-random-s0",
+    ]
+    recipes = [made.recipe_of(cell, 7) for cell in cells[:4]]
+    assert [recipe.init for recipe in recipes] == ["teacher", "teacher", "random", "random"]
+    rates = [(recipe.optimisation.lr, recipe.optimisation.joint_lr) for recipe in recipes[:2]]
+    assert rates == [(0.003, 0.003), (None, None)]
+    with pytest.raises(UserError, match="init is set by the study's inits"):
+        study(inits=["teacher"])
+    with pytest.raises(UserError, match=r"optimisation\.lr is set by the study's rates"):
+        study(recipe=shared | {"optimisation": {"lr": 0.1}}, rates=[0.1])
+
+
 @pytest.mark.parametrize(("images", "epochs"), [(36, 83), (146, 21), (367, 8), (9000, 1)])
 def test_passes_become_epochs_a_stage(study: Callable[..., Study], images: int, epochs: int) -> None:
     assert study(passes=3000).epochs_a_stage(images) == epochs

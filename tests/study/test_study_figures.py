@@ -32,6 +32,7 @@ def cell(method: str, fraction: float, seed: int, miou: float | None, **changes:
         "device": "none",
     }
     axes = {"method": method, "student": "unet:resnet10", "fraction": fraction, "rule": "random", "labels": None}
+    axes |= {"init": None, "rate": None}
     state = "waiting" if miou is None else "finished"
     images = round(100 * fraction)
     if miou is None:

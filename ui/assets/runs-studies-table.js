@@ -1,5 +1,5 @@
 // The table of a study: rows by share of the images, as in its table.md. The best mean of each share is bold.
-const AXIS_TITLES = { student: "student", rule: "images chosen", labels: "labels" };
+const AXIS_TITLES = { student: "student", rule: "images chosen", labels: "labels", init: "first weights", rate: "peak rate" };
 
 // A whole number with separated thousands. Small numbers keep three significant digits.
 const count = (value) => {
@@ -11,6 +11,8 @@ const axisText = {
   student: (row) => row.student,
   rule: (row) => row.rule,
   labels: (row) => (row.labels === null ? "all" : row.labels ? share(row.labels) : "none"),
+  init: (row) => (row.init === null ? "the default" : row.init.split("/").pop()),
+  rate: (row) => (row.rate === null ? "by default" : String(row.rate)),
 };
 const inSeconds = (key, title) => [title, (row) => count(row[key]), "number"];
 

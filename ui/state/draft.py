@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from segskd.config import SCHEMA, Recipe, Size
+from segskd.config import FIRST_WEIGHTS, SCHEMA, Recipe, Size
 from segskd.data.cards import load_card
 from segskd.data.subset import ASK_TEACHER
 from segskd.distill.planning.settle import default_epochs
 from segskd.errors import UserError, in_labels
 from segskd.folders import home
-from segskd.runs import default_name, free_name
+from segskd.models.first_weights import is_file
+from segskd.runs import RUN_NAME, default_name, free_name
 
 from ..context import Context
 from ..jobs import check_name
@@ -104,6 +105,7 @@ def make_draft(context: Context, values: Mapping[str, Any]) -> Draft:
     folder = form["unlabelled"] or ""
     if folder and _collect(draft, lambda: _check_unlabelled(context, folder)) is None:
         form = form.replaced(unlabelled=None)
+    form = _collect(draft, lambda: _with_first_weights(context, form)) or form.replaced(init=None, weights=None)
     draft.recipe = _collect(draft, form.recipe)
     if place is None and "teacher" in draft.problems.keys() - earlier_problems.keys():
         del draft.problems["teacher"]  # the recipe's own message is for the command line
@@ -200,6 +202,22 @@ def _teacher_place(
             raise FieldError("teacher", "this teacher was deleted, or its training stopped: choose another one")
         return str(draft.teacher.place)
     return None
+
+
+def _with_first_weights(context: Context, form: Form) -> Form:
+    """The form with the folder of the run whose weights the student begins with.
+
+    Raises FieldError for a file of weights and for other folders: the page reads none that a visitor may name.
+    """
+    weights, init = form["weights"] or "", form["init"] or ""
+    if weights and is_file(weights):
+        raise FieldError("weights", "only the command line takes a file of weights: give a name such as imagenet")
+    if init in ("", *FIRST_WEIGHTS):
+        return form
+    name = Path(init).name if Path(init).parent == context.runs else init
+    if not (RUN_NAME.fullmatch(name) and (context.runs / name / "recipe.yaml").is_file()):
+        raise FieldError("init", f"there is no run {init} on this server: name one, or choose teacher or random")
+    return form.replaced(init=str(context.runs / name))
 
 
 def _teach_first(context: Context, draft: Draft, form: Form, values: Mapping[str, Any]) -> str:

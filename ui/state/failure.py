@@ -68,6 +68,12 @@ STORE = Failure(
 DEVICE = Failure(
     "device", "The run needs a device that this machine doesn't have.", "Make it available, then try again."
 )
+DIVERGED = Failure(
+    "loss",
+    "Training diverged: the loss is not a number any more.",
+    "Begin a new run with a smaller learning rate, or with precision 32. The same run would fail again.",
+    retry=False,
+)
 # By the recipe's field that caused the error, then by the error's class.
 BY_FIELD: dict[str, Failure] = {
     "store.kind": STORE,
@@ -80,12 +86,8 @@ BY_FIELD: dict[str, Failure] = {
         "Correct it as the line below says, and begin a new run. With «Trust teacher» it is used as it is.",
         retry=False,
     ),
-    "optimisation.lr": Failure(
-        "loss",
-        "Training diverged: the loss is not a number any more.",
-        "Begin a new run with a smaller learning rate, or with precision 32. The same run would fail again.",
-        retry=False,
-    ),
+    "optimisation.lr": DIVERGED,
+    "optimisation.joint_lr": DIVERGED,
     "device": DEVICE,
     "precision": DEVICE,
 }

@@ -24,7 +24,7 @@ from .follow import Followers
 
 FILES = (TABLE, ROWS, CELLS, CURVE_PNG, CURVE_SVG)
 """Files of a study that can be downloaded."""
-FURTHER = ("student", "rule", "labels")
+FURTHER = ("student", "rule", "labels", "init", "rate")
 """Axes that the table shows only if they vary."""
 FIGURES = (
     *("fraction", "images", "method", *FURTHER, "seeds", "cells"),

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from segskd.config import SCHEMA
-from segskd.distill.planning.settle import TEACHER_LR
+from segskd.distill.planning.settle import NETWORK_LR
 from segskd.models.build import ARCHITECTURES, parse_spec
 from segskd.schema import PagePlace, RecipeField
 
@@ -188,9 +188,9 @@ def _teach_fields(fields: Fields) -> None:
             "teach_lr",
             gr.Textbox,
             **NUMBER,
-            placeholder=f"{TEACHER_LR:g}",
+            placeholder=f"{NETWORK_LR:g}",
             label="Teacher's learning rate",
-            info=f"empty: {TEACHER_LR:g}, the peak of OneCycle",
+            info=f"empty: {NETWORK_LR:g}, the peak of OneCycle",
         )
     with gr.Row():
         fields.put(
@@ -233,6 +233,9 @@ def _put(fields: Fields, field: RecipeField) -> None:
         fields.put(field.name, gr.Dropdown, choices=[NO_FOLDER], value="", filterable=False, **title)
     elif field.choices:
         fields.put(field.name, gr.Dropdown, choices=field.choices, value=field.default, filterable=False, **title)
+    elif field.display and field.display.suggestions:
+        choices = [(field.empty, ""), *field.display.suggestions]
+        fields.put(field.name, gr.Dropdown, choices=choices, value="", allow_custom_value=True, **title)
     elif field.kind is bool:
         fields.put(field.name, gr.Checkbox, value=field.default, **title)
     else:

@@ -211,7 +211,8 @@ def plan_contents(
     either = [one | graft for one, graft in zip(needed, grafts, strict=True)]
     placed = [phase for phase in phases if phase.placed_on(processes)]
     fed = [phase_inputs(part_of(phase, (name,)), student) for phase in placed for name in phase.trained]
-    own = [frozenset() if phase in placed else one for phase, one in zip(phases, needed, strict=True)]
+    elsewhere = [phase.fresh or phase in placed for phase in phases]
+    own = [frozenset() if other else one for other, one in zip(elsewhere, needed, strict=True)]
     select_on_val = recipe.select == "best" and recipe.select_on == "val"
     return StoreContents(look(own), look(either), look(either if select_on_val else grafts), fed)
 

@@ -161,7 +161,7 @@ def blockwise(to: Setting) -> list[Phase]:
     """
     joint = max(1, round(_total(to) * JOINT_SHARE))
     compared = tuple(Comparison((name,)) for name in to.blocks)
-    blocks = Phase("blocks", to.stages, _total(to) - joint, compared, labels=1.0, fed_by="teacher")
+    blocks = Phase("blocks", to.stages, _total(to) - joint, compared, labels=1.0, fed_by="teacher", alone=True)
     return [blocks, _joint("joint", to, joint)]
 
 
@@ -234,7 +234,7 @@ def multi_teacher_gan(to: Setting, *, deception: Deception = 0.01) -> list[Phase
         for teacher, epochs in _shared(to.epochs * len(group), to.teachers):
             compared = (Comparison((name,), teacher=teacher, discriminator=deception),)
             phase = name if teacher == to.teachers[-1] else f"{name}-{teacher}"
-            phases.append(Phase(phase, group, epochs, compared))
+            phases.append(Phase(phase, group, epochs, compared, alone=True))
     return [*phases, _alone(to.groups[-1], to.epochs * len(to.groups[-1]))]
 
 
@@ -246,8 +246,8 @@ def soft_labels(weight: float) -> Comparison:
 def _alone(group: Sequence[str], epochs: int) -> Phase:
     """A phase of `stagewise`: on the feature of the group's last stage, or on labels where that is the head."""
     if group[-1] == HEAD:
-        return Phase(HEAD, tuple(group), epochs, labels=1.0)
-    return Phase(group[-1], tuple(group), epochs, (Comparison((group[-1],)),))
+        return Phase(HEAD, tuple(group), epochs, labels=1.0, alone=True)
+    return Phase(group[-1], tuple(group), epochs, (Comparison((group[-1],)),), alone=True)
 
 
 def _total(to: Setting) -> int:

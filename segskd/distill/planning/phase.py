@@ -30,6 +30,7 @@ class Comparison:
     With `adapted` the features first pass the stage's adapter where their shape differs from the teacher's. With a
     `discriminator` weight above 0, a discriminator learns in the same steps to tell the first of these features from
     the teacher's. The student's loss gets a term of that weight, which is small where the discriminator is wrong.
+    With `fades` the weight falls in a straight line to zero while the phase goes on.
     """
 
     stages: tuple[str, ...]
@@ -38,6 +39,7 @@ class Comparison:
     teacher: str = TEACHER
     adapted: bool = True
     discriminator: float = 0.0
+    fades: bool = False
 
     @property
     def name(self) -> str:
@@ -53,7 +55,9 @@ class Phase:
     the first trained stage reads the features of the frozen stages before it, and each later stage those of the
     stages that run. With "teacher" every trained stage runs by itself on the teacher's features. The loss is the
     weighted sum of `compared` and of the cross-entropy of the logits (weight `labels`). After each of the epochs in
-    `snapshots` a copy of the network is saved.
+    `snapshots` a copy of the network is saved. The peak of the learning rate depends on `alone`: whether each compared
+    stage is trained by itself, or several train on one another's features. With `fresh` every epoch has new views of
+    the images, whose features are computed when they are needed and not stored.
     """
 
     name: str
@@ -63,6 +67,8 @@ class Phase:
     labels: float = 0.0
     fed_by: Literal["student", "teacher"] = "student"
     snapshots: tuple[int, ...] = ()
+    alone: bool = False
+    fresh: bool = False
 
     def placed_on(self, processes: int) -> bool:
         """Whether each process trains some of the stages on all images, instead of all stages on some of the images.

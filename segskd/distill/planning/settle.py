@@ -11,15 +11,18 @@ from typing import Any, TypeVar
 
 import torch
 
-from segskd.config import Recipe, make_recipe, merged
+from segskd.config import FIRST_WEIGHTS, Recipe, make_recipe, merged
 from segskd.data.cards import card_place, data_folder
 from segskd.devices import choose_device, choose_precision, started_by_others
+from segskd.distill.planning.phase import Phase
 from segskd.models.build import model_folder
 
 LEAST_EPOCHS = 40
 PASSES = 3000
-STUDENT_LR = 1e-2
-TEACHER_LR = 1e-3
+STAGE_LR = 1e-2
+"""Peak of the learning rate of a stage that is trained by itself: the SKD paper's."""
+NETWORK_LR = 1e-3
+"""Peak of the learning rate where several stages train on one another's features, as in a whole network."""
 Value = TypeVar("Value")
 
 
@@ -41,12 +44,29 @@ def for_this_machine(recipe: Recipe) -> Recipe:
 def for_images(recipe: Recipe, images: int) -> Recipe:
     """The recipe with its epochs, learning rate and first weights, for a run that trains on so many images."""
     part = recipe.optimisation
-    taught = recipe.teacher is not None and recipe.method != "supervised"
+    stage = STAGE_LR if recipe.kind == "distill" else NETWORK_LR
     filled = {
-        "optimisation": {"epochs": part.epochs or default_epochs(images), "lr": part.lr or default_lr(recipe)},
-        "init": recipe.init if taught else "random",
+        "optimisation": {
+            "epochs": part.epochs or default_epochs(images),
+            "lr": part.lr or stage,
+            "joint_lr": part.joint_lr or part.lr or NETWORK_LR,
+        },
+        "init": first_weights(recipe),
     }
     return changed(recipe, filled)
+
+
+def first_weights(recipe: Recipe) -> str:
+    """The recipe's `init`. A student begins with its teacher's weights, unless it has pretrained ones."""
+    if recipe.init is None:
+        return "teacher" if recipe.teacher and not recipe.weights else "random"
+    return "random" if recipe.init == "teacher" and recipe.teacher is None else recipe.init
+
+
+def peak_rate(recipe: Recipe, phase: Phase) -> float:
+    """The peak of a phase's learning rate. The recipe's rates must be settled (`for_images`)."""
+    part = recipe.optimisation
+    return filled_in(part.lr if phase.alone else part.joint_lr)
 
 
 def with_places(recipe: Recipe, base: dict[str, Any]) -> Recipe:
@@ -57,12 +77,20 @@ def with_places(recipe: Recipe, base: dict[str, Any]) -> Recipe:
     """
     unlabelled = recipe.data.unlabelled and str(Path(recipe.data.unlabelled).expanduser().resolve())
     teacher = recipe.teacher and model_folder(recipe.teacher)
+    own = {"init": _place(recipe.init), "weights": recipe.weights and _place(recipe.weights)}
     data = {"card": card_place(recipe.data.card), "folder": str(data_folder(recipe.data.folder))}
     places = {
         "data": {**data, "unlabelled": unlabelled},
         "teacher": str(teacher.resolve()) if teacher else recipe.teacher,
+        **own,
     }
     return changed(recipe, {**places, **base})
+
+
+def _place(weights: str | None) -> str | None:
+    """The absolute path of first weights that lie here; any other value as it is."""
+    path = Path(weights).expanduser() if weights and weights not in FIRST_WEIGHTS else None
+    return str(path.resolve()) if path and path.exists() else weights
 
 
 def with_views(recipe: Recipe, views: int) -> Recipe:
@@ -79,11 +107,6 @@ def filled_in(value: Value | None) -> Value:
 def changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
     """The recipe with `changes` laid over it, part by part; None changes nothing. Raises UserError."""
     return make_recipe(merged(recipe.model_dump(mode="json"), changes))
-
-
-def default_lr(recipe: Recipe) -> float:
-    """Peak learning rate when the recipe names none: the SKD paper's, a tenth of it for a teacher's whole network."""
-    return TEACHER_LR if recipe.kind == "teach" else STUDENT_LR
 
 
 def default_epochs(images: int) -> int:

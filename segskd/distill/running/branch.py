@@ -95,17 +95,18 @@ def branch_recipe(run: Run, stage: str, epochs: int | None = None) -> Recipe:
     Raises UserError when the run has not trained that stage, or not stage by stage.
     """
     begin = {"run": str(run.path.resolve()), "stage": stage}
-    made = changed(run.recipe, {"begin": begin, "optimisation": {"epochs": epochs, "lr": _peak(run, epochs)}})
+    made = changed(run.recipe, {"begin": begin, "optimisation": {"epochs": epochs, **_peaks(run, epochs)}})
     _check_stage(run, run.load_state(), cut(load(run.model_folder)), stage)
     return made
 
 
-def _peak(run: Run, epochs: int | None) -> float | None:
-    """The learning rate of a branch; None leaves it as it was."""
+def _peaks(run: Run, epochs: int | None) -> dict[str, float]:
+    """The learning rates of a branch; {} leaves them as they were."""
     before = optimisation_before(run)
     if epochs is None or epochs >= filled_in(before.epochs):
-        return None
-    return filled_in(before.lr) * epochs / filled_in(before.epochs)
+        return {}
+    share = epochs / filled_in(before.epochs)
+    return {"lr": filled_in(before.lr) * share, "joint_lr": filled_in(before.joint_lr) * share}
 
 
 class Branch(BaseRun):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from segskd.config import Recipe
-from segskd.distill.caching.contents import IMAGE_KEY, MASK_KEY, Key, Keys, reach
+from segskd.distill.caching.contents import IMAGE_KEY, MASK_KEY, Key, Keys, phase_inputs, reach
 from segskd.distill.planning.phase import Phase
 from segskd.distill.planning.settle import changed
 from segskd.distill.running.prepare import prepare
@@ -44,8 +44,8 @@ def training_flops(job: Job, epochs: Sequence[int] | None = None) -> int:
         if job.placed(phase):  # what several processes compute each for itself counts once
             fed = frozenset[Key]().union(*job.plan.contents.placed)
             total += (passes if recomputed else samples) * counter.filling(files, fed)
-        if recomputed:
-            total += passes * counter.filling(files, wanted)
+        if recomputed or phase.fresh:
+            total += passes * counter.filling(files, phase_inputs(phase, job.student) if phase.fresh else wanted)
         else:
             total += samples * counter.filling(held | files, wanted)
             held = wanted

@@ -9,7 +9,7 @@ import torch
 from timm.layers import convert_sync_batchnorm
 
 from segskd.callbacks import OnActivity
-from segskd.config import Recipe, Size
+from segskd.config import FIRST_WEIGHTS, Recipe, Size
 from segskd.data.cache import cache_folder
 from segskd.data.cards import Card
 from segskd.data.dataset import Pair
@@ -26,7 +26,8 @@ from segskd.evaluate.metrics import check_fits
 from segskd.models.adapters import Adapters, probe_adapters
 from segskd.models.build import create, load, parse_spec, snapshot_folders
 from segskd.models.cut import check_size, cut, kinds
-from segskd.models.stages import HEAD, StagedNetwork, feature_shapes, freeze
+from segskd.models.first_weights import is_file, load_encoder, load_network
+from segskd.models.stages import HEAD, StagedNetwork, copy_matching, feature_shapes, freeze
 from segskd.runs import runs_folder
 from segskd.standalone.narrow import narrow
 
@@ -76,9 +77,8 @@ def make_student(recipe: Recipe, card: Card, folder: Path) -> StagedNetwork:
     Raises UserError for a network that doesn't exist or doesn't take images of the recipe's size.
     """
     torch.manual_seed(recipe.seed)
-    model = create(
-        *parse_spec(recipe.student), classes=len(card.classes), weights=recipe.weights, channels=card.channels
-    )
+    weights = None if recipe.weights and is_file(recipe.weights) else recipe.weights
+    model = create(*parse_spec(recipe.student), classes=len(card.classes), weights=weights, channels=card.channels)
     if recipe.prune and (narrower := narrow_weights(recipe, folder)):
         narrow(model, narrower, recipe.prune.ratio)
     if recipe.sync_batchnorm:
@@ -86,6 +86,31 @@ def make_student(recipe: Recipe, card: Card, folder: Path) -> StagedNetwork:
     student = cut(_on_device(model, recipe))
     check_size(student, padded_size(recipe.data.size), f"student {recipe.student}")
     return student
+
+
+def give_first_weights(
+    recipe: Recipe, student: StagedNetwork, teacher: StagedNetwork | None, folder: Path
+) -> tuple[str, ...]:
+    """Gives the student the weights that its recipe names, and says in sentences what they are.
+
+    The recipe's `init` must be settled. A run in `folder` that has saved a state, or that begins with another run's
+    student, has its weights from there. Raises UserError for weights that don't fit.
+    """
+    if (folder / "state.pt").exists() or recipe.begin or recipe.prune:
+        return ()
+    told = []
+    if recipe.weights and is_file(recipe.weights):
+        fit = load_encoder(student.model, recipe.weights, recipe.partial_weights)
+        told.append(f"first weights of the encoder from {Path(recipe.weights).name}: {fit}")
+    elif recipe.weights:
+        told.append(f"first weights of the encoder: {recipe.weights}")
+    if recipe.init == "teacher" and teacher:
+        share = copy_matching(student, teacher)
+        told.append(f"first weights from the teacher: {100 * share:.0f} % of the student's values")
+    elif recipe.init and recipe.init not in FIRST_WEIGHTS:
+        fit = load_network(student.model, recipe.init, recipe.partial_weights)
+        told.append(f"first weights from {Path(recipe.init).name}: {fit}")
+    return tuple(told)
 
 
 def _on_device(model: torch.nn.Module, recipe: Recipe) -> torch.nn.Module:

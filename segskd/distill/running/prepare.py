@@ -24,6 +24,7 @@ from segskd.distill.running.branch import BaseRun, phases_from
 from segskd.distill.running.loading import (
     check_stage_inputs,
     diagnose_teacher,
+    give_first_weights,
     load_teachers,
     make_adapters,
     make_student,
@@ -34,7 +35,7 @@ from segskd.distill.training.job import DTYPES, Job, Plan
 from segskd.distill.training.networks import MetaNetworks, Networks, check_memory
 from segskd.distill.training.ranks import Ranks, alone, check_batch, check_sync
 from segskd.models.pairing import paired, shared
-from segskd.models.stages import StagedNetwork, copy_matching
+from segskd.models.stages import StagedNetwork
 from segskd.subset_file import SubsetNames, read_subset_names
 
 
@@ -56,13 +57,14 @@ class Sources:
 class PairedNetworks:
     """The student as its recipe names it, the teachers with their stages paired with the student's, and the phases.
 
-    `phases` are the run's; `method_phases` all those of its method.
+    `phases` are the run's; `method_phases` all those of its method. `first_weights` as in `Job`.
     """
 
     student: StagedNetwork
     teachers: dict[str, StagedNetwork]
     phases: list[Phase]
     method_phases: list[Phase]
+    first_weights: tuple[str, ...]
 
 
 def prepare(
@@ -92,7 +94,7 @@ def prepare(
     check_memory(settled, subset, on_meta, plan.phases, plan.store, ranks.count)
     begins = names is None
     diagnosis = diagnose_teacher(settled, card, subset, networks.teacher, report) if begins else None
-    return Job(settled, card, subset, networks, plan, ranks, diagnosis)
+    return Job(settled, card, subset, networks, plan, ranks, diagnosis, pair.first_weights)
 
 
 def read_sources(recipe: Recipe, folder: Path, names: SubsetNames | None, report: OnActivity | None) -> Sources:
@@ -116,15 +118,14 @@ def pair_networks(sources: Sources, folder: Path) -> PairedNetworks:
     student = make_student(recipe, sources.card, folder)
     teachers = {name: paired(network, student, size) for name, network in sources.teachers.items()}
     teacher = teachers.get(TEACHER)
-    if teacher and recipe.init == "teacher":
-        copy_matching(student, teacher)
+    first_weights = give_first_weights(recipe, student, teacher, folder)
     stages = teacher.names if teacher else None
     images, labelled = len(subset.train), len(subset.labelled)
     method_phases = plan_phases(recipe, stages, student.names, images, labelled, list(teachers))
     phases = phases_from(method_phases, recipe.begin)
     if teacher:
         check_stage_inputs(phases, student, teacher, size)
-    return PairedNetworks(student, teachers, phases, method_phases)
+    return PairedNetworks(student, teachers, phases, method_phases, first_weights)
 
 
 def build_networks(sources: Sources, pair: PairedNetworks) -> Networks:

@@ -53,7 +53,8 @@ def prune_recipe(run: Run, ratio: float, epochs: int | None = None) -> Recipe:
         "sync_batchnorm": False,
     }
     before = optimisation_before(run)
-    repaired = {"epochs": epochs or max(1, filled_in(before.epochs) // RECOVERY), "lr": before.lr}
+    shorter = epochs or max(1, filled_in(before.epochs) // RECOVERY)
+    repaired = {"epochs": shorter, "lr": before.lr, "joint_lr": before.joint_lr}
     prune_part = {"run": str(run.path.resolve()), "ratio": ratio}
     return changed(recipe.model_copy(update=stagewise), {"prune": prune_part, "optimisation": repaired})
 
@@ -84,7 +85,8 @@ def plan_pruned(run: Run, ratio: float, epochs: int | None = None) -> tuple[Reci
 def _figures(recipe: Recipe) -> list[object]:
     """What a pruned run's figures depend on. Its batch may have been halved, and the machine be another one."""
     part = recipe.optimisation
-    return [recipe.prune, part.epochs, part.lr, part.weight_decay, recipe.data.size, recipe.seed, recipe.select]
+    rates = (part.lr, part.joint_lr or part.lr)
+    return [recipe.prune, part.epochs, rates, part.weight_decay, recipe.data.size, recipe.seed, recipe.select]
 
 
 class Pruning(BaseRun):

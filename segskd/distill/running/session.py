@@ -40,6 +40,7 @@ from segskd.events import (
     StoppedEvent,
     StoreEvent,
     WarningEvent,
+    WeightsEvent,
 )
 from segskd.models.build import describe
 from segskd.models.stages import StagedNetwork
@@ -282,6 +283,8 @@ def _chosen_on(recipe: Recipe) -> str:
 def _tell_start(job: Job, run: Run) -> None:
     phases = tuple(PlannedPhase(phase=p.name, epochs=p.epochs, steps=job.steps(p)) for p in job.phases)
     run.record(StartEvent(phases=phases, images=len(job.subset.train), batch=job.batch))
+    for message in job.first_weights:
+        run.record(WeightsEvent(message=message))
     if job.diagnosis:
         run.record(DiagnosisEvent(message=str(job.diagnosis), **asdict(job.diagnosis)))
     batch, images = job.recipe.optimisation.batch, len(job.subset.train)

@@ -102,6 +102,7 @@ class _PhaseTimer:
             store.samples, store.reads_ahead = TimedSamples(store.samples), False  # so that both can be timed
         self._load_train = _load_seconds(job, [min(view, VIEW_KINDS - 1) for view in range(job.views)])
         self._load_plain = _load_seconds(job, [0])
+        self._load_random = _load_seconds(job, [VIEW_KINDS - 1])
 
     def seconds(self, place: int) -> float:
         """The seconds of the phase at `place` in the whole run, without saving the files at its end."""
@@ -159,10 +160,14 @@ class _PhaseTimer:
         return (first + (steps - 1) * statistics.median(times)) * a_step / len(few)
 
     def _step(self, loop: Loop, numbers: Tensor) -> float:
-        samples = _timed(self._stores.train)
+        store = self._stores.training(loop.phase)
+        if not isinstance(store.samples, TimedSamples):  # that of a phase with fresh views
+            store.samples = TimedSamples(store.samples)
+        samples = _timed(store)
         loaded, started = samples.loaded, self._clock(samples)
-        loop.step(self._stores.train.batch(numbers, loop.inputs))
-        return self._clock(samples) - started + self._load_train * (samples.loaded - loaded)
+        loop.step(store.batch(numbers, loop.inputs))
+        load = self._load_random if loop.phase.fresh else self._load_train
+        return self._clock(samples) - started + load * (samples.loaded - loaded)
 
     def _validating(self, loop: Loop, phase: Phase) -> float:
         """Seconds of scoring the graft at the end, and of scores during the phase, some of which choose its epoch."""

@@ -47,7 +47,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe with every default filled in, and all that it names, loaded and checked."""
+    """A recipe with every default filled in, and all that it names, loaded and checked.
+
+    `first_weights` says in sentences what a new run's network begins with, beside random weights.
+    """
 
     recipe: Recipe
     card: Card
@@ -56,6 +59,7 @@ class Job:
     plan: Plan
     ranks: Ranks
     diagnosis: Diagnosis | None = None
+    first_weights: tuple[str, ...] = ()
 
     @property
     def student(self) -> StagedNetwork:
@@ -74,11 +78,6 @@ class Job:
     def views(self) -> int:
         """Views of each training image."""
         return filled_in(self.recipe.data.views)
-
-    @property
-    def lr(self) -> float:
-        """Peak of the learning rate."""
-        return filled_in(self.recipe.optimisation.lr)
 
     @property
     def size(self) -> Size:
@@ -156,6 +155,13 @@ class Job:
 
     def feature_store(self, pairs: Sequence[Pair | Example], views: int, folder: Path) -> FeatureStore:
         """A store of `views` views of the pairs."""
-        make_view = ViewMaker(self.card, self.recipe.data.size, self.recipe.seed)
-        samples = Samples(pairs, views, make_view, self.card)
+        samples = self._samples(pairs, views)
         return FeatureStore(samples, self.feature_computer(), self.plan.store.kind, folder, self.chunk, self.store_bits)
+
+    def fresh_store(self, pairs: Sequence[Pair | Example], phase: Phase, folder: Path) -> FeatureStore:
+        """A store that keeps nothing, with another view of the pairs for every epoch of the phase."""
+        samples = self._samples(pairs, phase.epochs)
+        return FeatureStore(samples, self.feature_computer(), "recompute", folder, self.chunk)
+
+    def _samples(self, pairs: Sequence[Pair | Example], views: int) -> Samples:
+        return Samples(pairs, views, ViewMaker(self.card, self.recipe.data.size, self.recipe.seed), self.card)

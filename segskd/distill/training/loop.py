@@ -18,6 +18,7 @@ from segskd.config import named
 from segskd.distill.caching.contents import Keys, phase_inputs
 from segskd.distill.caching.store import Batch, FeatureStore
 from segskd.distill.planning.phase import Phase
+from segskd.distill.planning.settle import peak_rate
 from segskd.distill.training.adam import Adam
 from segskd.distill.training.job import Job
 from segskd.distill.training.module import PhaseModule
@@ -40,7 +41,7 @@ class Loop:
         self.inputs = phase_inputs(module.phase, job.student)
         self.evaluated_on = phase_inputs(phase, job.student)
         self._ignored = job.card.ignore_index
-        rate = job.lr
+        rate = peak_rate(job.recipe, phase)
         self._optimiser = Adam(module.trained_parameters(), lr=rate, weight_decay=part.weight_decay)
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
             self._optimiser, max_lr=rate, total_steps=phase.epochs * self.steps
@@ -56,13 +57,15 @@ class Loop:
         Raises UserError when the loss is not finite.
         """
         share = self._share(batch)
+        self.module.done = self._schedule.last_epoch / self._schedule.total_steps
         losses = self.wrapped(batch)
         loss = losses["loss"] + losses["adversarial"]
         self.loss = self._of_all(float(losses["loss"].detach()) * share)
         if not math.isfinite(self.loss):
-            mend = f"use a smaller {named('optimisation.lr')}, or {named('precision')} 32"
+            field = "optimisation.lr" if self.phase.alone else "optimisation.joint_lr"
+            mend = f"use a smaller {named(field)}, or {named('precision')} 32"
             message = f"the loss of {self.phase.name} became {self.loss}: {mend}"
-            raise self._ranks.refuse(UserError(message, "optimisation.lr"))
+            raise self._ranks.refuse(UserError(message, field))
         self._fabric.backward(loss * share)
         self._optimiser.take_gradients()
         self.rate = float(self._optimiser.param_groups[0]["lr"])
@@ -133,6 +136,7 @@ class Stores:
         self.val = job.feature_store(own(job.subset.val), 1, folder / "val")
         self.all_train = job.feature_store(job.subset.train, job.views, folder / "all_train")
         """All processes' training images: the inputs of the stages that this process trains alone."""
+        self._fresh: dict[str, FeatureStore] = {}
 
     @property
     def bytes(self) -> int:
@@ -152,6 +156,11 @@ class Stores:
 
     def training(self, phase: Phase) -> FeatureStore:
         """The store that the phase's batches come from."""
+        if phase.fresh:
+            if phase.name not in self._fresh:
+                own = self._job.ranks.part(self._job.subset.train)
+                self._fresh[phase.name] = self._job.fresh_store(own, phase, self._folder / "fresh")
+            return self._fresh[phase.name]
         return self.all_train if self._job.placed(phase) else self.train
 
     def close(self) -> None:

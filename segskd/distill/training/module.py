@@ -45,6 +45,8 @@ class PhaseModule(nn.Module):
         self.stages = nn.ModuleList(student.stages[name] for name in running)
         self.adapters = nn.ModuleList(adapters.of(_adapted(phase)))
         self.discriminators = discriminators or nn.ModuleDict()
+        self.done = 0.0
+        """The share of the phase's steps that is done, from 0 to 1. Weights that fade depend on it."""
         # The state of all adapters is saved, but those of other stages get no gradients, for which DDP would wait.
         used = {id(parameter) for parameter in self.adapters.parameters()}
         idle = [name for name, one in self.named_parameters() if name.startswith("_adapters.") and id(one) not in used]
@@ -63,7 +65,8 @@ class PhaseModule(nn.Module):
         for comparison in self.phase.compared:
             ours, theirs = self._compared(comparison, features, batch)
             parts[comparison.name] = comparison.measure(ours, theirs)
-            sums.append(comparison.weight * parts[comparison.name])
+            fading = 1.0 - self.done if comparison.fades else 1.0
+            sums.append(comparison.weight * fading * parts[comparison.name])
             if comparison.discriminator:
                 against, own = self._discriminator(comparison).losses(ours[0].float(), theirs[0].float())
                 adversarial += [comparison.discriminator * against, own]
