@@ -36,6 +36,8 @@ Precision = Literal["auto", "32", "bf16", "fp16"]
 SubsetRule = Literal["random", "balanced", "diverse", "hardest", "hand"]
 StoreKind = Literal["auto", "memory", "disk", "recompute"]
 MAX_SIDE = 16384
+STAGE_BY_STAGE = ("stagewise", "stagewise_finetuned")
+"""Methods that train one stage after the other, so that a run can begin with another run's first stages."""
 FIRST_WEIGHTS = ("teacher", "random")
 """Values of `init` that name no folder, run or file."""
 HIGHEST_RATE = 100.0
@@ -92,8 +94,8 @@ class DataPart(_Part):
     size: Annotated[SizeField, Display("Size", flag_type=str, place="form", shared=True)] = Field(
         default=(192, 256), description="HEIGHTxWIDTH that images are resized to"
     )
-    views: Annotated[int | None, Display("Views", "4, or 1 where no store has room", shared=True)] = Field(
-        default=None, ge=1, le=1000, description="augmentations of each image"
+    views: Annotated[int | None, Display("Views", "4, more of few images, 1 where no store has room", shared=True)] = (
+        Field(default=None, ge=1, le=1000, description="augmentations of each image")
     )
     unlabelled: Annotated[str | None, Display("Images without labels", flag_type=Path)] = Field(
         default=None, description="folder of more images, without masks; the student learns the teacher's answers"
@@ -326,16 +328,18 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def _begins_stage_by_stage(self) -> Recipe:
-        if self.begin and (self.kind != "distill" or self.method != "stagewise"):
+        if self.begin and (self.kind != "distill" or self.method not in STAGE_BY_STAGE):
+            methods = " or ".join(STAGE_BY_STAGE)
             raise Refused(
-                "only a run by method stagewise can begin from a stage of another run: leave 'begin' out", "begin"
+                f"only a run by method {methods} can begin from a stage of another run: leave 'begin' out", "begin"
             )
         return self
 
     @model_validator(mode="after")
     def _repairs_stage_by_stage(self) -> Recipe:
-        if self.prune and (self.kind != "distill" or self.method != "stagewise"):
-            raise Refused("only method stagewise can train a pruned student: leave 'prune' out", "prune")
+        if self.prune and (self.kind != "distill" or self.method not in STAGE_BY_STAGE):
+            methods = " or ".join(STAGE_BY_STAGE)
+            raise Refused(f"only method {methods} can train a pruned student: leave 'prune' out", "prune")
         return self
 
     @property

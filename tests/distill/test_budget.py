@@ -55,8 +55,25 @@ def test_old_and_new_tensors_lie_side_by_side(sizes: Sizes) -> None:
 def test_the_store_goes_where_there_is_room(sizes: Sizes, memory: int, disk: int, kind: str, views: int) -> None:
     contents = [PlannedStore(100, [frozenset({Key("teacher", "encoder.0")})], viewed=True)]
     room = Room(memory, disk)
-    assert choose_views(sizes, contents, room) == views
+    assert choose_views(sizes, contents, room, 400, 40) == views
     assert choose_store(sizes, contents, views, StorePart(), room).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs", "room", "views"),
+    [
+        (36, 84, 10**12, 27),  # 27 x 36 = 972
+        (36, 10, 10**12, 10),  # an epoch uses one view
+        (36, 2, 10**12, 4),
+        (367, 40, 10**12, 4),
+        (36, 84, 36 * 8, 8),  # in memory alone
+        (36, 84, 36 * 2, 1),
+    ],
+)
+def test_few_images_get_more_views(sizes: Sizes, images: int, epochs: int, room: int, views: int) -> None:
+    contents = [PlannedStore(images, [frozenset({Key("teacher", "encoder.0")})], viewed=True)]
+    a_view = sizes.of(Key("teacher", "encoder.0"))
+    assert choose_views(sizes, contents, Room(room * a_view, 0), images, epochs) == views
 
 
 def test_what_the_recipe_asks_for_is_done(sizes: Sizes) -> None:

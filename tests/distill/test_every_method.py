@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as functional
 
 from segskd.config import make_recipe
+from segskd.data.transforms import ViewMaker
 from segskd.distill.caching import store
-from segskd.distill.caching.contents import IMAGE_KEY, MASK_KEY, Key
+from segskd.distill.caching.contents import IMAGE_KEY, MASK_KEY, Key, phase_inputs
 from segskd.distill.planning.losses import soft_loss
 from segskd.distill.planning.methods import METHODS
 from segskd.distill.running import session
@@ -114,7 +115,11 @@ def reckoned(job: Job, place: int, features: Any, theirs: Any, mask: torch.Tenso
             where = [[torch.log_softmax(x[n].flatten(2) / 4, 2) for n in blocks] for x in (features, theirs)]
             each = [16 * (b.exp() * (b - a)).sum(2).mean() for a, b in zip(*where, strict=True)]
             return sum(each) / 10 + labels
-        case (("stagewise" | "multi_teacher_gan"), name) if name != "head":
+        case "stagewise_finetuned", "joint":  # at its beginning
+            return (labels + soft[1.0]) / 2 + sum(squares.values()) / 10
+        case "stagewise_finetuned", "head":
+            return (labels + soft[1.0]) / 2
+        case (("stagewise" | "stagewise_finetuned" | "multi_teacher_gan"), name) if name != "head":
             return squares[phase.trained[0]]
         case _:  # the head of the last two, supervised, the rest of fitnets and dearkd
             return labels
@@ -159,6 +164,41 @@ def test_the_loss_of_every_phase_is_what_its_paper_says(small: Callable[..., Any
                            ((real, 1.0), (made, 0.0)))  # fmt: skip
                 deceived = functional.binary_cross_entropy_with_logits(made, torch.ones_like(made))
             assert found["adversarial"].item() == pytest.approx(float(0.01 * deceived + (yes + no) / 2), rel=1e-4)
+
+
+def test_the_weight_of_features_falls_to_zero_in_a_straight_line(small: Callable[..., Any], tmp_path: Path) -> None:
+    job = prepare(small("stagewise_finetuned", init="random"), tmp_path / "run")
+    made = job.module(job.phases[-1])
+    kept = job.fresh_store(job.subset.train, job.phases[-1], tmp_path)
+    kept.advance(phase_inputs(job.phases[-1], job.student))
+    (batch,) = kept.stream([torch.arange(4)], phase_inputs(job.phases[-1], job.student))
+    losses = []
+    for done in (0.0, 0.25, 1.0):
+        made.done = done
+        with torch.no_grad():
+            losses.append(float(made.eval()(batch)["loss"]))
+    assert losses[0] > losses[2] + 0.01
+    assert losses[1] == pytest.approx(0.75 * losses[0] + 0.25 * losses[2], rel=1e-5)
+
+
+def test_the_last_phase_sees_a_new_view_of_each_image_in_each_epoch(
+    small: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = small("stagewise_finetuned", options={"joint": 0.2})
+    seen: list[tuple[str, int]] = []
+    view = ViewMaker.__call__
+
+    def noted(self: ViewMaker, image: Any, mask: Any, name: str, number: int) -> Any:
+        seen.append((name, number))
+        return view(self, image, mask, name, number)
+
+    start(made, tmp_path / "run", until="head")
+    monkeypatch.setattr(ViewMaker, "__call__", noted)
+    run = Run.open(tmp_path / "run")
+    resume(run)
+    names = (tmp_path / "run" / "subset.txt").read_text().split()
+    assert [phase["epochs"] for phase in run.read_json("result.json")["phases"]][-1] == 4  # a fifth of 2 x 11
+    assert {one for one in seen if one[0] in names} == {(name, number) for name in names for number in range(4)}
 
 
 def test_a_teacher_may_have_an_output_more_than_there_are_classes(small: Callable[..., Any], tmp_path: Path) -> None:

@@ -103,6 +103,21 @@ def test_simultaneous_is_the_mean_of_ten_features_and_the_labels(recipe: Callabl
     assert phase.labels == pytest.approx(1 / 11)
 
 
+def test_finetuning_follows_the_stages(recipe: Callable[..., Any]) -> None:
+    *stages, joint = planned(recipe, "stagewise_finetuned", options={"joint": 0.3, "soft": 0.25, "features": 2.0})
+    plain = planned(recipe, "stagewise", options={"joint": 0.3})
+    assert stages[:-1] == plain[:10]
+    assert (stages[-1].labels, compared(stages[-1])) == (0.75, {"head": 0.25})
+    assert (joint.trained, joint.epochs, joint.labels) == (tuple(STAGES), plain[-1].epochs, 0.75)
+    assert compared(joint) == pytest.approx({**dict.fromkeys(STAGES[:-1], 2 / 10), "head": 0.25})
+    assert [comparison.fades for comparison in joint.compared] == [True] * 10 + [False]
+    assert (joint.fresh, joint.alone, stages[-1].alone) == (True, False, True)
+    (*_, head) = planned(recipe, "stagewise_finetuned", options={"joint": 0, "soft": 0, "features": 0})
+    assert (head.name, head.labels, head.compared) == ("head", 1.0, ())
+    once = plan_phases(recipe(method="stagewise_finetuned", optimisation={"epochs": 1}), STAGES, STAGES, images=12)
+    assert [phase.name for phase in once] == STAGES  # there is no epoch left for all of them
+
+
 def test_stagewise_may_end_with_a_share_of_its_epochs_together(recipe: Callable[..., Any]) -> None:
     *stages, joint = planned(recipe, "stagewise", options={"joint": 0.3})
     # 23 of the 77 epochs; the other 54 are shared by eleven stages
@@ -113,7 +128,7 @@ def test_stagewise_may_end_with_a_share_of_its_epochs_together(recipe: Callable[
     assert compared(joint) == pytest.approx(dict.fromkeys(STAGES[:-1], 1 / 11))
     assert [phase.epochs for phase in planned(recipe, "stagewise", options={"joint": 1.0})] == [1] * 11 + [66]
     assert planned(recipe, "stagewise", options={"joint": 0.001})[-1].epochs == 1
-    with pytest.raises(UserError, match="joint of method stagewise needs at least two epochs a stage"):
+    with pytest.raises(UserError, match=r"\(option joint\) needs at least two epochs a stage"):
         plan_phases(recipe(options={"joint": 0.1}, optimisation={"epochs": 1}), STAGES, STAGES, images=12)
 
 

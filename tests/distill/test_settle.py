@@ -26,7 +26,7 @@ def open_recipe(recipe: Callable[..., Any]) -> Recipe:
 def test_a_job_has_no_value_left_open(open_recipe: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     job = prepare(open_recipe, tmp_path / "run")
     settled = job.recipe
-    assert (settled.optimisation.epochs, settled.data.views, job.views) == (default_epochs(12), 4, 4)
+    assert (settled.optimisation.epochs, settled.data.views, job.views) == (default_epochs(12), 83, 83)  # of 12 images
     assert (settled.optimisation.lr, settled.optimisation.joint_lr) == (0.01, 0.001)
     assert settled.precision in ("32", "bf16")
     assert settled.threads is not None

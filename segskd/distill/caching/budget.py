@@ -17,7 +17,10 @@ from segskd.distill.caching.store import Kind
 from segskd.models.stages import IMAGE, StagedNetwork, feature_shapes
 
 GIB = 2**30
-DEFAULT_VIEWS = 4
+FEWEST_VIEWS = 4
+"""Views of each image where memory or disk has room for them."""
+SAMPLES = 1000
+"""Few images get more views, up to about so many samples in all, where memory has room for them."""
 ADAM_COPIES = 4
 RANGE = 8
 """Bytes of the least value and the step of a channel that is kept in 8 bits."""
@@ -76,10 +79,19 @@ def room(part: StorePart, folder: Path) -> Room:
     return Room(int(memory), shutil.disk_usage(place).free // 2)
 
 
-def choose_views(sizes: Sizes, contents: Sequence[PlannedStore], available: Room) -> int:
-    """DEFAULT_VIEWS where memory or disk has room for them, else 1."""
-    needed = sum(sizes.most(content, DEFAULT_VIEWS) for content in contents)
-    return DEFAULT_VIEWS if needed <= max(available.memory, available.disk) else 1
+def choose_views(sizes: Sizes, contents: Sequence[PlannedStore], available: Room, images: int, epochs: int) -> int:
+    """The number of views of each of the training images, of which an epoch uses one; 1 where nothing has room.
+
+    Of few images with few views deep stages learn the views by heart; docs/methods.md has figures.
+    """
+
+    def needed(views: int) -> int:
+        return sum(sizes.most(content, views) for content in contents)
+
+    wanted = max(FEWEST_VIEWS, min(SAMPLES // images, epochs))
+    while wanted > FEWEST_VIEWS and needed(wanted) > available.memory:
+        wanted -= 1
+    return wanted if needed(wanted) <= max(available.memory, available.disk) else 1
 
 
 def choose_store(

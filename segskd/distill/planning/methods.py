@@ -39,6 +39,9 @@ Temperature = Annotated[Positive, Field(description="divides values before their
 Weight = Annotated[
     Positive, Field(description="weight of the loss on features, where the rest of the loss has weight 1")
 ]
+FeatureWeight = Annotated[
+    Finite, Field(ge=0, description="weight of the features when all stages train together; it fades to 0")
+]
 Alpha = Annotated[Finite, Field(description="how much more a feature counts than the one before, 0: all alike")]
 Deception = Annotated[Positive, Field(description="weight of deceiving the discriminator")]
 Method = Callable[..., list[Phase]]
@@ -104,14 +107,31 @@ def stagewise(to: Setting, *, joint: Joint = 0.0) -> list[Phase]:
     the paper, is the share of all epochs that a last phase gets: there the whole network trains on the loss of
     `simultaneous`. Raises UserError where a stage would be left without an epoch.
     """
-    if joint and to.epochs < 2:
-        few = "option joint of method stagewise needs at least two epochs a stage"
-        raise UserError(f"{few}: raise {named('optimisation.epochs')}", "options")
-    together = min(max(1, round(_total(to) * joint)), _total(to) - len(to.stages)) if joint else 0
-    each = dict(zip(to.stages, _even(_total(to) - together, len(to.stages)), strict=True))
-    epochs = [sum(each[name] for name in group) for group in to.groups]
-    stages = [_alone(group, count) for group, count in zip(to.groups, epochs, strict=True)]
+    together = _together(to, joint)
+    stages = _stage_by_stage(to, _total(to) - together)
     return [*stages, _joint("joint", to, together)] if joint else stages
+
+
+@method
+def stagewise_finetuned(
+    to: Setting, *, joint: Joint = 0.05, soft: Soft = 0.5, features: FeatureWeight = 1.0
+) -> list[Phase]:
+    """SKD's stages (arXiv 1911.06786), then all of them together on labels, the teacher's answers and its features.
+
+    The stages are those of `stagewise`, but where there are labels the head lowers
+    L = (1 - soft) * cross-entropy + soft * KL(teacher || student). Then all stages lower
+    L + features * w * mean over k of mean((S_k - T_k)^2), where w falls from 1 to 0, on new views in every epoch.
+    Where a stage has a single epoch, none is left for all of them together.
+    """
+    joint = joint if to.epochs > 1 else 0.0
+    together = _together(to, joint)
+    stages = _stage_by_stage(to, _total(to) - together, soft)
+    if not joint:
+        return stages
+    weight = features / len(to.blocks)
+    compared = [Comparison((name,), weight, fades=True) for name in to.blocks] if features else []
+    compared += [soft_labels(soft)] if soft else []
+    return [*stages, Phase("joint", to.stages, together, tuple(compared), labels=1.0 - soft, fresh=True)]
 
 
 @method
@@ -243,10 +263,28 @@ def soft_labels(weight: float) -> Comparison:
     return _soft_logits(1.0, weight)
 
 
-def _alone(group: Sequence[str], epochs: int) -> Phase:
-    """A phase of `stagewise`: on the feature of the group's last stage, or on labels where that is the head."""
+def _together(to: Setting, share: float) -> int:
+    """The epochs of a last phase of all stages that gets this share of all. Every stage keeps at least one."""
+    if share and to.epochs < 2:
+        few = "a last phase of all stages (option joint) needs at least two epochs a stage"
+        raise UserError(f"{few}: raise {named('optimisation.epochs')}", "options")
+    return min(max(1, round(_total(to) * share)), _total(to) - len(to.stages)) if share else 0
+
+
+def _stage_by_stage(to: Setting, epochs: int, soft: float = 0.0) -> list[Phase]:
+    """A phase for each stage that has a partner in the teacher, with so many epochs in all; see `_alone`."""
+    each = dict(zip(to.stages, _even(epochs, len(to.stages)), strict=True))
+    return [_alone(group, sum(each[name] for name in group), soft) for group in to.groups]
+
+
+def _alone(group: Sequence[str], epochs: int, soft: float = 0.0) -> Phase:
+    """A phase of `stagewise`: on the feature of the group's last stage, or on labels where that is the head.
+
+    The head learns from the teacher's answers, too, where these have a weight, `soft`.
+    """
     if group[-1] == HEAD:
-        return Phase(HEAD, tuple(group), epochs, labels=1.0, alone=True)
+        answers = (soft_labels(soft),) if soft else ()
+        return Phase(HEAD, tuple(group), epochs, answers, labels=1.0 - soft, alone=True)
     return Phase(group[-1], tuple(group), epochs, (Comparison((group[-1],)),), alone=True)
 
 

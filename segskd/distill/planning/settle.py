@@ -14,6 +14,7 @@ import torch
 from segskd.config import FIRST_WEIGHTS, Recipe, make_recipe, merged
 from segskd.data.cards import card_place, data_folder
 from segskd.devices import choose_device, choose_precision, started_by_others
+from segskd.distill.planning.methods import METHODS, options_of
 from segskd.distill.planning.phase import Phase
 from segskd.models.build import model_folder
 
@@ -42,7 +43,8 @@ def for_this_machine(recipe: Recipe) -> Recipe:
 
 
 def for_images(recipe: Recipe, images: int) -> Recipe:
-    """The recipe with its epochs, learning rate and first weights, for a run that trains on so many images."""
+    """The recipe with its epochs, rates, first weights and options, for a run that trains on so many images."""
+    known = options_of(recipe.method) if recipe.method in METHODS else {}
     part = recipe.optimisation
     stage = STAGE_LR if recipe.kind == "distill" else NETWORK_LR
     filled = {
@@ -52,6 +54,7 @@ def for_images(recipe: Recipe, images: int) -> Recipe:
             "joint_lr": part.joint_lr or part.lr or NETWORK_LR,
         },
         "init": first_weights(recipe),
+        "options": {name: option.default for name, option in known.items()} | recipe.options,
     }
     return changed(recipe, filled)
 

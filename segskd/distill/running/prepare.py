@@ -160,11 +160,12 @@ def plan_stores(
 def _default_views(
     recipe: Recipe, by_name: dict[str, StagedNetwork], sizes: Sizes, subset: Subset, available: Room
 ) -> int:
-    """As many views as the default method has room for, whatever the recipe's method, so that methods compare."""
+    """As many views as `stagewise` has room for, whatever the recipe's method, so that methods compare."""
     stages = tuple(by_name[STUDENT].names)
     pairs = shared(stages, by_name[TEACHER].names) if TEACHER in by_name else None
     reference = (
         [Phase("supervised", stages, 1, labels=1.0)] if pairs is None else stagewise(Setting(stages, 1, paired=pairs))
     )
     contents = plan_contents(recipe, by_name, reference, reference)
-    return choose_views(sizes, contents.planned_stores(subset), available)
+    images, epochs = len(subset.train), filled_in(recipe.optimisation.epochs)
+    return choose_views(sizes, contents.planned_stores(subset), available, images, epochs)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from segskd.devices import use_cpu
+from segskd.distill.caching.budget import FEWEST_VIEWS
 from segskd.distill.planning.phase import TEACHER, Phase
 from segskd.distill.training.graft_scores import GraftScorer
 from segskd.distill.training.job import Job
@@ -68,7 +69,7 @@ class Position:
 
 
 def has_stalled(losses: Sequence[float], patience: int, views: int) -> bool:
-    """Whether the loss fell by less than 1 % in the last `patience` epochs, as a mean over one epoch of each view."""
+    """Whether the loss fell by less than 1 % in the last `patience` epochs, as a mean over as many epochs as views."""
     if len(losses) < patience + views:
         return False
     now, before = (fmean(losses[end - views : end]) for end in (len(losses), len(losses) - patience))
@@ -193,7 +194,7 @@ class Trainer:
     def _skip_if_stalled(self, loop: Loop) -> None:
         """Skips to the last quarter of the phase, in which the rate falls to zero, if the loss has stalled."""
         progress, phase, recipe = self.progress, loop.phase, self.job.recipe
-        patience, views = recipe.optimisation.patience, self.job.views
+        patience, views = recipe.optimisation.patience, min(self.job.views, FEWEST_VIEWS)
         last = phase.epochs - max(views, math.ceil(phase.epochs / 4))
         if not patience or phase.labels or progress.step or not RISE * phase.epochs <= progress.epoch < last:
             return
