@@ -318,6 +318,9 @@ class Recipe(_Part):
         if self.store.bits and (self.kind == "teach" or self.method == "supervised"):
             path = "store.bits"
             raise Refused(f"training on labels alone stores no features: leave {named(path)} out", path)
+        if self.kind == "teach" and self.optimisation.joint_lr:
+            path = "optimisation.joint_lr"
+            raise Refused(f"a teacher has one learning rate: give it with {named('optimisation.lr')}", path)
         if self.kind == "teach" and self.optimisation.patience:
             path = "optimisation.patience"
             raise Refused(f"a teacher trains for all of its epochs: leave {named(path)} out", path)

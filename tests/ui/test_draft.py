@@ -74,6 +74,25 @@ def test_a_card_that_is_none_of_this_servers_is_not_opened(
             submit(context, draft)
 
 
+def test_first_weights_come_from_runs_of_this_server_alone(
+    context: Context, values: dict[str, Any], recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    context.jobs.submit(recipe(), "other")
+    for init in ("other", str(context.runs / "other")):
+        draft = make_draft(context, values | {"init": init})
+        assert draft.problems == {}
+        assert draft.recipe is not None
+        assert draft.recipe.init == str(context.runs / "other")
+    for init in (str(tmp_path), "../runs/other", "nothing", "other/student"):
+        draft = make_draft(context, values | {"init": init})
+        assert draft.problems == {
+            "init": f"there is no run {init} on this server: name one, or choose teacher or random"
+        }
+        with pytest.raises(FieldError, match="on this server"):
+            admit(context, recipe(data={"folder": str(context.data)}, teacher="runs/mine", init=init))
+    assert "only the command line" in make_draft(context, values | {"weights": "/etc/passwd"}).problems["weights"]
+
+
 def test_the_phases_are_the_methods_own(context: Context, values: dict[str, Any]) -> None:
     draft = make_draft(context, values | {"method": "supervised", "teacher_from": "none"})
     assert draft.outline is not None

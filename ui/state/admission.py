@@ -6,13 +6,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from segskd.config import Recipe
+from segskd.config import FIRST_WEIGHTS, Recipe
 from segskd.data.cards import CARDS_FOLDER, list_cards, load_card
 from segskd.errors import UserError
+from segskd.models.first_weights import is_file
 from segskd.run_admin import SOURCE_RUNS
+from segskd.runs import RUN_NAME
 
 from ..context import Context
-from .form import FIELDS, SHARED, Form, TeachForm
+from .form import FIELDS, SHARED, FieldError, Form, TeachForm
 from .outline import errors_beside
 from .teachers import check_hub_id, find_teacher, list_teachers
 
@@ -64,7 +66,7 @@ def admit(context: Context, recipe: Recipe) -> Recipe:
     A teacher may be named by its run, by its folder in the server's list, or by a hub id.
     """
     recipe = _on_this_server(context, recipe)
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"init": first_weights(context, recipe.init, recipe.weights)}
     if recipe.teacher is not None:
         changes["teacher"] = teacher_place(context, recipe.teacher)
     for key in SOURCE_RUNS:
@@ -83,6 +85,21 @@ def teacher_place(context: Context, text: str) -> str:
             return check_hub_id(text)
         except UserError as error:
             raise UserError("the recipe's teacher is not on this server: choose or upload it here") from error
+
+
+def first_weights(context: Context, init: str | None, weights: str | None) -> str | None:
+    """A recipe's `init`, of a run of this server its folder.
+
+    Raises FieldError for other folders and for files of weights: the page reads none that a visitor may name.
+    """
+    if weights and is_file(weights):
+        raise FieldError("weights", "only the command line takes a file of weights: give a name such as imagenet")
+    if init is None or init in FIRST_WEIGHTS:
+        return init
+    name = Path(init).name if Path(init).parent == context.runs else init
+    if not (RUN_NAME.fullmatch(name) and (context.runs / name / "recipe.yaml").is_file()):
+        raise FieldError("init", f"there is no run {init} on this server: name one, or choose teacher or random")
+    return str(context.runs / name)
 
 
 def check_unlabelled(context: Context, folder: str | None) -> None:

@@ -7,18 +7,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from segskd.config import FIRST_WEIGHTS, SCHEMA, Recipe, Size
+from segskd.config import SCHEMA, Recipe, Size
 from segskd.data.cards import load_card
 from segskd.data.subset import ASK_TEACHER
 from segskd.distill.planning.settle import default_epochs
 from segskd.errors import UserError, in_labels
 from segskd.folders import home
-from segskd.models.first_weights import is_file
-from segskd.runs import RUN_NAME, default_name, free_name
+from segskd.runs import default_name, free_name
 
 from ..context import Context
 from ..jobs import check_name
-from .admission import check_card, check_unlabelled
+from .admission import check_card, check_unlabelled, first_weights
 from .choice import Choice
 from .form import FIELDS, TEACHER_FIELDS, FieldError, Form, TeachForm, command
 from .outline import Outline, errors_beside, outline
@@ -205,19 +204,8 @@ def _teacher_place(
 
 
 def _with_first_weights(context: Context, form: Form) -> Form:
-    """The form with the folder of the run whose weights the student begins with.
-
-    Raises FieldError for a file of weights and for other folders: the page reads none that a visitor may name.
-    """
-    weights, init = form["weights"] or "", form["init"] or ""
-    if weights and is_file(weights):
-        raise FieldError("weights", "only the command line takes a file of weights: give a name such as imagenet")
-    if init in ("", *FIRST_WEIGHTS):
-        return form
-    name = Path(init).name if Path(init).parent == context.runs else init
-    if not (RUN_NAME.fullmatch(name) and (context.runs / name / "recipe.yaml").is_file()):
-        raise FieldError("init", f"there is no run {init} on this server: name one, or choose teacher or random")
-    return form.replaced(init=str(context.runs / name))
+    """The form with the folder of the run whose weights the student begins with. Raises FieldError."""
+    return form.replaced(init=first_weights(context, form["init"] or None, form["weights"] or None))
 
 
 def _teach_first(context: Context, draft: Draft, form: Form, values: Mapping[str, Any]) -> str:

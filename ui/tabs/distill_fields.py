@@ -234,7 +234,7 @@ def _put(fields: Fields, field: RecipeField) -> None:
     elif field.choices:
         fields.put(field.name, gr.Dropdown, choices=field.choices, value=field.default, filterable=False, **title)
     elif field.display and field.display.suggestions:
-        choices = [(field.empty, ""), *field.display.suggestions]
+        choices = [("by default", ""), *field.display.suggestions]
         fields.put(field.name, gr.Dropdown, choices=choices, value="", allow_custom_value=True, **title)
     elif field.kind is bool:
         fields.put(field.name, gr.Checkbox, value=field.default, **title)

@@ -46,13 +46,11 @@ def for_images(recipe: Recipe, images: int) -> Recipe:
     """The recipe with its epochs, rates, first weights and options, for a run that trains on so many images."""
     known = options_of(recipe.method) if recipe.method in METHODS else {}
     part = recipe.optimisation
-    stage = STAGE_LR if recipe.kind == "distill" else NETWORK_LR
+    rates = {"lr": part.lr or STAGE_LR, "joint_lr": part.joint_lr or part.lr or NETWORK_LR}
+    if recipe.kind == "teach":
+        rates = {"lr": part.lr or NETWORK_LR}
     filled = {
-        "optimisation": {
-            "epochs": part.epochs or default_epochs(images),
-            "lr": part.lr or stage,
-            "joint_lr": part.joint_lr or part.lr or NETWORK_LR,
-        },
+        "optimisation": {"epochs": part.epochs or default_epochs(images), **rates},
         "init": first_weights(recipe),
         "options": {name: option.default for name, option in known.items()} | recipe.options,
     }
@@ -69,7 +67,7 @@ def first_weights(recipe: Recipe) -> str:
 def peak_rate(recipe: Recipe, phase: Phase) -> float:
     """The peak of a phase's learning rate. The recipe's rates must be settled (`for_images`)."""
     part = recipe.optimisation
-    return filled_in(part.lr if phase.alone else part.joint_lr)
+    return filled_in(part.lr if phase.alone or recipe.kind == "teach" else part.joint_lr)
 
 
 def with_places(recipe: Recipe, base: dict[str, Any]) -> Recipe:
