@@ -38,6 +38,8 @@ StoreKind = Literal["auto", "memory", "disk", "recompute"]
 MAX_SIDE = 16384
 STAGE_BY_STAGE = ("stagewise", "stagewise_finetuned")
 """Methods that train one stage after the other, so that a run can begin with another run's first stages."""
+ENDING_TOGETHER = ("stagewise_finetuned",)
+"""Those of them that end with a phase of all stages, unless their option `joint` is 0."""
 FIRST_WEIGHTS = ("teacher", "random")
 """Values of `init` that name no folder, run or file."""
 HIGHEST_RATE = 100.0

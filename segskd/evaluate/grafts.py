@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segskd.config import Device, Size
+from segskd.config import ENDING_TOGETHER, Device, Recipe, Size
 from segskd.data.cards import Card, data_folder, load_card
 from segskd.data.pixels import Uint8
 from segskd.data.transforms import padded_size, unpad
@@ -126,7 +126,7 @@ def trained_stages(run: Run, state: dict[str, Any] | None, names: Sequence[str])
     begin = run.recipe.begin
     first = names.index(begin.stage) if begin and begin.stage in names else 0
     phases = [phase["phase"] for phase in state["progress"]["phases"]] if state else []
-    if run.recipe.options.get("joint") and phases:
+    if _ends_with_all_stages(run.recipe) and phases:
         if phases[-1] == names[-1] and first < len(names) - 1:  # a branch that trains only the head has no joint phase
             raise UserError(
                 f"run {run.name} is in its joint phase, which trains all stages: there are grafts when it ends"
@@ -139,6 +139,14 @@ def trained_stages(run: Run, state: dict[str, Any] | None, names: Sequence[str])
     if not phases:
         raise UserError(f"run {run.name} has finished no stage yet: there are grafts from the first one on")
     return [*names[:first], *phases]
+
+
+def _ends_with_all_stages(recipe: Recipe) -> bool:
+    """Whether the run's last phase trains all stages together."""
+    by_default = recipe.method in ENDING_TOGETHER
+    if by_default and recipe.optimisation.epochs == 1:  # of a single epoch a stage none is left for them
+        return False
+    return bool(recipe.options.get("joint", by_default))
 
 
 def _in_order(some: Sequence[str], names: Sequence[str]) -> bool:

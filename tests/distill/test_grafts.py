@@ -88,6 +88,12 @@ def test_no_grafts_of_a_run_that_was_not_trained_stage_by_stage(finished: Run, t
     run.save_state(state)
     with pytest.raises(UserError, match="is in its joint phase"):
         Grafts.open(run, "cpu")
+    run.write_recipe(recipe.model_copy(update={"method": "stagewise_finetuned"}))
+    with pytest.raises(UserError, match="is in its joint phase"):
+        Grafts.open(run, "cpu")
+    once = recipe.optimisation.model_copy(update={"epochs": 1})  # which leaves none for all stages together
+    run.write_recipe(recipe.model_copy(update={"method": "stagewise_finetuned", "optimisation": once}))
+    assert Grafts.open(run, "cpu").stages == STAGES
     run.write_recipe(recipe)
     state["progress"]["phases"], state["adapters"] = [{"phase": "encoder.0"}], {"other": torch.zeros(1)}
     run.save_state(state)

@@ -177,7 +177,7 @@ def test_a_student_that_was_not_trained_stage_by_stage(base: Run, tmp_path: Path
         ({"prune": {"run": "/nowhere"}}, "no run at"),
         ({"prune": {"ratio": 1.0}}, r"prune\.ratio: must be less than 1"),
         ({"prune": {"ratio": 0.0}}, r"prune\.ratio: must be greater than 0"),
-        ({"method": "supervised"}, "only method stagewise can train a pruned student"),
+        ({"method": "supervised"}, "only method stagewise or stagewise_finetuned can train a pruned student"),
     ],
 )
 def test_what_can_not_be(base: Run, tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -40,7 +40,7 @@ Weight = Annotated[
     Positive, Field(description="weight of the loss on features, where the rest of the loss has weight 1")
 ]
 FeatureWeight = Annotated[
-    Finite, Field(ge=0, description="weight of the features when all stages train together; it fades to 0")
+    Finite, Field(ge=0, description="weight of the features when all stages train together, which fades to 0")
 ]
 Alpha = Annotated[Finite, Field(description="how much more a feature counts than the one before, 0: all alike")]
 Deception = Annotated[Positive, Field(description="weight of deceiving the discriminator")]

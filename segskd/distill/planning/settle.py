@@ -14,7 +14,6 @@ import torch
 from segskd.config import FIRST_WEIGHTS, Recipe, make_recipe, merged
 from segskd.data.cards import card_place, data_folder
 from segskd.devices import choose_device, choose_precision, started_by_others
-from segskd.distill.planning.methods import METHODS, options_of
 from segskd.distill.planning.phase import Phase
 from segskd.models.build import model_folder
 
@@ -43,8 +42,7 @@ def for_this_machine(recipe: Recipe) -> Recipe:
 
 
 def for_images(recipe: Recipe, images: int) -> Recipe:
-    """The recipe with its epochs, rates, first weights and options, for a run that trains on so many images."""
-    known = options_of(recipe.method) if recipe.method in METHODS else {}
+    """The recipe with its epochs, learning rates and first weights, for a run that trains on so many images."""
     part = recipe.optimisation
     rates = {"lr": part.lr or STAGE_LR, "joint_lr": part.joint_lr or part.lr or NETWORK_LR}
     if recipe.kind == "teach":
@@ -52,7 +50,6 @@ def for_images(recipe: Recipe, images: int) -> Recipe:
     filled = {
         "optimisation": {"epochs": part.epochs or default_epochs(images), **rates},
         "init": first_weights(recipe),
-        "options": {name: option.default for name, option in known.items()} | recipe.options,
     }
     return changed(recipe, filled)
 
