@@ -88,10 +88,10 @@ def test_no_grafts_of_a_run_that_was_not_trained_stage_by_stage(finished: Run, t
     run.save_state(state)
     with pytest.raises(UserError, match="is in its joint phase"):
         Grafts.open(run, "cpu")
-    run.write_recipe(recipe.model_copy(update={"method": "stagewise_finetuned"}))
+    once, twice = (recipe.optimisation.model_copy(update={"epochs": epochs}) for epochs in (1, 2))
+    run.write_recipe(recipe.model_copy(update={"method": "stagewise_finetuned", "optimisation": twice}))
     with pytest.raises(UserError, match="is in its joint phase"):
         Grafts.open(run, "cpu")
-    once = recipe.optimisation.model_copy(update={"epochs": 1})  # which leaves none for all stages together
     run.write_recipe(recipe.model_copy(update={"method": "stagewise_finetuned", "optimisation": once}))
     assert Grafts.open(run, "cpu").stages == STAGES
     run.write_recipe(recipe)
