@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from segskd.bars import ERR, bar, stage_bars
-from segskd.config import FIRST_WEIGHTS, Device, Recipe, make_recipe, merged, read_yaml
+from segskd.config import FIRST_WEIGHTS, Device, Recipe, make_recipe, overridden, read_yaml
 from segskd.console import LogFile, watching
 from segskd.data.adding import Added, add_archive, add_folder
 from segskd.data.cards import data_folder, load_card
@@ -39,8 +39,6 @@ from segskd.runs import RUN_NAME, Run, default_name, find_run, free_name, runs_f
 
 Place = str | Path | Run
 """Where a network is: a run, its name or folder, a folder with config.json and weights, or a hub id."""
-NETWORK_FIELDS = ("teacher", "weights", "init")
-"""A recipe's fields that name a network or a file of weights."""
 RecipeLike = Recipe | Mapping[str, Any] | str | Path
 """A recipe, the same as plain data, or the path of its YAML file."""
 
@@ -243,8 +241,10 @@ def absolute_place(place: str | None) -> str | None:
     return place
 
 
-def _is_place(value: object) -> bool:
-    return isinstance(value, str) and value not in FIRST_WEIGHTS
+def network_place(field: str, value: Any) -> Any:
+    """`absolute_place` of the value of a recipe's field "teacher" or "init"; what is no place stays as it is."""
+    is_place = isinstance(value, str) and not (field == "init" and value in FIRST_WEIGHTS)
+    return absolute_place(value) if is_place else value
 
 
 def _make_recipe(recipe: RecipeLike | None, fields: Mapping[str, Any]) -> Recipe:
@@ -255,8 +255,8 @@ def _make_recipe(recipe: RecipeLike | None, fields: Mapping[str, Any]) -> Recipe
     elif isinstance(content, Recipe):
         content = content.model_dump(mode="json")
     if isinstance(content, Mapping):
-        content = merged(_plain(content), _plain(fields))
-        content |= {field: absolute_place(content[field]) for field in NETWORK_FIELDS if _is_place(content.get(field))}
+        content = overridden(_plain(content), _plain(fields))
+        content |= {name: network_place(name, content[name]) for name in ("teacher", "init") if content.get(name)}
     return make_recipe(content)
 
 

@@ -241,7 +241,7 @@ class Recipe(_Part):
     weights: Annotated[str | None, Display("Pretrained weights", "none")] = Field(
         default=None,
         description="pretrained weights of the encoder: a file of timm, torchvision or segmentation_models_pytorch, or "
-        "a name such as imagenet, which are downloaded from a hub",
+        "the name of weights to download from a hub, such as imagenet",
     )
     init: Annotated[
         str | None,
@@ -394,6 +394,14 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
                 result[key] = merged(part or {}, value)
         elif value is not None:
             result[key] = value
+    return result
+
+
+def overridden(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`merged`, where a new learning rate also replaces the one of stages together, unless that is given, too."""
+    result, rates = merged(base, changes), changes.get("optimisation")
+    if isinstance(rates, dict) and rates.get("lr") is not None and rates.get("joint_lr") is None:
+        result["optimisation"] = {**result["optimisation"], "joint_lr": None}
     return result
 
 

@@ -6,13 +6,15 @@ import os
 import tempfile
 from pathlib import Path
 
-from segskd.config import make_recipe, merged
+from segskd.config import FIRST_WEIGHTS, make_recipe, merged
 from segskd.errors import UserError
 from segskd.files import writing
 from segskd.runs import RUN_NAME, Run, list_runs
 
 NOTE = "note.txt"
 LONGEST_NOTE = 2000
+NETWORK_FIELDS = ("teacher", "init")
+"""Fields of a recipe that may name a run whose network it begins with or learns from."""
 SOURCE_RUNS = ("begin", "prune")
 """Parts of a recipe that name a run from which it begins."""
 
@@ -81,7 +83,8 @@ def _depends_on(run: Run, place: Path) -> bool:
 
 
 def _named_places(recipe: dict[str, object]) -> list[object]:
-    return [recipe["teacher"], *(part["run"] for key in SOURCE_RUNS if isinstance(part := recipe.get(key), dict))]
+    own = [recipe[field] for field in NETWORK_FIELDS if recipe[field] not in FIRST_WEIGHTS]
+    return [*own, *(part["run"] for key in SOURCE_RUNS if isinstance(part := recipe.get(key), dict))]
 
 
 def _is_inside(value: object, place: Path) -> bool:
@@ -94,8 +97,9 @@ def _is_inside(value: object, place: Path) -> bool:
 def _update_recipe(run: Run, before: Path, after: Path) -> None:
     recipe = run.recipe.model_dump(mode="json")
     changes: dict[str, object] = {}
-    if _is_inside(recipe["teacher"], before):
-        changes["teacher"] = _moved(recipe["teacher"], before, after)
+    for field in NETWORK_FIELDS:
+        if recipe[field] not in FIRST_WEIGHTS and _is_inside(recipe[field], before):
+            changes[field] = _moved(recipe[field], before, after)
     for key in SOURCE_RUNS:
         part = recipe.get(key)
         if isinstance(part, dict) and _is_inside(part["run"], before):

@@ -124,3 +124,11 @@ def test_what_a_caller_can_mend_is_a_user_error(fields: dict[str, Any], tmp_path
 
 def test_a_teachers_place_that_is_empty_is_no_folder() -> None:
     assert (api.absolute_place(""), api.absolute_place(None)) == ("", None)
+
+
+def test_init_teacher_is_no_run_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEGSKD_RUNS", str(tmp_path))
+    (tmp_path / "teacher").mkdir()
+    assert api.network_place("init", "teacher") == "teacher"
+    assert api.network_place("teacher", "teacher") == str(tmp_path / "teacher")
+    assert api.network_place("init", None) is None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from segskd.config import SCHEMA, Recipe, dump_recipe, load_recipe, make_recipe, merged, parse_size
+from segskd.config import SCHEMA, Recipe, dump_recipe, load_recipe, make_recipe, merged, overridden, parse_size
 from segskd.errors import UserError
 
 SMALLEST: dict[str, Any] = {"data": {"card": "scenes"}, "teacher": "somewhere"}
@@ -190,6 +190,16 @@ def test_what_explodes_when_it_is_written_out_is_told_in_a_line() -> None:
 def test_what_is_no_mapping_is_no_recipe(content: object) -> None:
     with pytest.raises(UserError, match="it has no fields"):
         make_recipe(content)
+
+
+def test_a_new_learning_rate_holds_for_all_phases_unless_theirs_is_given() -> None:
+    base = merged(SMALLEST, {"optimisation": {"lr": 0.01, "joint_lr": 0.001, "batch": 4}})
+    new = overridden(base, {"optimisation": {"lr": 0.003}})
+    assert new["optimisation"] == {"lr": 0.003, "joint_lr": None, "batch": 4}
+    both = overridden(base, {"optimisation": {"lr": 0.003, "joint_lr": 0.002}})
+    assert both["optimisation"] == {"lr": 0.003, "joint_lr": 0.002, "batch": 4}
+    neither = overridden(base, {"optimisation": {"batch": 2}})
+    assert neither["optimisation"] == {"lr": 0.01, "joint_lr": 0.001, "batch": 2}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import NoReturn
 
 import tyro
@@ -44,8 +43,12 @@ def program() -> NoReturn:
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # nobody reads it any more
+        try:
             stream.flush()
+        except (BrokenPipeError, ValueError):  # nobody reads it any more
+            pass
+        except OSError:  # such as a full disk
+            status = status or FAILED
     os._exit(status)
 
 

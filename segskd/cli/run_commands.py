@@ -80,12 +80,12 @@ def recipe_from_flags(
     recipe: Path | None, file: TeacherFlags, flags: DistillFlags, begin: dict[str, str] | None = None
 ) -> Recipe:
     """The recipe of a file, of the run to begin from, or the default one, with the fields that flags give."""
-    from segskd.api import NETWORK_FIELDS, absolute_place
-    from segskd.config import make_recipe, merged, read_yaml
+    from segskd.api import network_place
+    from segskd.config import make_recipe, overridden, read_yaml
 
     changes = recipe_changes(flags)
     changes["teacher"] = teacher_place(changes.get("teacher"), file)
-    changes |= {name: absolute_place(changes.get(name)) for name in NETWORK_FIELDS}
+    changes |= {name: network_place(name, changes.get(name)) for name in ("teacher", "init")}
     if recipe and begin:
         raise UserError("--begin-run uses that run's recipe: leave --recipe out")
     epochs = changes["optimisation"].get("epochs")
@@ -99,7 +99,7 @@ def recipe_from_flags(
         base.pop("options", None)  # they belong to the recipe's method
     if recipe is None and begin is None and "card" not in changes["data"]:
         raise UserError("name what to train on with --dataset (see 'python -m segskd data list') or --recipe")
-    return make_recipe(merged(base, changes), given_fields(changes))
+    return make_recipe(overridden(base, changes), given_fields(changes))
 
 
 def _begin(run: str | None, stage: str | None) -> dict[str, str] | None:

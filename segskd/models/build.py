@@ -84,7 +84,7 @@ def create(arch: str, encoder: str, classes: int, weights: str | None = None, ch
     except OSError as error:
         raise UserError(f"can't get the weights '{weights}' for {encoder}: {_one_line(error)}") from error
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        why = _one_line(error) if encoder in encoder_names() else _unknown_encoder(encoder)
+        why = _one_line(error) if encoder.partition(".")[0] in encoder_names() else _unknown_encoder(encoder)
         raise UserError(f"can't build {arch}:{encoder}: {why}") from error
 
 

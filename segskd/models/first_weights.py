@@ -20,6 +20,8 @@ LEAST = 0.5
 TIMM = "model."
 """The prefix of the names in segmentation_models_pytorch's wrapper of a timm network."""
 SHOWN = 3
+ROLES = {"weight", "bias", "running_mean", "running_var"}
+"""The last parts of names that say what a tensor is."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Fit:
 def is_file(weights: str) -> bool:
     """Whether `weights` names a file, and not pretrained weights of a library, such as imagenet."""
     place = Path(weights).expanduser()
-    return place.exists() or len(place.parts) > 1 or bool(place.suffix)
+    return place.is_file() or len(place.parts) > 1 or bool(place.suffix)
 
 
 def load_encoder(model: nn.Module, place: str, partly: bool = False) -> Fit:
@@ -60,7 +62,7 @@ def load_encoder(model: nn.Module, place: str, partly: bool = False) -> Fit:
     given = _numbers(read_state(Path(place).expanduser()))
     by_name, _ = without_prefix(given, wanted)
     _adapt_channels(wanted, by_name)
-    return _take(wanted, by_name, given, f"{place} for the encoder", "weights", partly)
+    return _take(wanted, by_name, given, f"{place} for the encoder", "weights", partly, _is_ordered(place))
 
 
 def load_network(model: nn.Module, place: str, partly: bool = False) -> Fit:
@@ -71,7 +73,7 @@ def load_network(model: nn.Module, place: str, partly: bool = False) -> Fit:
     wanted, file = _numbers(model.state_dict()), Path(place).expanduser()
     given = _numbers(read_state(file) if file.is_file() else load(place).state_dict())
     by_name, _ = without_prefix(given, wanted)
-    return _take(wanted, by_name, given, place, "init", partly)
+    return _take(wanted, by_name, given, place, "init", partly, _is_ordered(place))
 
 
 def _numbers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -86,16 +88,18 @@ def _take(
     what: str,
     field: str,
     partly: bool,
+    ordered: bool,
 ) -> Fit:
-    """Copies what fits into the tensors `wanted`: by name, or by order if fewer than half of the values fit so."""
+    """Copies what fits into the tensors `wanted`: by name, or by order if fewer than half of the values fit so.
+
+    `ordered` says whether `given` has the order in which a network holds its tensors. A file of safetensors has not.
+    """
     fitting = {name: by_name[name] for name, own in wanted.items() if _fits(own, by_name.get(name))}
     total = sum(own.numel() for own in wanted.values())
     share = sum(tensor.numel() for tensor in fitting.values()) / total
-    in_order = dict(zip(wanted, given.values(), strict=False))
-    by_order = share < LEAST and len(in_order) == len(wanted)
-    by_order = by_order and all(_fits(own, in_order[name]) for name, own in wanted.items())
+    by_order = share < LEAST and ordered and _fits_in_order(wanted, given)
     if by_order:
-        fitting, share = in_order, 1.0
+        fitting, share = dict(zip(wanted, given.values(), strict=False)), 1.0
     left = tuple(name for name in wanted if name not in fitting)
     fit = Fit(len(fitting), len(wanted), share, by_order, left)
     if not fitting or (share < LEAST and not partly):
@@ -107,6 +111,22 @@ def _take(
                 raise UserError(f"{what}: {name} holds values that are not finite: name another file", field)
             wanted[name].copy_(tensor)
     return fit
+
+
+def _is_ordered(place: str) -> bool:
+    return Path(place).suffix != ".safetensors"
+
+
+def _fits_in_order(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> bool:
+    """Whether each tensor has the shape, and where names say it the role, of the one at the same place."""
+    pairs = zip(wanted.items(), given.items(), strict=False)
+    fit = [_fits(own, theirs) and _same_role(name, other) for (name, own), (other, theirs) in pairs]
+    return len(fit) == len(wanted) and all(fit)
+
+
+def _same_role(name: str, other: str) -> bool:
+    roles = [one.rpartition(".")[2] for one in (name, other)]
+    return roles[0] == roles[1] or not ROLES.issuperset(roles)
 
 
 def _fits(own: Tensor, given: Tensor | None) -> bool:

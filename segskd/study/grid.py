@@ -212,6 +212,8 @@ def load_study(name_or_path: str | Path, changes: dict[str, Any] | None = None) 
     if isinstance(content, dict) and isinstance(content.get("recipe"), dict):
         recipe = _with_absolute_paths(content["recipe"], path.resolve().parent)
         content = {**content, "recipe": merged(recipe, changes or {})}
+        if isinstance(content.get("inits"), list):
+            content["inits"] = [_init_place(init, path.resolve().parent) for init in content["inits"]]
         data = content["recipe"].get("data")
         if isinstance(data, dict) and not data.get("folder"):
             data["folder"] = str(data_folder(None))
@@ -239,6 +241,12 @@ def teacher_place(given: str, beside: Path) -> str:
         if path.exists():
             return str(path.resolve())
     return given
+
+
+def _init_place(init: Any, beside: Path) -> Any:
+    """The absolute path of a place in `init`; anything else is unchanged."""
+    is_place = isinstance(init, str) and init not in FIRST_WEIGHTS
+    return teacher_place(init, beside) if is_place else init
 
 
 def check_same(before: Study, now: Study, folder: Path) -> None:
@@ -282,9 +290,12 @@ def _check_once(values: Iterable[Any]) -> None:
 def _with_absolute_paths(recipe: dict[str, Any], beside: Path) -> dict[str, Any]:
     """The recipe with absolute paths of teacher, card and data folder; they are relative to `beside`."""
     recipe = dict(recipe)
-    for field in ("teacher", "weights", "init"):
-        if isinstance(recipe.get(field), str) and recipe[field] not in FIRST_WEIGHTS:
-            recipe[field] = teacher_place(recipe[field], beside)
+    if isinstance(recipe.get("teacher"), str):
+        recipe["teacher"] = teacher_place(recipe["teacher"], beside)
+    if "init" in recipe:
+        recipe["init"] = _init_place(recipe["init"], beside)
+    if isinstance(recipe.get("weights"), str) and (file := beside / Path(recipe["weights"]).expanduser()).is_file():
+        recipe["weights"] = str(file.resolve())
     if isinstance(recipe.get("data"), dict):
         data = recipe["data"] = dict(recipe["data"])
         if isinstance(data.get("card"), str):

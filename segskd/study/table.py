@@ -101,7 +101,7 @@ def shared(read: dict[str, Any]) -> str:
     if read["tflops"]:
         budget = f"{_number(read['tflops'])} training TFLOPs a cell"
     parts.append(budget)
-    parts += [] if varying(rows, "init") else [f"init {_init(one['init'] or read['init'])}"]
+    parts += [] if varying(rows, "init") else [f"first weights {_init(one['init'] or read['init'])}"]
     parts += [] if varying(rows, "rate") or one["rate"] is None else [f"peak rate {one['rate']:g}"]
     return ", ".join(parts)
 

@@ -392,6 +392,23 @@ def test_epochs_within_a_number_of_operations(small: Callable[..., Any], tmp_pat
     assert epochs_within(small(method), tmp_path / "run", 1) == 1
 
 
+def test_epochs_within_a_number_of_operations_where_views_depend_on_epochs(
+    small: Callable[..., Any], tmp_path: Path
+) -> None:
+    made = small("stagewise")
+    made = made.model_copy(update={"data": made.data.model_copy(update={"views": None})})
+
+    def flops(epochs: int) -> int:
+        part = made.optimisation.model_copy(update={"epochs": epochs})
+        job = prepare(made.model_copy(update={"optimisation": part}), tmp_path / "run")
+        assert job.views == max(4, epochs)  # of four images
+        return training_flops(job)
+
+    limit = flops(7)
+    assert epochs_within(made, tmp_path / "run", limit) == 7
+    assert epochs_within(made, tmp_path / "run", limit - 1) == 6
+
+
 def first_batch(job: Job, folder: Path) -> Any:
     stored = job.feature_store(job.subset.train, 1, folder)
     stored.advance(job.plan.contents.train[0])

@@ -69,6 +69,31 @@ def test_weights_with_other_names_are_taken_in_their_order(tmp_path: Path) -> No
     assert str(fit) == f"{fit.total} of {fit.total} tensors (100 % of the values) fit by order"
 
 
+def test_an_order_that_is_not_the_networks_is_refused(tmp_path: Path) -> None:
+    """Safetensors sorts by name: a norm's bias comes first there, and has the shape of its weight."""
+    theirs = timm.create_model("test_efficientnet", pretrained=False).state_dict()
+    renamed = {
+        f"b{number:03}.{name.rpartition('.')[2]}": tensor for number, (name, tensor) in enumerate(theirs.items())
+    }
+    written(tmp_path / "good.pth", renamed)
+    assert load_encoder(unet("tu-test_efficientnet"), str(tmp_path / "good.pth")).by_order
+    with pytest.raises(UserError, match="0 of 68 tensors"):
+        load_encoder(unet("tu-test_efficientnet"), written(tmp_path / "good.safetensors", renamed))
+    swapped = {name: tensor for group in _in_fours(renamed) for name, tensor in group}
+    with pytest.raises(UserError, match="0 of 68 tensors"):
+        load_encoder(unet("tu-test_efficientnet"), written(tmp_path / "swapped.pth", swapped))
+
+
+def _in_fours(state: Weights) -> list[list[tuple[str, Tensor]]]:
+    """The state with each weight and bias of the same shape changed about."""
+    items = list(state.items())
+    for place in range(len(items) - 1):
+        one, other = items[place : place + 2]
+        if one[0].endswith("weight") and other[0].endswith("bias") and one[1].shape == other[1].shape:
+            items[place : place + 2] = [other, one]
+    return [items]
+
+
 @pytest.mark.parametrize(("channels", "expected"), [(1, 3.0), (4, 0.75)])
 def test_a_first_convolution_is_adapted_to_the_channels(tmp_path: Path, channels: int, expected: float) -> None:
     theirs = torchvision.models.resnet18(weights=None).state_dict()
@@ -110,9 +135,8 @@ def test_a_network_takes_the_weights_of_a_folder(tmp_path: Path) -> None:
     model = unet("tu-test_resnet")
     assert load_network(model, str(tmp_path / "other")).share == 1.0
     assert all(torch.equal(own, other.state_dict()[name]) for name, own in model.state_dict().items())
-    with pytest.raises(UserError, match="no model at") as error:
+    with pytest.raises(UserError, match=r"no model at .*nothing"):
         load_network(model, str(tmp_path / "nothing"))
-    assert "nothing" in str(error.value)
 
 
 def test_a_name_of_pretrained_weights_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,7 @@ def loss_astray(_folder: Path) -> None:
     loop = Loop.__new__(Loop)
     loop._ranks = Ranks(Fabric(accelerator="cpu", devices=1))
     loop.phase = SimpleNamespace(name="head", alone=True)
+    loop._by_lr = True
     loop.module, loop._schedule = SimpleNamespace(), SimpleNamespace(last_epoch=0, total_steps=1)
     loop.wrapped = lambda _batch: {"loss": torch.tensor(math.nan), "adversarial": torch.tensor(0.0)}
     loop.step(Batch({IMAGE_KEY: torch.zeros(2, 3, 32, 32)}))

@@ -18,6 +18,8 @@ from .form import FIELDS, SHARED, FieldError, Form, TeachForm
 from .outline import errors_beside
 from .teachers import check_hub_id, find_teacher, list_teachers
 
+FILES_BY_COMMAND = "only the command line takes a file of weights: give a name such as imagenet"
+
 
 def form_values(context: Context, recipe: Recipe) -> dict[str, Any]:
     """Values of the page's fields that give that recipe, and of "choice".
@@ -29,6 +31,8 @@ def form_values(context: Context, recipe: Recipe) -> dict[str, Any]:
         teach, form = TeachForm.from_recipe(recipe)
         own = {f"teach_{name}": value for name, value in asdict(teach).items()}
         source = {"teacher_from": "train", **own, "teach_weights": teach.weights or ""}
+        if teach.weights and is_file(teach.weights):
+            raise FieldError("load", FILES_BY_COMMAND)
         fields: tuple[str, ...] = SHARED
     else:
         form = Form.from_recipe(recipe)
@@ -93,7 +97,7 @@ def first_weights(context: Context, init: str | None, weights: str | None) -> st
     Raises FieldError for other folders and for files of weights: the page reads none that a visitor may name.
     """
     if weights and is_file(weights):
-        raise FieldError("weights", "only the command line takes a file of weights: give a name such as imagenet")
+        raise FieldError("weights", FILES_BY_COMMAND)
     if init is None or init in FIRST_WEIGHTS:
         return init
     name = Path(init).name if Path(init).parent == context.runs else init

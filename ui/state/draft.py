@@ -13,11 +13,12 @@ from segskd.data.subset import ASK_TEACHER
 from segskd.distill.planning.settle import default_epochs
 from segskd.errors import UserError, in_labels
 from segskd.folders import home
+from segskd.models.first_weights import is_file
 from segskd.runs import default_name, free_name
 
 from ..context import Context
 from ..jobs import check_name
-from .admission import check_card, check_unlabelled, first_weights
+from .admission import FILES_BY_COMMAND, check_card, check_unlabelled, first_weights
 from .choice import Choice
 from .form import FIELDS, TEACHER_FIELDS, FieldError, Form, TeachForm, command
 from .outline import Outline, errors_beside, outline
@@ -212,6 +213,8 @@ def _teach_first(context: Context, draft: Draft, form: Form, values: Mapping[str
     """Drafts the teacher's run and returns its folder."""
     encoder = values.get("teach_encoder") or ""
     own = {field: values.get(f"teach_{field}") for field in ("epochs", "lr", "weights", "snapshots")}
+    if own["weights"] and is_file(own["weights"]):
+        raise FieldError("teach_weights", FILES_BY_COMMAND)
     teach_form = TeachForm(encoder, **own)
     with errors_beside("teach_name"):
         wish = (values.get("teach_name") or "").strip()

@@ -82,7 +82,7 @@ def room(part: StorePart, folder: Path) -> Room:
 def choose_views(sizes: Sizes, contents: Sequence[PlannedStore], available: Room, images: int, epochs: int) -> int:
     """The number of views of each of the training images, of which an epoch uses one; 1 where nothing has room.
 
-    Of few images with few views deep stages learn the views by heart; docs/methods.md has figures.
+    Of few images with few views deep stages learn the views by heart; docs/results.md has figures.
     """
 
     def needed(views: int) -> int:

@@ -106,7 +106,8 @@ def _peaks(run: Run, epochs: int | None) -> dict[str, float]:
     if epochs is None or epochs >= filled_in(before.epochs):
         return {}
     share = epochs / filled_in(before.epochs)
-    return {"lr": filled_in(before.lr) * share, "joint_lr": filled_in(before.joint_lr) * share}
+    rates = {"lr": before.lr, "joint_lr": before.joint_lr}
+    return {name: rate * share for name, rate in rates.items() if rate is not None}
 
 
 class Branch(BaseRun):

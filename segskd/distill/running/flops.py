@@ -21,6 +21,8 @@ from segskd.models.stages import IMAGE, StagedNetwork, shape_copy
 
 PAIR = 2
 """Images that are counted at once; batch normalisation can refuse a single one."""
+LONG = 1000
+"""So many epochs a stage have as many views as any run."""
 COUNTED = (10, 20)
 """Epochs a stage at which operations are counted; they give those of any other number."""
 
@@ -55,14 +57,26 @@ def training_flops(job: Job, epochs: Sequence[int] | None = None) -> int:
 def epochs_within(recipe: Recipe, folder: Path, flops: float) -> int:
     """The most epochs a stage that take at most so many operations, and at least one.
 
-    Operations grow linearly with epochs, so two counts are enough. Methods that divide epochs in whole numbers follow
-    the line except for rounding. `folder` is where the run will lie. Raises UserError as `prepare` does.
+    With the same views operations grow linearly with epochs, so two counts are enough. Methods that divide epochs in
+    whole numbers follow the line except for rounding. Where the recipe names no views, few epochs may have fewer, and
+    the answer is searched between those for the fewest and the most views. `folder` is where the run will lie. Raises
+    UserError as `prepare` does.
     """
-    few, many = (
-        training_flops(prepare(changed(recipe, {"optimisation": {"epochs": epochs}}), folder)) for epochs in COUNTED
-    )
-    each = (many - few) / (COUNTED[1] - COUNTED[0])
-    return max(1, int((flops - few) / each + COUNTED[0]))
+
+    def job(epochs: int, views: int | None = None) -> Job:
+        return prepare(changed(recipe, {"optimisation": {"epochs": epochs}, "data": {"views": views}}), folder)
+
+    def on_a_line(views: int) -> int:
+        few, many = (training_flops(job(epochs, views)) for epochs in COUNTED)
+        each = (many - few) / (COUNTED[1] - COUNTED[0])
+        return max(1, int((flops - few) / each + COUNTED[0]))
+
+    found = {on_a_line(views) for views in {job(1).views, job(LONG).views}}
+    least, most = min(found), max(found)
+    while least < most:
+        middle = -(-(least + most) // 2)
+        least, most = (middle, most) if training_flops(job(middle)) <= flops else (least, middle - 1)
+    return least
 
 
 def image_passes(job: Job, epochs: Sequence[int]) -> int:

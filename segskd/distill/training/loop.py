@@ -42,6 +42,7 @@ class Loop:
         self.evaluated_on = phase_inputs(phase, job.student)
         self._ignored = job.card.ignore_index
         rate = peak_rate(job.recipe, phase)
+        self._by_lr = phase.alone or job.recipe.kind == "teach"
         self._optimiser = Adam(module.trained_parameters(), lr=rate, weight_decay=part.weight_decay)
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
             self._optimiser, max_lr=rate, total_steps=phase.epochs * self.steps
@@ -62,7 +63,7 @@ class Loop:
         loss = losses["loss"] + losses["adversarial"]
         self.loss = self._of_all(float(losses["loss"].detach()) * share)
         if not math.isfinite(self.loss):
-            field = "optimisation.lr" if self.phase.alone else "optimisation.joint_lr"
+            field = "optimisation.lr" if self._by_lr else "optimisation.joint_lr"
             mend = f"use a smaller {named(field)}, or {named('precision')} 32"
             message = f"the loss of {self.phase.name} became {self.loss}: {mend}"
             raise self._ranks.refuse(UserError(message, field))
@@ -94,6 +95,7 @@ class Loop:
 
     def evaluated(self, batch: Batch) -> Tensor:
         """The student's loss on a batch of this process's part of the held-out images."""
+        self.module.done = 1.0  # so that losses of different epochs can be compared
         loss: Tensor = self.wrapped(batch)["loss"]
         return loss
 

@@ -196,7 +196,13 @@ class Trainer:
         progress, phase, recipe = self.progress, loop.phase, self.job.recipe
         patience, views = recipe.optimisation.patience, min(self.job.views, FEWEST_VIEWS)
         last = phase.epochs - max(views, math.ceil(phase.epochs / 4))
-        if not patience or phase.labels or progress.step or not RISE * phase.epochs <= progress.epoch < last:
+        if (
+            not patience
+            or phase.labels
+            or phase.fresh
+            or progress.step
+            or not RISE * phase.epochs <= progress.epoch < last
+        ):
             return
         if has_stalled(progress.losses, patience, views):
             self.run.record(SkippedEvent(phase=phase.name, epochs=phase.epochs, after=progress.epoch, to=last + 1))
