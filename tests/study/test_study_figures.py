@@ -103,7 +103,7 @@ def test_the_table_in_markdown() -> None:
     lines = markdown(read(CELLS)).splitlines()
     assert lines[0] == (
         "**Bands**: bands at 64x96, teacher bands-r34 (mIoU 0.600), student unet:resnet10, "
-        "images chosen by rule random, 3 000 image passes a stage, init random."
+        "images chosen by rule random, 3 000 image passes a stage, first weights random."
     )
     assert lines[2].startswith("| images | method | seeds | mIoU | % of teacher | image passes | training TFLOPs |")
     assert lines[4:8] == [

@@ -97,7 +97,7 @@ def test_a_study_has_its_rows(studies: Studies, make_study_folder: Make) -> None
     }
     assert study["shared"] == (
         "bands at 64x96, teacher big (mIoU 0.625), student unet:resnet10, images chosen by rule random, "
-        "12 image passes a stage, init random"
+        "12 image passes a stage, first weights random"
     )
     first, second = study["rows"]
     # 0.50, 0.52, 0.57: mean 0.53, squares 0.0009 + 0.0001 + 0.0016 over n - 1 = 2
