@@ -99,7 +99,10 @@ def recipe_from_flags(
         base.pop("options", None)  # they belong to the recipe's method
     if recipe is None and begin is None and "card" not in changes["data"]:
         raise UserError("name what to train on with --dataset (see 'python -m segskd data list') or --recipe")
-    return make_recipe(overridden(base, changes), given_fields(changes))
+    made = make_recipe(overridden(base, changes), given_fields(changes))
+    if changes["init"] == "teacher" and made.teacher is None:
+        raise UserError("--init teacher: there is no teacher; name one with --teacher, or leave --init out", "init")
+    return made
 
 
 def _begin(run: str | None, stage: str | None) -> dict[str, str] | None:

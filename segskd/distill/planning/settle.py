@@ -75,7 +75,7 @@ def with_places(recipe: Recipe, base: dict[str, Any]) -> Recipe:
     """
     unlabelled = recipe.data.unlabelled and str(Path(recipe.data.unlabelled).expanduser().resolve())
     teacher = recipe.teacher and model_folder(recipe.teacher)
-    own = {"init": _place(recipe.init), "weights": recipe.weights and _place(recipe.weights)}
+    own = {"init": _place(recipe.init), "weights": _file(recipe.weights)}
     data = {"card": card_place(recipe.data.card), "folder": str(data_folder(recipe.data.folder))}
     places = {
         "data": {**data, "unlabelled": unlabelled},
@@ -89,6 +89,12 @@ def _place(weights: str | None) -> str | None:
     """The absolute path of first weights that lie here; any other value as it is."""
     path = Path(weights).expanduser() if weights and weights not in FIRST_WEIGHTS else None
     return str(path.resolve()) if path and path.exists() else weights
+
+
+def _file(weights: str | None) -> str | None:
+    """The absolute path of a file of weights that lies here; any other value, such as imagenet, as it is."""
+    path = Path(weights).expanduser() if weights else None
+    return str(path.resolve()) if path and path.is_file() else weights
 
 
 def with_views(recipe: Recipe, views: int) -> Recipe:
